@@ -1,0 +1,1 @@
+"""What every part shares: settings, errors, artifacts, catalog, jobs, the gRPC scaffold."""

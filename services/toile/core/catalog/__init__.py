@@ -1,0 +1,1 @@
+"""The catalog: every resource, job and score, in SQL."""

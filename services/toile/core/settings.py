@@ -1,0 +1,122 @@
+"""Settings: read once at a process's composition root and passed down.
+
+Every setting is an environment variable with the prefix `TOILE_`; nested settings use two
+underscores (`TOILE_S3__ENDPOINT`). Defaults make everything run on one machine.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class S3Settings(BaseModel):
+    """Where the object store is, when artifacts are not in a folder."""
+
+    endpoint: str = Field("", description="host:port of MinIO or another S3 server.")
+    bucket: str = Field("toile", description="Bucket that holds all artifacts.")
+    access_key: str = Field("", description="Access key.")
+    secret_key: SecretStr = Field(SecretStr(""), description="Secret key.")
+    secure: bool = Field(True, description="Use TLS.")
+    region: str = Field("us-east-1", description="Region that requests are signed for.")
+
+
+class Limits(BaseModel):
+    """What a request may ask for; anything over is refused before it costs anything."""
+
+    prompt_characters: PositiveInt = Field(2000, description="Longest prompt.")
+    instruction_characters: PositiveInt = Field(500, description="Longest refinement instruction.")
+    images_per_generation: PositiveInt = Field(64, description="Most images in one generation.")
+    steps: PositiveInt = Field(150, description="Most denoising steps.")
+    adapters: PositiveInt = Field(4, description="Most adapters in one generation.")
+    image_side_pixels: PositiveInt = Field(2048, description="Longest side of a generated image.")
+    image_pixels: PositiveInt = Field(
+        50_000_000, description="Largest photograph that is decoded, in pixels."
+    )
+    image_bytes: PositiveInt = Field(64 << 20, description="Largest image file, in bytes.")
+    message_bytes: PositiveInt = Field(8 << 20, description="Largest gRPC message, in bytes.")
+    images_per_ranking: PositiveInt = Field(1000, description="Most images in one ranking.")
+    queued_generations: PositiveInt = Field(
+        32, description="Generations that may wait in one replica before more are refused."
+    )
+
+
+class Settings(BaseSettings):
+    """All settings of all processes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TOILE_", env_nested_delimiter="__", frozen=True, extra="ignore"
+    )
+
+    home: Path = Field(
+        Path("~/.toile"), description="Folder with all state of the one-machine platform."
+    )
+    project: str = Field("default", description="Project that the CLI works in.")
+    catalog_url: str = Field(
+        "", description="SQLAlchemy URL of the catalog; SQLite under `home` when empty."
+    )
+    artifacts_url: str = Field(
+        "", description="`file:///folder` or `s3`; a folder under `home` when empty."
+    )
+    s3: S3Settings = S3Settings()
+    limits: Limits = Limits()
+
+    host: str = Field("127.0.0.1", description="Address that servers listen on.")
+    port: int = Field(0, description="Port of this process's gRPC server; 0 takes a free one.")
+    metrics_port: int = Field(0, description="Port of this process's metrics; 0 takes a free one.")
+    grace_seconds: PositiveFloat = Field(
+        10.0, description="How long a stopping server lets running calls finish."
+    )
+    default_deadline_seconds: PositiveFloat = Field(
+        600.0, description="Deadline of a call whose client gave none."
+    )
+
+    dataset_address: str = Field("", description="host:port of the dataset service.")
+    train_address: str = Field("", description="host:port of the train service.")
+    generate_address: str = Field("", description="host:port of the generate service.")
+    rank_address: str = Field("", description="host:port of the rank service.")
+    refine_address: str = Field("", description="host:port of the refine service.")
+    inference_address: str = Field("", description="host:port of the Ray Serve gRPC proxy.")
+    ray_jobs_url: str = Field("", description="URL of the Ray dashboard, for the Jobs API.")
+
+    default_base: str = Field("bases/tiny", description="Base used when a request names none.")
+    base_path: Path | None = Field(
+        None, description="Base bundle to import at start; the shipped tiny base if unset."
+    )
+    train_workers: PositiveInt = Field(1, description="Ray Train workers of a training job.")
+    job_max_attempts: PositiveInt = Field(
+        3, description="Starts of a job whose compute was lost, before it is given up."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log lines that are written."
+    )
+
+    @property
+    def home_path(self) -> Path:
+        """`home`, absolute."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def resolved_catalog_url(self) -> str:
+        """`catalog_url`, or the SQLite file under `home`."""
+        return self.catalog_url or f"sqlite:///{self.home_path / 'catalog.db'}"
+
+    @property
+    def resolved_artifacts_url(self) -> str:
+        """`artifacts_url`, or the folder under `home`."""
+        return self.artifacts_url or (self.home_path / "artifacts").as_uri()
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that give another process these very settings."""
+        variables: dict[str, str] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, BaseModel):
+                for key in type(value).model_fields:
+                    inner = getattr(value, key)
+                    text = inner.get_secret_value() if isinstance(inner, SecretStr) else str(inner)
+                    variables[f"TOILE_{name}__{key}".upper()] = text
+            elif value is not None:
+                variables[f"TOILE_{name}".upper()] = str(value)
+        return variables

@@ -1,0 +1,1 @@
+"""Bases, adapters, denoisers and the pipelines over them."""

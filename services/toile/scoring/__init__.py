@@ -1,0 +1,1 @@
+"""Scorers: one number of one image each."""

@@ -1,0 +1,1 @@
+"""Recipes that train adapters, and the jobs that run them."""

@@ -1,0 +1,1 @@
+"""Generated from protos/toile/v1; never edited."""
