@@ -1,0 +1,65 @@
+# The commands that people and CI need. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONSAFEPATH := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test check format protos tiny-base lace-samples bench-demo clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+# pip takes its own configured index and find-links, so a CPU build of torch is used where
+# one is configured. The stamps make a second call instant.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Toile needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.setup: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,report]'
+	@touch $@
+
+$(VENV)/.setup-dev: $(VENV)/.setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,report,postgres,dev]'
+	@touch $@
+
+setup: $(VENV)/.setup ## Make .venv with all that runs Toile on this machine
+setup-dev: $(VENV)/.setup-dev ## The same, with what tests and checks need
+
+demo: setup ## Run the whole loop on the sample lace photographs; writes out/demo
+	$(BIN)/toile run examples/lace/loop.yaml
+
+test: setup-dev ## Run all tests that need no GPU
+	$(BIN)/pytest -m "not gpu"
+
+test-quick: setup-dev ## Run the tests that start no platform
+	$(BIN)/pytest -m "not gpu and not integration and not browser"
+
+check: setup-dev ## Lint, types, layers, protos, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_protos.py --check
+
+format: setup-dev ## Format Python and protos
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd protos && ../$(BIN)/buf format --write
+
+protos: setup-dev ## Generate services/toile/v1 from protos/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_protos.py
+
+bench-demo: setup ## Measure the demo; writes benchmarks/demo/results.json
+	$(BIN)/python -m benchmarks.demo
+
+clean: ## Remove what make and the demo made, .venv included
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
