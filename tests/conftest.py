@@ -1,0 +1,35 @@
+"""Fixtures that several kinds of tests share; each server lives as long as the session."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import postgres
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """SQLAlchemy URL of a real PostgreSQL."""
+    pytest.importorskip("pgserver", reason="no PostgreSQL: the pgserver wheel is not installed")
+    pytest.importorskip("psycopg", reason="no PostgreSQL driver: psycopg is not installed")
+    with postgres.running_postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database of this test's own."""
+    with postgres.fresh_database(postgres_url, f"test_{uuid.uuid4().hex}") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a base bundle with the tiny base's architecture and random weights."""
+    pytest.importorskip("torch", reason="the compute extra is not installed")
+    from toile.diffusion.architecture import build_random_bundle  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    build_random_bundle(folder)
+    return folder
