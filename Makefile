@@ -7,7 +7,7 @@ export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test check format protos tiny-base lace-samples bench-demo clean
+.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base lace-samples bench-demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ format: setup-dev ## Format Python and protos
 
 protos: setup-dev ## Generate services/toile/v1 from protos/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_protos.py
+
+constraints: setup-dev ## Pin the versions of .venv in constraints.txt
+	$(BIN)/python scripts/freeze_constraints.py
 
 bench-demo: setup ## Measure the demo; writes benchmarks/demo/results.json
 	$(BIN)/python -m benchmarks.demo
