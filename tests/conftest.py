@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from servers import postgres
 
 
@@ -28,7 +29,7 @@ def postgres_database(postgres_url: str) -> Iterator[str]:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a base bundle with the tiny base's architecture and random weights."""
     pytest.importorskip("torch", reason="the compute extra is not installed")
-    from toile.diffusion.architecture import build_random_bundle  # noqa: PLC0415
+    from toile.diffusion.architecture import build_random_bundle
 
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     build_random_bundle(folder)

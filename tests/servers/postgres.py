@@ -13,7 +13,7 @@ def running_postgres() -> Iterator[str]:
 
     Run by root it serves as a system user of its own, for PostgreSQL refuses to be root.
     """
-    import pgserver  # noqa: PLC0415 - absent on platforms without a wheel
+    import pgserver
 
     # Not under pytest's folder: a socket's path has room for about a hundred characters.
     folder = Path(tempfile.mkdtemp(prefix="toile-pg-"))
@@ -30,8 +30,8 @@ def running_postgres() -> Iterator[str]:
 @contextlib.contextmanager
 def fresh_database(server_url: str, name: str) -> Iterator[str]:
     """Create an empty database for one test, yield its URL, and drop it."""
-    import psycopg  # noqa: PLC0415
-    from sqlalchemy import make_url  # noqa: PLC0415
+    import psycopg
+    from sqlalchemy import make_url
 
     url = make_url(server_url)
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
