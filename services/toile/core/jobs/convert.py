@@ -1,0 +1,59 @@
+"""Rows of jobs to `toile.v1` messages."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from toile.core.catalog.models import JobEventRow, JobRow
+from toile.core.jobs.records import JobState
+from toile.v1 import job_pb2
+
+
+def job_message(row: JobRow) -> job_pb2.Job:
+    """A job."""
+    message = job_pb2.Job(
+        name=row.name,
+        kind=job_pb2.JobKind.Value(f"JOB_KIND_{row.kind}"),
+        state=state_value(row.state),
+        target=row.target,
+        attempt=row.attempt,
+        create_time=timestamp(row.create_time),
+        start_time=timestamp(row.start_time),
+        end_time=timestamp(row.end_time),
+    )
+    if row.progress:
+        message.progress.CopyFrom(progress_message(row.progress))
+    if row.state == JobState.FAILED:
+        message.error.CopyFrom(job_pb2.JobError(reason=row.error_reason, message=row.error_message))
+    return message
+
+
+def event_message(row: JobEventRow) -> job_pb2.JobEvent:
+    """An entry of a job's history."""
+    message = job_pb2.JobEvent(
+        sequence=row.sequence, time=timestamp(row.time), state=state_value(row.state)
+    )
+    if row.progress:
+        message.progress.CopyFrom(progress_message(row.progress))
+    return message
+
+
+def progress_message(progress: Mapping[str, Any]) -> job_pb2.JobProgress:
+    """A report of progress; the row's keys are the message's fields."""
+    return job_pb2.JobProgress(**progress)
+
+
+def state_value(state: str) -> job_pb2.JobState.ValueType:
+    """A state."""
+    return job_pb2.JobState.Value(f"JOB_STATE_{state}")
+
+
+def timestamp(time: datetime | None) -> Timestamp | None:
+    """A time; None where there is none."""
+    if time is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message

@@ -1,0 +1,45 @@
+"""What a job's failure is called.
+
+The class names of Ray and torch are compared as text: neither is imported here.
+"""
+
+import errno
+import logging
+
+from toile.core.context import new_id
+from toile.core.errors import ToileError
+
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
+COMPUTE_LOST = "COMPUTE_LOST"
+
+_MEMORY_CLASSES = frozenset({"OutOfMemoryError", "OutOfMemory", "MemoryError"})
+_log = logging.getLogger(__name__)
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """Return the reason and the one line for a person; an unforeseen error's trace is logged."""
+    for cause in _chain(error):
+        if isinstance(cause, ToileError):
+            return cause.reason, cause.message
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "DISK_FULL", "no space is left for the job's files"
+        if _is_memory(cause):
+            return OUT_OF_MEMORY, "the job needs more memory than there is; try a smaller batch"
+    incident = new_id()
+    _log.error("job failed, incident %s", incident, exc_info=error)
+    return "INTERNAL", f"internal error, incident {incident}; the job's log has the details"
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _is_memory(error: BaseException) -> bool:
+    if any(cls.__name__ in _MEMORY_CLASSES for cls in type(error).__mro__):
+        return True
+    # torch on a CPU raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)

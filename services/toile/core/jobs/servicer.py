@@ -1,0 +1,100 @@
+"""JobService: declared once, served by every service that starts jobs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from sqlalchemy import select
+
+from toile.core.catalog.engine import Catalog
+from toile.core.catalog.models import JobRow
+from toile.core.catalog.paging import page
+from toile.core.errors import InvalidArgumentError
+from toile.core.jobs.convert import event_message, job_message
+from toile.core.jobs.records import FINAL_STATES, JobState, JobStore
+from toile.core.names import JobName, ProjectName
+from toile.v1 import job_pb2, job_pb2_grpc
+
+JOB_SERVICE_NAME = job_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
+WATCH_INTERVAL_SECONDS = 0.2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class JobServicer(job_pb2_grpc.JobServiceServicer):
+    """Answers from the catalog alone, so any replica can answer for any job."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._jobs = JobStore(catalog)
+
+    async def GetJob(
+        self, request: job_pb2.GetJobRequest, context: Context
+    ) -> job_pb2.GetJobResponse:
+        """Return one job."""
+        row = await asyncio.to_thread(self._jobs.get, str(JobName.parse(request.name)))
+        return job_pb2.GetJobResponse(job=job_message(row))
+
+    async def ListJobs(
+        self, request: job_pb2.ListJobsRequest, context: Context
+    ) -> job_pb2.ListJobsResponse:
+        """Page through the jobs of a project, newest first."""
+        parent = ProjectName.parse(request.parent, "parent")
+
+        def read() -> tuple[list[JobRow], str]:
+            with self._catalog.reading() as session:
+                return page(
+                    session,
+                    select(JobRow).where(JobRow.project == parent.project),
+                    (JobRow.create_time, JobRow.name),
+                    page_size=request.page_size,
+                    page_token=request.page_token,
+                    scope=f"ListJobs {parent}",
+                    descending=True,
+                )
+
+        rows, token = await asyncio.to_thread(read)
+        return job_pb2.ListJobsResponse(
+            jobs=[job_message(row) for row in rows], next_page_token=token
+        )
+
+    async def WatchJob(
+        self, request: job_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[job_pb2.WatchJobResponse]:
+        """Replay the history after a sequence number and follow the job until it ends."""
+        name = str(JobName.parse(request.name))
+        sequence = request.after_sequence
+        if sequence < 0:
+            raise InvalidArgumentError(
+                "after_sequence must not be negative", field="after_sequence"
+            )
+        while True:
+            events, row = await asyncio.to_thread(self._jobs.events_after, name, sequence)
+            for event in events:
+                sequence = event.sequence
+                response = job_pb2.WatchJobResponse(event=event_message(event))
+                if JobState(event.state) in FINAL_STATES:
+                    response.job.CopyFrom(job_message(row))
+                    yield response
+                    return
+                yield response
+            if not events and JobState(row.state) in FINAL_STATES:
+                # The client had seen the end before it was cut off.
+                yield job_pb2.WatchJobResponse(job=job_message(row))
+                return
+            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+
+    async def CancelJob(
+        self, request: job_pb2.CancelJobRequest, context: Context
+    ) -> job_pb2.CancelJobResponse:
+        """Ask a job to stop."""
+        row = await asyncio.to_thread(self._jobs.request_cancel, str(JobName.parse(request.name)))
+        return job_pb2.CancelJobResponse(job=job_message(row))
+
+
+def add_job_service(
+    catalog: Catalog,
+) -> tuple[Callable[[JobServicer, grpc.aio.Server], None], JobServicer]:
+    """What a service adds to its server to answer for jobs."""
+    return job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(catalog)

@@ -1,0 +1,166 @@
+"""Keeps jobs and the compute they run on in step. Not a scheduler: Ray places and runs them.
+
+Every replica of a service may run one: what they decide is settled by the job's row, and Ray
+takes a submission id once.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from toile.core.catalog.engine import Catalog
+from toile.core.catalog.models import JobRow
+from toile.core.errors import ComputeUnavailableError, ToileError
+from toile.core.jobs.failures import COMPUTE_LOST
+from toile.core.jobs.ray_jobs import RayJobs
+from toile.core.jobs.records import JobKind, JobState, JobStore, heartbeat_age_seconds
+from toile.core.settings import Settings
+
+POLL_INTERVAL_SECONDS = 0.5
+# A younger heartbeat proves that the process lives, so Ray need not be asked.
+FRESH_SECONDS = 5.0
+# Without a heartbeat for so long the process hangs or its machine is cut off, whatever Ray says.
+SILENT_SECONDS = 120.0
+# The same while Ray is away: there is nobody to ask, and the attempt number keeps it safe.
+SILENT_WITHOUT_RAY_SECONDS = 15.0
+# A cancelled process has so long to notice by itself.
+CANCEL_GRACE_SECONDS = 15.0
+_log = logging.getLogger(__name__)
+
+
+class JobSupervisor:
+    """Submits queued jobs of one kind, applies cancels, and starts again what was lost."""
+
+    def __init__(
+        self, settings: Settings, catalog: Catalog, kind: JobKind, entrypoint_module: str
+    ) -> None:
+        self._settings = settings
+        self._kind = kind
+        self._module = entrypoint_module
+        self._jobs = JobStore(catalog)
+        self._ray = RayJobs(settings.ray_jobs_url)
+        self._cancel_seen: dict[str, float] = {}  # job → monotonic time
+        self._ray_away = False
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        try:
+            while True:
+                try:
+                    await asyncio.to_thread(self.reconcile)
+                except Exception:  # noqa: BLE001 - a loop that dies silently strands every job
+                    _log.exception("supervising %s jobs", self._kind)
+                await asyncio.sleep(POLL_INTERVAL_SECONDS)
+        finally:
+            self._ray.close()
+
+    def reconcile(self) -> None:
+        """Bring every unfinished job one step further."""
+        rows = self._jobs.active(self._kind)
+        self._cancel_seen = {
+            row.name: self._cancel_seen.get(row.name, time.monotonic())
+            for row in rows
+            if row.cancel_requested
+        }
+        for row in rows:
+            try:
+                self._reconcile_one(row)
+                self._ray_away = False
+            except ComputeUnavailableError as error:
+                if not self._ray_away:
+                    _log.warning("jobs wait for compute: %s", error.message)
+                self._ray_away = True
+                self._without_ray(row)
+            except ToileError as error:
+                _log.warning("%s: %s", row.name, error.message)
+
+    def _reconcile_one(self, row: JobRow) -> None:
+        if row.cancel_requested and self._cancel(row):
+            return
+        if row.state == JobState.QUEUED:
+            self._start(row)
+        elif heartbeat_age_seconds(row) > FRESH_SECONDS:
+            self._look_after(row)
+
+    def _start(self, row: JobRow) -> None:
+        if row.attempt == 0:
+            if not self._jobs.next_attempt(row.name, after=0):
+                return
+            attempt = 1
+        else:
+            attempt = row.attempt
+            known = self._ray.get(submission_id(row.name, attempt))
+            if known is not None:
+                if known.ended:
+                    self._lost(row, known.message)
+                return
+        self._ray.submit(
+            submission_id(row.name, attempt),
+            self._module,
+            [row.name, str(attempt)],
+            environment=self._environment(),
+            metadata={"toile_job": row.name},
+        )
+        _log.info("submitted attempt %d of %s", attempt, row.name)
+
+    def _look_after(self, row: JobRow) -> None:
+        known = self._ray.get(submission_id(row.name, row.attempt))
+        if known is None:
+            self._lost(row, "Ray was restarted")
+        elif known.ended:
+            self._lost(row, known.message)
+        elif heartbeat_age_seconds(row) > SILENT_SECONDS:
+            self._ray.stop(submission_id(row.name, row.attempt))
+            self._lost(row, "the process gave no sign of life")
+
+    def _without_ray(self, row: JobRow) -> None:
+        running = row.state == JobState.RUNNING
+        if running and heartbeat_age_seconds(row) > SILENT_WITHOUT_RAY_SECONDS:
+            self._lost(row, "Ray went away")
+
+    def _lost(self, row: JobRow, why: str) -> None:
+        """Give the job another attempt, or up. `row` may be stale: it may just have ended."""
+        why = first_line(why)
+        attempts = self._settings.job_max_attempts
+        if row.attempt >= attempts:
+            self._jobs.finish(
+                row.name,
+                JobState.FAILED,
+                attempt=row.attempt,
+                reason=COMPUTE_LOST,
+                message=f"its compute was lost {row.attempt} times; last: {why}",
+            )
+            return
+        message = f"compute was lost ({why}); start {row.attempt + 1} of {attempts}"
+        if self._jobs.next_attempt(row.name, after=row.attempt, message=message):
+            _log.warning("%s: %s", row.name, message)
+
+    def _cancel(self, row: JobRow) -> bool:
+        """Stop a cancelled job that does not stop by itself; returns whether it is done with."""
+        waited = time.monotonic() - self._cancel_seen[row.name]
+        alive = heartbeat_age_seconds(row) <= FRESH_SECONDS
+        if alive and waited < CANCEL_GRACE_SECONDS:
+            return True
+        # The row first: whatever happens to the process, it cannot publish any more.
+        self._jobs.finish(row.name, JobState.CANCELLED, attempt=row.attempt)
+        self._ray.stop(submission_id(row.name, row.attempt))
+        return True
+
+    def _environment(self) -> Mapping[str, str]:
+        own = self._settings.environment()
+        # Ports are this service's, and a relative home would move with the working directory.
+        for name in ("TOILE_PORT", "TOILE_METRICS_PORT"):
+            own.pop(name, None)
+        return {**own, "TOILE_HOME": str(self._settings.home_path), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def submission_id(name: str, attempt: int) -> str:
+    """Ray's id of an attempt of a job."""
+    return f"{name.rpartition('/')[2]}-{attempt}"
+
+
+def first_line(text: str) -> str:
+    """The first sentence of Ray's message; what follows it is the tail of the log."""
+    lines = text.strip().splitlines()
+    return lines[0].split(", last available logs")[0][:200] if lines else "no reason given"
