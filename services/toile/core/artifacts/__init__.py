@@ -1,0 +1,24 @@
+"""The artifact store: every file that Toile keeps, in a folder or an object store."""
+
+from toile.core.artifacts.cache import fetch
+from toile.core.artifacts.manifest import (
+    FileEntry,
+    Manifest,
+    publish,
+    publish_folder,
+    read_manifest,
+)
+from toile.core.artifacts.opening import open_store
+from toile.core.artifacts.store import ArtifactInfo, ArtifactStore
+
+__all__ = [
+    "ArtifactInfo",
+    "ArtifactStore",
+    "FileEntry",
+    "Manifest",
+    "fetch",
+    "open_store",
+    "publish",
+    "publish_folder",
+    "read_manifest",
+]
