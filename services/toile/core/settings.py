@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that servers listen on.")
     port: int = Field(0, description="Port of this process's gRPC server; 0 takes a free one.")
     metrics_port: int = Field(0, description="Port of this process's metrics; 0 takes a free one.")
+    ready_file: Path | None = Field(
+        None, description="File that a service writes once it is ready, with its ports as JSON."
+    )
     grace_seconds: PositiveFloat = Field(
         10.0, description="How long a stopping server lets running calls finish."
     )

@@ -1,0 +1,1 @@
+"""The gRPC scaffold: servers, clients, and the errors between them."""
