@@ -27,6 +27,7 @@ from toile.core.artifacts.store import (
     Source,
     check_expiry,
     check_key,
+    check_prefix,
     chunks,
     reading,
 )
@@ -129,14 +130,15 @@ class LocalStore:
         """See `ArtifactStore.exists`."""
         if (self._objects / check_key(key)).is_file():
             return True
-        self.check()
+        self._require()
         return False
 
     def list(self, prefix: str) -> Iterator[ArtifactInfo]:
         """See `ArtifactStore.list`."""
+        check_prefix(prefix)
         folder, _, stem = prefix.rpartition("/")
-        start = self._objects / check_key(folder) if folder else self._objects
-        self.check()
+        start = self._objects / folder
+        self._require()
         for key in self._walk(start, f"{folder}/" if folder else "", stem):
             with contextlib.suppress(NotFoundError):  # deleted meanwhile
                 yield self.stat(key)
@@ -147,7 +149,7 @@ class LocalStore:
         try:
             path.unlink()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            self.check()
+            self._require()
         except OSError as error:
             raise _unavailable(self._root, error) from error
         with contextlib.suppress(OSError):
@@ -160,11 +162,14 @@ class LocalStore:
 
     def check(self) -> None:
         """See `ArtifactStore.check`."""
-        probe = self._temporary / uuid.uuid4().hex
+        self._require()
+        if not os.access(self._temporary, os.W_OK | os.X_OK):
+            raise StoreUnavailableError(f"the artifact folder {self._root} cannot be written")
+
+    def _require(self) -> None:
+        """Tell a missing file from a missing store, such as a disk that is not mounted."""
         with _translated(self._root):
             self._objects.stat()
-            probe.touch(exist_ok=False)
-            probe.unlink()
 
     def _write(self, temporary: Path, source: BinaryIO) -> _Written:
         digest = hashlib.sha256()
@@ -251,7 +256,7 @@ class LocalStore:
 
     def _missing(self, key: str) -> NotFoundError:
         """Return the error for a key without a file, once it is sure that the store is there."""
-        self.check()
+        self._require()
         return NotFoundError(f"there is no artifact {key}", reason="ARTIFACT_NOT_FOUND")
 
     def _sweep(self) -> None:

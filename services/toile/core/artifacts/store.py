@@ -135,6 +135,15 @@ def check_key(key: str) -> str:
     return key
 
 
+def check_prefix(prefix: str) -> None:
+    """Refuse a prefix that no key can begin with.
+
+    Raises:
+        InvalidArgumentError: See `check_key`.
+    """
+    check_key(f"{prefix}x")
+
+
 def check_expiry(expires_seconds: int) -> None:
     """Refuse what no store can sign.
 
