@@ -1,0 +1,124 @@
+"""What does not change from step to step, computed once: latents and text embeddings."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from toile.core.errors import InvalidArgumentError
+from toile.diffusion.bundle import Bundle
+from toile.training.data import Example, load_image
+
+_ENCODE_BATCH = 8
+_VERSION = "1"  # of what is cached; a change makes old caches be computed again
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Encoded examples.
+
+    Attributes:
+        means: Means of the latents, scaled as the UNet wants them, `[N, 4, h, w]`.
+        deviations: Their standard deviations, `[N, 4, h, w]`.
+        captions: Which text embedding is the example's, `[N]`.
+        embeds: Text embeddings, one a caption, the empty caption's first, `[T, 77, C]`.
+        pooled: Pooled text embeddings, `[T, P]`.
+    """
+
+    means: Tensor
+    deviations: Tensor
+    captions: Tensor
+    embeds: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+
+def build_cache(
+    bundle: Bundle,
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    dataset_digest: str,
+    on_progress: OnProgress,
+) -> Cache:
+    """Encode the examples, or take from `folder` what an earlier run of the same left there."""
+    key = hashlib.sha256(
+        "\0".join([_VERSION, dataset_digest, bundle.digest, str(bundle.native_size)]).encode()
+    ).hexdigest()
+    file = folder / f"encoded-{key[:24]}.safetensors"
+    # Only published data has a digest to go by.
+    named = bool(dataset_digest and bundle.digest)
+    if named and file.is_file():
+        try:
+            return Cache(**load_file(file))
+        except (SafetensorError, TypeError, OSError):
+            file.unlink(missing_ok=True)  # damaged, or of another layout
+    cache = _encode(bundle, examples, on_progress)
+    if named:
+        part = file.with_suffix(f".{os.getpid()}.part")
+        save_file(vars(cache), part)
+        part.replace(file)
+    return cache
+
+
+@torch.inference_mode()
+def _encode(bundle: Bundle, examples: Sequence[Example], on_progress: OnProgress) -> Cache:
+    texts, captions = _encode_captions(bundle, [example.caption for example in examples])
+    means: list[Tensor] = []
+    deviations: list[Tensor] = []
+    scale, shift = bundle.vae.config.scaling_factor, bundle.vae.config.shift_factor or 0.0
+    for start in range(0, len(examples), _ENCODE_BATCH):
+        batch = examples[start : start + _ENCODE_BATCH]
+        pixels = torch.stack([load_image(one.path, bundle.native_size) for one in batch])
+        latents = bundle.vae.encode(pixels.to(bundle.vae.device)).latent_dist
+        means.append((latents.mean - shift).float().cpu() * scale)
+        deviations.append(latents.std.float().cpu() * scale)
+        on_progress(start + len(batch), len(examples))
+    return Cache(
+        means=torch.cat(means),
+        deviations=torch.cat(deviations),
+        captions=torch.tensor(captions),
+        embeds=torch.cat([embeds for embeds, _ in texts]),
+        pooled=torch.cat([pooled for _, pooled in texts]),
+    )
+
+
+def _encode_captions(
+    bundle: Bundle, captions: Sequence[str]
+) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
+    """Embeddings of the distinct captions, the empty one's first, and each caption's place."""
+    places: dict[str, int] = {}
+    texts: list[tuple[Tensor, Tensor]] = []
+    for caption in captions:
+        if caption in places:
+            continue
+        encoded = bundle.encode_prompt(fit_caption(bundle, caption))
+        if not texts:
+            # What guidance will push away from: the empty prompt just as the pipelines embed it.
+            texts.append((encoded.negative.float().cpu(), encoded.negative_pooled.float().cpu()))
+        places[caption] = len(texts)
+        texts.append((encoded.prompt.float().cpu(), encoded.pooled.float().cpu()))
+    return texts, [places[caption] for caption in captions]
+
+
+def fit_caption(bundle: Bundle, caption: str) -> str:
+    """The caption without the last words that the text encoders would not see."""
+    words = caption.split()
+    while len(words) > 1:
+        try:
+            bundle.check_prompt(" ".join(words))
+        except InvalidArgumentError:
+            words.pop()
+        else:
+            break
+    return " ".join(words)

@@ -1,0 +1,126 @@
+"""Where a run stands: published whole or not at all, and never a pickle.
+
+There is no state of random generators and no position in the data: both follow from the step
+(`data.generator`, `data.batch_indices`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from toile.core.artifacts import ArtifactStore, fetch, publish
+from toile.core.artifacts.manifest import MANIFEST
+from toile.core.errors import AlreadyExistsError, DataLossError
+
+KEPT = 2
+_TENSORS = "state.safetensors"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after `step` steps.
+
+    Attributes:
+        step: Steps done.
+        weights: The adapter's parameters by name.
+        optimizer: State of each parameter, by its place: `{0: {"exp_avg": …}}`.
+        losses: Loss of every step done.
+    """
+
+    step: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[int, Mapping[str, Tensor]]
+    losses: list[float] = field(default_factory=list)
+
+    def to_files(self) -> dict[str, bytes]:
+        """Serialise."""
+        tensors = {f"weights.{name}": t.detach().contiguous() for name, t in self.weights.items()}
+        for place, state in self.optimizer.items():
+            for name, tensor in state.items():
+                tensors[f"optimizer.{place}.{name}"] = tensor.detach().contiguous()
+        facts = {"step": self.step, "losses": self.losses}
+        return {_TENSORS: save(tensors), _STATE: json.dumps(facts).encode()}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Checkpoint":
+        """Deserialise."""
+        state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        weights: dict[str, Tensor] = {}
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in load((folder / _TENSORS).read_bytes()).items():
+            kind, rest = key.split(".", 1)
+            if kind == "weights":
+                weights[rest] = tensor
+            else:
+                place, name = rest.split(".", 1)
+                optimizer.setdefault(int(place), {})[name] = tensor
+        return cls(
+            step=int(state["step"]),
+            weights=weights,
+            optimizer=optimizer,
+            losses=[float(loss) for loss in state["losses"]],
+        )
+
+
+def save_checkpoint(store: ArtifactStore, prefix: str, checkpoint: Checkpoint) -> None:
+    """Publish a checkpoint and forget all but the newest `KEPT`.
+
+    Raises:
+        StoreUnavailableError: The artifact store does not answer.
+        DiskFullError: There is no room.
+    """
+    try:
+        publish(store, _at(prefix, checkpoint.step), checkpoint.to_files())
+    except AlreadyExistsError:
+        return  # by a process of this job that was thought lost; runs repeat exactly
+    for step in _steps(store, prefix)[:-KEPT]:
+        delete_folder(store, _at(prefix, step))
+
+
+def load_checkpoint(store: ArtifactStore, prefix: str, cache: Path) -> Checkpoint | None:
+    """Return the newest sound checkpoint; None if there is none.
+
+    Raises:
+        StoreUnavailableError: The artifact store does not answer.
+    """
+    for step in reversed(_steps(store, prefix)):
+        try:
+            return Checkpoint.from_folder(fetch(store, _at(prefix, step), cache))
+        except DataLossError:
+            continue  # the one before will do
+    return None
+
+
+def delete_folder(store: ArtifactStore, prefix: str) -> None:
+    """Remove a published folder, its manifest first, so that nobody sees half of it."""
+    keys = [info.key for info in store.list(prefix + "/")]
+    for key in sorted(keys, key=lambda key: not key.endswith("/" + MANIFEST)):
+        store.delete(key)
+
+
+def to_parameters(named: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's weights into parameters of the same names."""
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(weights[name])
+
+
+def _at(prefix: str, step: int) -> str:
+    return f"{prefix}/{step:08d}"
+
+
+def _steps(store: ArtifactStore, prefix: str) -> list[int]:
+    """Steps of the published checkpoints, ascending."""
+    start = len(prefix) + 1
+    return sorted(
+        int(info.key[start:].split("/")[0])
+        for info in store.list(prefix + "/")
+        if info.key.endswith("/" + MANIFEST)
+    )

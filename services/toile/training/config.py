@@ -1,0 +1,74 @@
+"""What a recipe can be told; validated when made, and free of torch, so that services can ask."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from toile.core.errors import InvalidArgumentError
+
+MAX_RANK = 64
+MAX_SAMPLE_PROMPTS = 8
+
+Prompt = Annotated[str, Field(min_length=1)]
+
+
+class LoraRecipeConfig(BaseModel):
+    """A LoRA on the attention of the UNet. Field names are those of `toile.v1.LoraConfig`.
+
+    The defaults let the tiny base learn 32 photographs in about half a minute on two cores.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rank: int = Field(16, ge=1, le=MAX_RANK, description="Rank of the update matrices.")
+    alpha: float = Field(
+        16.0, gt=0, le=1024, description="The update is multiplied by alpha / rank."
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=0.1, description="Peak learning rate.")
+    steps: int = Field(200, ge=1, le=1_000_000, description="Optimizer steps.")
+    batch_size: int = Field(4, ge=1, le=256, description="Images in a step, over all workers.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of everything random in the run.")
+    caption_dropout: float = Field(
+        0.1, ge=0, le=1, description="Share of captions replaced by the empty caption."
+    )
+    min_snr_gamma: float = Field(
+        5.0, ge=0, le=100, description="Gamma of min-SNR loss weighting; 0 turns it off."
+    )
+    checkpoint_interval_steps: int = Field(
+        50, ge=1, le=1_000_000, description="Steps between two checkpoints."
+    )
+    sample_prompts: tuple[Prompt, ...] = Field(
+        (), max_length=MAX_SAMPLE_PROMPTS, description="Prompts of the closing samples."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_follows_rank(cls, values: Any) -> Any:
+        """Alpha is the rank unless it is given, so that a changed rank keeps the strength."""
+        if isinstance(values, Mapping) and "rank" in values and "alpha" not in values:
+            return {**values, "alpha": values["rank"]}
+        return values
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        return self.alpha / self.rank
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], *, field: str = "lora") -> Self:
+        """Make a configuration from a request's values.
+
+        Raises:
+            InvalidArgumentError: A value is wrong; `field` and the value's path name it.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            path = ".".join([field, *(str(part) for part in first["loc"])])
+            raise InvalidArgumentError(
+                f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}",
+                field=path,
+                reason="BAD_CONFIG",
+            ) from error

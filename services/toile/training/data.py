@@ -1,0 +1,90 @@
+"""A dataset version's folder as training examples."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from toile.core.errors import DataLossError
+
+METADATA_FILE = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training image and its caption."""
+
+    path: Path
+    file_name: str
+    caption: str
+
+
+def read_examples(folder: Path) -> list[Example]:
+    """Read a version's `metadata.jsonl`, in its order.
+
+    Raises:
+        DataLossError: The folder is not that of a published version.
+    """
+    examples: list[Example] = []
+    try:
+        lines = (folder / METADATA_FILE).read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            entry = json.loads(line)
+            name = str(entry["file_name"])
+            examples.append(Example(folder / name, name, str(entry["text"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataLossError(f"the dataset version's {METADATA_FILE} cannot be read") from error
+    if not examples:
+        raise DataLossError(f"the dataset version's {METADATA_FILE} is empty")
+    return examples
+
+
+def load_image(path: Path, size: int) -> Tensor:
+    """An image as `[3, size, size]` in -1..1; cropped to its middle square if it is not square.
+
+    Raises:
+        DataLossError: The file is not an image.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except OSError as error:
+        raise DataLossError(f"{path.name} of the dataset version cannot be read") from error
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.resize(
+        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )
+    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32))
+    return pixels.permute(2, 0, 1) / 127.5 - 1.0
+
+
+def generator(seed: int, *position: int) -> torch.Generator:
+    """A source of randomness for one place in the run, the same whoever asks and whenever.
+
+    Nothing random depends on what was drawn before, so a run that is interrupted, or shared
+    among workers in another way, draws the same numbers.
+    """
+    text = ",".join(str(part) for part in (seed, *position))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+
+def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Sequence[int]:
+    """Examples of a step's global batch: every epoch is a fresh permutation of all `count`."""
+    first = step * batch_size
+    indices: list[int] = []
+    permutations: dict[int, list[int]] = {}
+    for place in range(first, first + batch_size):
+        epoch, index = divmod(place, count)
+        if epoch not in permutations:
+            order = torch.randperm(count, generator=generator(seed, -1, epoch))
+            permutations[epoch] = order.tolist()
+        indices.append(permutations[epoch][index])
+    return indices

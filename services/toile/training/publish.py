@@ -1,0 +1,195 @@
+"""From trained weights to a published version: export, reload, compare, publish.
+
+A version is published only if its file, loaded afresh the way the server loads it, draws what the
+trainer's own weights drew.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from toile import __version__
+from toile.core.artifacts import Manifest, publish_folder
+from toile.core.catalog.models import DatasetVersionRow, ModelVersionRow
+from toile.core.errors import StoreUnavailableError, ToileError
+from toile.core.jobs.runtime import JobContext
+from toile.core.names import ModelVersionName
+from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapters import load_lora, write_lora
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.training.config import LoraRecipeConfig
+from toile.training.lora import smoothed
+
+REPRODUCTION_TOLERANCE_LEVELS = 2.0
+"""Largest difference of a pixel, of 255: the arithmetic is the same, its order may differ."""
+
+ADAPTER_TYPE = "lora"
+SAMPLES_FOLDER = "samples"
+LOSS_FILE = "loss.jsonl"
+_STORE_PATIENCE_SECONDS = 90.0
+_STORE_PAUSE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    config: LoraRecipeConfig
+    state: dict[str, Tensor]
+    losses: list[float]
+    samples: Sequence[Image.Image]
+    base: str
+    base_path: Path
+    base_digest: str
+    dataset: DatasetVersionRow
+    captions: Sequence[str]
+
+
+def draw_samples(job: JobContext, bundle: Bundle, config: LoraRecipeConfig) -> list[Image.Image]:
+    """Draw the sample prompts with the adapter that sits in the bundle's UNet.
+
+    Raises:
+        CancelledError: The job should stop.
+    """
+    images: list[Image.Image] = []
+    for index, prompt in enumerate(config.sample_prompts):
+        job.report("sample", index, len(config.sample_prompts))
+        request = DiffusionRequest(prompt=prompt, seeds=[_seed(config, index)])
+        images += diffuse(bundle, TorchDenoiser(bundle), request, cancelled=job.cancelled)
+    return images
+
+
+def publish(job: JobContext, trained: Trained) -> None:
+    """Publish a trained adapter as the job's target, which ends the job.
+
+    Raises:
+        ToileError: The exported file does not reproduce the sample (`NOT_REPRODUCED`).
+        CancelledError: The job was cancelled meanwhile; nothing is published.
+    """
+    folder = job.scratch_path / f"export-{job.attempt}"
+    shutil.rmtree(folder, ignore_errors=True)
+    _export(job, trained, folder)
+    job.report("verify", 0, 1)
+    difference = reproduction_difference(trained, folder, job)
+    if difference > REPRODUCTION_TOLERANCE_LEVELS:
+        raise ToileError(
+            f"the exported file draws another sample: {difference:g} of 255 levels apart, "
+            f"more than {REPRODUCTION_TOLERANCE_LEVELS:g}",
+            reason="NOT_REPRODUCED",
+        )
+    job.report("publish", 0, 1)
+    prefix = f"{job.target}/{job.name.rpartition('/')[2]}-{job.attempt}"
+    manifest = _store(job, prefix, folder)
+    with job.catalog.transaction() as session:
+        session.add(_version_row(job, trained, prefix, manifest, difference))
+        job.succeed(session)
+
+
+def reproduction_difference(trained: Trained, folder: Path, job: JobContext) -> float:
+    """Draw the closing sample from the exported file; return how far it is from the trainer's.
+
+    The largest difference of a pixel in 8-bit levels; 0 where there are no sample prompts.
+    """
+    if not trained.samples:
+        return 0.0
+    config, index = trained.config, len(trained.samples) - 1
+    fresh = Bundle.load(trained.base_path, digest=trained.base_digest)
+    request = DiffusionRequest(
+        prompt=config.sample_prompts[index],
+        seeds=[_seed(config, index)],
+        adapters=[LoadedAdapter(str(folder), load_lora(folder))],
+    )
+    (again,) = diffuse(fresh, TorchDenoiser(fresh), request, cancelled=job.cancelled)
+    mine = np.asarray(trained.samples[index].convert("RGB"), dtype=np.int16)
+    theirs = np.asarray(again.convert("RGB"), dtype=np.int16)
+    return float(np.abs(mine - theirs).max())
+
+
+def _export(job: JobContext, trained: Trained, folder: Path) -> None:
+    config = trained.config
+    row = job.jobs.get(job.name)
+    card = AdapterCard(
+        title=f"{job.target.split('/')[3]} v{job.target.rpartition('/')[2]}",
+        base=trained.base,
+        base_digest=trained.base_digest,
+        resolution=trained.dataset.resolution,
+        trigger_word=trained.dataset.trigger_word,
+        dataset_version=trained.dataset.name,
+        dataset_digest=trained.dataset.digest,
+        image_count=trained.dataset.image_count,
+        tag_frequency=_counted(trained.captions),
+        seed=config.seed,
+        learning_rate=config.learning_rate,
+        steps=config.steps,
+        created=row.start_time,  # of the first attempt: every attempt exports the same bytes
+    )
+    write_lora(folder, trained.state, config.rank, config.alpha, card)
+    (folder / SAMPLES_FOLDER).mkdir()
+    for index, image in enumerate(trained.samples):
+        image.save(folder / SAMPLES_FOLDER / f"{index:02d}.png")
+    lines = (
+        json.dumps({"step": step, "loss": loss}) + "\n"
+        for step, loss in enumerate(trained.losses, start=1)
+    )
+    (folder / LOSS_FILE).write_text("".join(lines), encoding="utf-8")
+    (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _store(job: JobContext, prefix: str, folder: Path) -> Manifest:
+    """Publish the folder; a store that is away for a moment must not cost a finished training."""
+    deadline = time.monotonic() + _STORE_PATIENCE_SECONDS
+    while True:
+        try:
+            return publish_folder(job.store, prefix, folder, {"job": job.name})
+        except StoreUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+        job.report("publish", 0, 1, message="the artifact store does not answer; trying again")
+        time.sleep(_STORE_PAUSE_SECONDS)
+
+
+def _version_row(
+    job: JobContext, trained: Trained, prefix: str, manifest: Manifest, difference: float
+) -> ModelVersionRow:
+    name = ModelVersionName.parse(job.target)
+    return ModelVersionRow(
+        name=str(name),
+        model=str(name.model_name),
+        number=int(name.version),
+        adapter_type=ADAPTER_TYPE,
+        artifact=prefix,
+        digest=manifest.digest,
+        base=trained.base,
+        dataset_version=trained.dataset.name,
+        dataset_digest=trained.dataset.digest,
+        trigger_word=trained.dataset.trigger_word,
+        config=trained.config.model_dump(mode="json"),
+        final_loss=smoothed(trained.losses),
+        reproduction_difference=difference,
+        code_version=__version__,
+        files=[
+            {"path": path, "size_bytes": entry.size_bytes, "digest": entry.digest}
+            for path, entry in sorted(manifest.files.items())
+        ],
+        job=job.name,
+    )
+
+
+def _seed(config: LoraRecipeConfig, index: int) -> int:
+    return (config.seed + index) % (1 << 63)
+
+
+def _counted(captions: Sequence[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for caption in captions:
+        counts[caption] = counts.get(caption, 0) + 1
+    return counts

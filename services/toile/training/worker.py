@@ -1,0 +1,86 @@
+"""The one module that speaks to Ray Train: starts workers, and what each of them does.
+
+`launch` runs in the job's process and imports no torch beyond what Ray Train does; `work` runs in
+a worker. The worker that leads (rank 0) publishes the model version and ends the job by itself,
+so that no result has to travel back.
+
+A worker that is killed is started again by Ray Train and goes on from the last checkpoint; an
+error of the training itself is recorded as the job's failure and not tried again.
+"""
+
+import os
+import shutil
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from toile.core import logging as core_logging
+from toile.core.errors import CancelledError, ComputeUnavailableError
+from toile.core.jobs.failures import COMPUTE_LOST
+from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
+
+WORKER_RESTARTS = 3
+_COLLECTIVE_TIMEOUT_SECONDS = 300
+
+
+def launch(job: JobContext) -> None:
+    """Train and publish what the job asks for, on Ray Train workers; returns when it has ended.
+
+    Raises:
+        ComputeUnavailableError: Workers died too often (`COMPUTE_LOST`).
+    """
+    ray.init(address="auto")
+    install_stop_handler()
+    results = job.scratch_path / "ray"
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"settings": job.settings, "job": job.name, "attempt": job.attempt},
+        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+        scaling_config=ScalingConfig(num_workers=int(job.spec["workers"])),
+        run_config=RunConfig(
+            name=f"attempt-{job.attempt}",
+            storage_path=str(results),
+            failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        for cause in error.worker_failures.values():
+            if not isinstance(cause, ray.exceptions.RayActorError):
+                raise cause from error
+        raise ComputeUnavailableError(
+            f"training workers died {WORKER_RESTARTS + 1} times", reason=COMPUTE_LOST
+        ) from error
+    finally:
+        shutil.rmtree(job.scratch_path, ignore_errors=True)
+
+
+def work(config: dict[str, Any]) -> None:
+    """Be one worker."""
+    # Late: the job's own process loads this module too, and needs none of the networks' code.
+    from toile.training.run import train_and_publish
+
+    context = ray.train.get_context()
+    core_logging.configure(config["settings"], "training")
+    _use_all_cores(context.get_local_world_size())
+    with opened(config["settings"], config["job"], config["attempt"]) as job, job.heartbeat():
+        try:
+            train_and_publish(job, rank=context.get_world_rank())
+        except CancelledError as error:
+            job.fail(error)
+        except Exception as error:
+            job.fail(error)
+            if context.get_world_size() > 1:
+                raise  # the other ranks wait for this one
+
+
+def _use_all_cores(workers_here: int) -> None:
+    """Share the cores among this machine's workers; Ray gives torch one thread a logical CPU."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // workers_here))
