@@ -12,8 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from toile.core.context import current, new_id
 from toile.core.errors import ToileError, UnavailableError
-from toile.core.rpc.interceptor import REQUEST_ID_KEY
-from toile.core.rpc.mapping import from_rpc_error
+from toile.core.rpc.wire import REQUEST_ID_KEY, from_rpc_error
 from toile.core.settings import Settings
 from toile.v1 import (
     dataset_pb2,

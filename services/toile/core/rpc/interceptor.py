@@ -17,8 +17,7 @@ from toile.core.errors import DeadlineError
 from toile.core.metrics import RPC_DURATION, RPC_IN_FLIGHT
 from toile.core.names import ID
 from toile.core.rpc.mapping import to_status
-
-REQUEST_ID_KEY = "x-request-id"
+from toile.core.rpc.wire import REQUEST_ID_KEY
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
