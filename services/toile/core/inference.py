@@ -1,0 +1,111 @@
+"""What the services ask of the models: a thin client of `InferenceService`."""
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from toile.core.rpc.client import inference_channel
+from toile.core.rpc.mapping import from_rpc_error
+from toile.core.settings import Settings
+from toile.v1 import inference_pb2
+from toile.v1.inference_pb2_grpc import InferenceServiceStub
+
+UNARY_TIMEOUT_SECONDS = 60.0
+"""Deadline of an embedding, a segmentation or a caption; the first call may load a base."""
+
+MAX_BATCH = 64
+"""Images or texts in one call; more are sent in several calls."""
+
+
+class Inference:
+    """Asynchronous client of the models. All methods raise `ToileError`s.
+
+    `UnavailableError` when the compute plane is away, `ExhaustedError` when its queue is full,
+    otherwise what the models say, such as `InvalidArgumentError` for an image that does not
+    decode.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._stub = InferenceServiceStub(channel)
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """Return a client of the application at `settings.inference_address`."""
+        return cls(inference_channel(settings))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def diffuse(
+        self, request: inference_pb2.DiffuseRequest, *, timeout_seconds: float | None = None
+    ) -> AsyncIterator[inference_pb2.DiffuseResponse]:
+        """Draw images. Closing the iterator, or cancelling its task, stops the drawing."""
+        call = self._stub.Diffuse(request, timeout=timeout_seconds)
+        try:
+            async for event in call:
+                yield event
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    async def embed_images(self, base_artifact: str, images: Sequence[bytes]) -> list[list[float]]:
+        """Return one CLIP embedding of unit length for each encoded image."""
+        embeddings: list[list[float]] = []
+        for start in range(0, len(images), MAX_BATCH):
+            request = inference_pb2.EmbedImagesRequest(
+                base_artifact=base_artifact, images=images[start : start + MAX_BATCH]
+            )
+            try:
+                response = await self._stub.EmbedImages(request, timeout=UNARY_TIMEOUT_SECONDS)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            embeddings += [list(embedding.values) for embedding in response.embeddings]
+        return embeddings
+
+    async def embed_texts(self, base_artifact: str, texts: Sequence[str]) -> list[list[float]]:
+        """Return one CLIP embedding of unit length for each text."""
+        embeddings: list[list[float]] = []
+        for start in range(0, len(texts), MAX_BATCH):
+            request = inference_pb2.EmbedTextsRequest(
+                base_artifact=base_artifact, texts=texts[start : start + MAX_BATCH]
+            )
+            try:
+                response = await self._stub.EmbedTexts(request, timeout=UNARY_TIMEOUT_SECONDS)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            embeddings += [list(embedding.values) for embedding in response.embeddings]
+        return embeddings
+
+    async def segment(self, base_artifact: str, image: bytes) -> tuple[bytes, list[str]]:
+        """Return a greyscale PNG whose pixels index labels, and the labels."""
+        request = inference_pb2.SegmentImageRequest(base_artifact=base_artifact, image=image)
+        try:
+            response = await self._stub.SegmentImage(request, timeout=UNARY_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return response.label_png, list(response.labels)
+
+    async def describe(self, base_artifact: str, image: bytes) -> str:
+        """Return a caption of an encoded image, without a trigger word."""
+        request = inference_pb2.DescribeImageRequest(base_artifact=base_artifact, image=image)
+        try:
+            response = await self._stub.DescribeImage(request, timeout=UNARY_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return response.caption

@@ -1,0 +1,118 @@
+"""What the header of a LoRA file says: ModelSpec 1.0.1 and kohya's `ss_*` keys, all strings.
+
+Sources: the ModelSpec standard (`modelspec.*`) and the metadata that kohya's sd-scripts write
+and user interfaces show (`ss_*`, `sshs_*`).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import torch
+from safetensors.torch import save
+
+from toile import __version__
+from toile.core.clock import now
+
+ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What is known of an adapter. Empty strings are left out of the header."""
+
+    title: str
+    base: str
+    """`bases/{base}`"""
+    base_digest: str
+    """Digest of the base bundle; serving refuses the adapter on another."""
+    resolution: int
+    """Side of the training images, pixels."""
+    trigger_word: str = ""
+    dataset_version: str = ""
+    dataset_digest: str = ""
+    description: str = ""
+    author: str = ""
+    license: str = ""
+    tags: Sequence[str] = ()
+    tag_frequency: Mapping[str, int] = field(default_factory=dict)
+    image_count: int = 0
+    seed: int | None = None
+    learning_rate: float | None = None
+    steps: int | None = None
+    created: datetime | None = None
+
+
+def header(
+    card: AdapterCard, tensors: Mapping[str, torch.Tensor], *, rank: int, alpha: float
+) -> dict[str, str]:
+    """Return the header of an adapter whose kohya tensors are given."""
+    facts = {**_modelspec(card), **_kohya(card, rank, alpha), **_own(card)}
+    facts |= _hashes(tensors, {k: v for k, v in facts.items() if k.startswith("ss_")})
+    return {key: value for key, value in sorted(facts.items()) if value}
+
+
+def _modelspec(card: AdapterCard) -> dict[str, str]:
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": ARCHITECTURE,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": card.title,
+        "modelspec.resolution": f"{card.resolution}x{card.resolution}",
+        "modelspec.description": card.description,
+        "modelspec.author": card.author,
+        "modelspec.date": (card.created or now()).replace(microsecond=0).isoformat(),
+        "modelspec.license": card.license,
+        "modelspec.trigger_phrase": card.trigger_word,
+        "modelspec.usage_hint": f"Put {card.trigger_word} in the prompt."
+        if card.trigger_word
+        else "",
+        "modelspec.tags": ", ".join(card.tags),
+    }
+
+
+def _kohya(card: AdapterCard, rank: int, alpha: float) -> dict[str, str]:
+    folder = card.dataset_version.split("/")[3] if card.dataset_version.count("/") > 3 else "images"
+    resolution = [card.resolution, card.resolution]
+    buckets = {"buckets": {"0": {"resolution": resolution, "count": card.image_count}}}
+    frequency = {folder: dict(card.tag_frequency)} if card.tag_frequency else None
+    folders = {folder: {"n_repeats": 1, "img_count": card.image_count}}
+    return {
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_output_name": card.title,
+        "ss_resolution": f"({card.resolution}, {card.resolution})",
+        "ss_seed": "" if card.seed is None else str(card.seed),
+        "ss_learning_rate": "" if card.learning_rate is None else str(card.learning_rate),
+        "ss_steps": "" if card.steps is None else str(card.steps),
+        "ss_num_train_images": str(card.image_count) if card.image_count else "",
+        "ss_tag_frequency": json.dumps(frequency, sort_keys=True) if frequency else "",
+        "ss_dataset_dirs": json.dumps(folders) if card.image_count else "",
+        "ss_bucket_info": json.dumps(buckets) if card.image_count else "",
+    }
+
+
+def _own(card: AdapterCard) -> dict[str, str]:
+    return {
+        "toile.base": card.base,
+        "toile.base_digest": card.base_digest,
+        "toile.dataset_version": card.dataset_version,
+        "toile.dataset_digest": card.dataset_digest,
+        "toile.version": __version__,
+    }
+
+
+def _hashes(tensors: Mapping[str, torch.Tensor], ss_facts: Mapping[str, str]) -> dict[str, str]:
+    """Hash the file as sd-scripts do: with the `ss_*` keys alone in its header."""
+    data = save(dict(tensors), metadata=dict(ss_facts))
+    start = int.from_bytes(data[:8], "little") + 8
+    whole = hashlib.sha256(data[start:]).hexdigest()
+    return {
+        "modelspec.hash_sha256": f"0x{whole}",
+        "sshs_model_hash": whole,
+        "sshs_legacy_hash": hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8],
+    }

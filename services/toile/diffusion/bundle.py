@@ -1,0 +1,275 @@
+"""A base model bundle in a local folder, its parts loaded when first used.
+
+The folder has diffusers' SDXL layout, with four things beside it: `refiner/unet`,
+`image_encoder`, `segmenter` and `toile.json`. Only `unet`, `vae`, the text encoders and
+`toile.json` must be there.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from toile.core.bases import read_description
+from toile.core.errors import FailedPreconditionError, InvalidArgumentError
+from toile.diffusion.segmenter import Segmenter
+from toile.diffusion.shipped import shipped_bundle_path
+
+__all__ = ["Bundle", "PromptEmbeddings", "shipped_bundle_path"]
+
+PROMPT_CACHE_ENTRIES = 128
+"""Encoded prompts kept; one of SDXL's is 1.3 MB."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """A prompt and its negative, encoded: `[1, 77, C]` and, pooled, `[1, P]`."""
+
+    prompt: torch.Tensor
+    negative: torch.Tensor
+    pooled: torch.Tensor
+    negative_pooled: torch.Tensor
+
+    def arguments(self, images: int) -> dict[str, torch.Tensor]:
+        """Return them as the arguments of diffusers' pipelines, for a batch of images."""
+        return {
+            "prompt_embeds": self.prompt.expand(images, -1, -1),
+            "negative_prompt_embeds": self.negative.expand(images, -1, -1),
+            "pooled_prompt_embeds": self.pooled.expand(images, -1),
+            "negative_pooled_prompt_embeds": self.negative_pooled.expand(images, -1),
+        }
+
+
+class Bundle:
+    """A base: networks are loaded on first use, once, and are shared by everything that draws.
+
+    Attributes:
+        path: The folder.
+        dtype: What the weights are loaded as.
+        digest: Digest of the bundle's manifest; empty when it did not come from a store.
+        info: The folder's `toile.json`.
+    """
+
+    def __init__(
+        self, path: Path, info: Mapping[str, Any], dtype: torch.dtype, digest: str
+    ) -> None:
+        self.path = path
+        self.info = info
+        self.dtype = dtype
+        self.digest = digest
+        self._parts: dict[str, Any] = {}
+        self._prompts: OrderedDict[tuple[str, str, bool], PromptEmbeddings] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @classmethod
+    def load(cls, path: Path, dtype: torch.dtype = torch.float32, *, digest: str = "") -> Self:
+        """Open a bundle folder; networks come later.
+
+        Raises:
+            InvalidArgumentError: The folder is not a bundle (`BAD_BASE`).
+        """
+        return cls(path, read_description(path), dtype, digest)
+
+    @property
+    def native_size(self) -> int:
+        """Side of the square images it was trained for, pixels."""
+        return int(self.info["native_size"])
+
+    @property
+    def has_refiner(self) -> bool:
+        """Whether it comes with a refiner."""
+        return (self.path / "refiner" / "unet").is_dir()
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """Tokenizer of the first text encoder."""
+        return self._part("tokenizer", lambda p: CLIPTokenizer.from_pretrained(p))
+
+    @property
+    def tokenizer_2(self) -> CLIPTokenizer:
+        """Tokenizer of the second text encoder."""
+        return self._part("tokenizer_2", lambda p: CLIPTokenizer.from_pretrained(p))
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """First text encoder."""
+        return self._network("text_encoder", CLIPTextModel, dtype=self.dtype)
+
+    @property
+    def text_encoder_2(self) -> CLIPTextModelWithProjection:
+        """Second text encoder, with the projection that the image tower was trained against."""
+        return self._network("text_encoder_2", CLIPTextModelWithProjection, dtype=self.dtype)
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """Autoencoder, always in fp32: it overflows in half precision."""
+        return self._network("vae", AutoencoderKL, torch_dtype=torch.float32)
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """Denoising network."""
+        return self._network("unet", UNet2DConditionModel, torch_dtype=self.dtype)
+
+    @property
+    def refiner_unet(self) -> UNet2DConditionModel:
+        """Denoising network of the refiner.
+
+        Raises:
+            FailedPreconditionError: The base has none (`NO_REFINER`).
+        """
+        if not self.has_refiner:
+            raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
+        return self._network("refiner/unet", UNet2DConditionModel, torch_dtype=self.dtype)
+
+    @property
+    def image_encoder(self) -> CLIPVisionModelWithProjection:
+        """CLIP image tower of the second text encoder."""
+        return self._network("image_encoder", CLIPVisionModelWithProjection, dtype=self.dtype)
+
+    @property
+    def image_processor(self) -> CLIPImageProcessorPil:
+        """What prepares pictures for the image tower."""
+        return self._part("feature_extractor", lambda p: CLIPImageProcessorPil.from_pretrained(p))
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """Network that labels a garment's parts."""
+        return self._part("segmenter", Segmenter.load)
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """Configuration of the base's own scheduler, `_class_name` included."""
+        return self._json("scheduler/scheduler_config.json")
+
+    @property
+    def zeros_for_empty_negative(self) -> bool:
+        """Whether an empty negative prompt is embedded as zeros, as SDXL's base wants it."""
+        return bool(self._json("model_index.json").get("force_zeros_for_empty_prompt", True))
+
+    @property
+    def prompt_tokens_limit(self) -> int:
+        """Most tokens in a prompt, without the two that frame it."""
+        return int(min(self.tokenizer.model_max_length, self.tokenizer_2.model_max_length)) - 2
+
+    def check_prompt(self, prompt: str, field: str = "prompt") -> None:
+        """Refuse a prompt whose end the text encoders would not see.
+
+        Raises:
+            InvalidArgumentError: It has too many tokens (`PROMPT_TOO_LONG`).
+        """
+        limit = self.prompt_tokens_limit
+        for tokenizer in (self.tokenizer, self.tokenizer_2):
+            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids) - 2
+            if count > limit:
+                raise InvalidArgumentError(
+                    f"{field} has {count} tokens; this base reads at most {limit}",
+                    field=field,
+                    reason="PROMPT_TOO_LONG",
+                    metadata={"tokens": str(count), "limit": str(limit)},
+                )
+
+    def encode_prompt(
+        self, prompt: str, negative_prompt: str = "", *, refiner: bool = False
+    ) -> PromptEmbeddings:
+        """Encode a prompt for the base or for its refiner; recent ones come from a cache.
+
+        Raises:
+            InvalidArgumentError: A prompt has too many tokens (`PROMPT_TOO_LONG`).
+        """
+        key = (prompt, negative_prompt, refiner)
+        with self._lock:
+            found = self._prompts.get(key)
+            if found is None:
+                self.check_prompt(prompt, "prompt")
+                self.check_prompt(negative_prompt, "negative_prompt")
+                found = self._encode(prompt, negative_prompt, refiner=refiner)
+                self._prompts[key] = found
+                if len(self._prompts) > PROMPT_CACHE_ENTRIES:
+                    self._prompts.popitem(last=False)
+            else:
+                self._prompts.move_to_end(key)
+            return found
+
+    @torch.inference_mode()
+    def _encode(self, prompt: str, negative_prompt: str, *, refiner: bool) -> PromptEmbeddings:
+        """Encode by the stock pipelines' own method, so that it is theirs to the bit."""
+        second = {"tokenizer_2": self.tokenizer_2, "text_encoder_2": self.text_encoder_2}
+        rest = {"vae": None, "unet": None, "scheduler": None, "add_watermarker": False}
+        encoder: StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline
+        if refiner:
+            encoder = StableDiffusionXLImg2ImgPipeline(
+                tokenizer=None,
+                text_encoder=None,
+                force_zeros_for_empty_prompt=self._refiner_zeros,
+                **second,
+                **rest,
+            )
+        else:
+            encoder = StableDiffusionXLPipeline(
+                tokenizer=self.tokenizer,
+                text_encoder=self.text_encoder,
+                force_zeros_for_empty_prompt=self.zeros_for_empty_negative,
+                **second,
+                **rest,
+            )
+        return PromptEmbeddings(
+            *encoder.encode_prompt(
+                prompt=prompt,
+                negative_prompt=negative_prompt or None,
+                device=self.text_encoder_2.device,
+                do_classifier_free_guidance=True,
+            )
+        )
+
+    @property
+    def refiner_wants_aesthetics(self) -> bool:
+        """Whether the refiner is conditioned on an aesthetics score in place of a target size."""
+        return bool(self._json("refiner/model_index.json").get("requires_aesthetics_score", True))
+
+    @property
+    def _refiner_zeros(self) -> bool:
+        index = self._json("refiner/model_index.json")
+        return bool(index.get("force_zeros_for_empty_prompt", False))
+
+    def _network(self, name: str, cls: Any, **options: Any) -> Any:
+        return self._part(
+            name, lambda path: cls.from_pretrained(path, **options).eval().requires_grad_(False)
+        )
+
+    def _json(self, name: str) -> dict[str, Any]:
+        return self._part(
+            name, lambda path: cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        )
+
+    def _part(self, name: str, load: Callable[[Path], T]) -> T:
+        with self._lock:
+            if name not in self._parts:
+                path = self.path / name
+                if not path.exists():
+                    raise FailedPreconditionError(
+                        f"this base has no {name}",
+                        reason="BASE_LACKS_PART",
+                        metadata={"part": name},
+                    )
+                self._parts[name] = load(path)
+            return cast("T", self._parts[name])

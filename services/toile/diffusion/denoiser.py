@@ -1,0 +1,199 @@
+"""Denoisers: whatever evaluates the UNet for a pipeline."""
+
+import contextlib
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from toile.core.errors import InvalidArgumentError
+from toile.diffusion.adapters import AdapterWeights, check_fits, linear_targets
+from toile.diffusion.bundle import Bundle
+
+ADAPTER_CACHE_BYTES = 512 << 20
+"""Adapters kept in the UNet, by their own size; the least recently used go first."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """An adapter to draw with."""
+
+    key: str
+    """What tells it from others: its artifact, or any text that is its own."""
+    weights: AdapterWeights
+    weight: float = 1.0
+    """Strength: 1 as trained, 0 none, negative away from the style."""
+
+
+class Denoiser(Protocol):
+    """What the pipelines draw with.
+
+    A session gives something that the stock diffusers pipelines take for their UNet. In one
+    process it is the UNet itself; a remote denoiser gives a `UNet2DConditionModel` on the meta
+    device whose forward is a call. Sessions may be opened from several threads.
+    """
+
+    def session(
+        self, adapters: Sequence[LoadedAdapter]
+    ) -> AbstractContextManager[UNet2DConditionModel]:
+        """Hold the base's UNet with these adapters applied.
+
+        Raises:
+            InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`).
+        """
+        ...
+
+    def refiner_session(self) -> AbstractContextManager[UNet2DConditionModel]:
+        """Hold the refiner's UNet.
+
+        Raises:
+            FailedPreconditionError: The base has none (`NO_REFINER`).
+        """
+        ...
+
+
+class TorchDenoiser:
+    """The bundle's UNet in this process, with adapters by peft; one session at a time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        cache_bytes: int = ADAPTER_CACHE_BYTES,
+        bfloat16: bool | None = None,
+    ) -> None:
+        """Make a denoiser.
+
+        Args:
+            bundle: The base.
+            cache_bytes: Adapters kept between sessions.
+            bfloat16: Evaluate the UNet under bf16 autocast; where the CPU has the
+                instructions for it when None.
+        """
+        self._bundle = bundle
+        self._cache_bytes = cache_bytes
+        self._bfloat16 = cpu_has_bfloat16() if bfloat16 is None else bfloat16
+        self._lock = threading.Lock()
+        self._refiner_lock = threading.Lock()
+        self._names: OrderedDict[str, tuple[str, int]] = OrderedDict()  # key: peft name, bytes
+        self._serial = 0
+        self._targets: dict[str, tuple[int, int]] | None = None
+
+    @property
+    def resident_bytes(self) -> int:
+        """Size of the adapters that are kept."""
+        return sum(size for _, size in self._names.values())
+
+    @contextlib.contextmanager
+    def session(self, adapters: Sequence[LoadedAdapter]) -> Iterator[UNet2DConditionModel]:
+        """Hold the base's UNet with these adapters applied.
+
+        Raises:
+            InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`), or is
+                named twice (`DUPLICATE_ADAPTER`).
+        """
+        if len({adapter.key for adapter in adapters}) < len(adapters):
+            raise InvalidArgumentError(
+                "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
+            )
+        with self._lock:
+            unet = self._bundle.unet
+            self._apply(unet, adapters)
+            with self._precision(unet):
+                yield unet
+
+    @contextlib.contextmanager
+    def refiner_session(self) -> Iterator[UNet2DConditionModel]:
+        """Hold the refiner's UNet.
+
+        Raises:
+            FailedPreconditionError: The base has none (`NO_REFINER`).
+        """
+        with self._refiner_lock, self._precision(self._bundle.refiner_unet) as unet:
+            yield unet
+
+    def _apply(self, unet: Any, adapters: Sequence[LoadedAdapter]) -> None:
+        names = [self._resident(unet, adapter) for adapter in adapters]
+        if names:
+            unet.enable_lora()
+            unet.set_adapters(names, [adapter.weight for adapter in adapters])
+        elif self._names:
+            unet.disable_lora()
+        self._evict(unet, keep={adapter.key for adapter in adapters})
+
+    def _resident(self, unet: Any, adapter: LoadedAdapter) -> str:
+        """Return the adapter's name in peft, after loading it if need be."""
+        if adapter.key in self._names:
+            self._names.move_to_end(adapter.key)
+            return self._names[adapter.key][0]
+        self._check(unet, adapter.weights)
+        self._serial += 1
+        name = f"adapter_{self._serial}"
+        with warnings.catch_warnings():
+            # peft warns of several adapters in one model, which is what is wanted.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            unet.load_lora_adapter(
+                adapter.weights.peft_state(),
+                prefix=None,
+                adapter_name=name,
+                metadata=adapter.weights.peft_config(),
+            )
+        unet.requires_grad_(False)  # peft makes what it adds trainable
+        self._names[adapter.key] = (name, adapter.weights.size_bytes)
+        return name
+
+    def _check(self, unet: torch.nn.Module, weights: AdapterWeights) -> None:
+        known, wanted = self._bundle.digest, weights.base_digest
+        if known and wanted and known != wanted:
+            raise InvalidArgumentError(
+                "the adapter was trained on another base",
+                field="adapters",
+                reason="ADAPTER_MISMATCH",
+                metadata={"base_digest": known, "adapter_base_digest": wanted},
+            )
+        if self._targets is None:
+            self._targets = linear_targets(unet)
+        check_fits(weights, self._targets)
+
+    def _evict(self, unet: Any, keep: set[str]) -> None:
+        for key in [key for key in self._names if key not in keep]:
+            if self.resident_bytes <= self._cache_bytes:
+                return
+            name, _ = self._names.pop(key)
+            unet.delete_adapters(name)
+
+    @contextlib.contextmanager
+    def _precision(self, unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
+        """Put autocast around the UNet alone; its results come back in fp32."""
+        if not self._bfloat16 or unet.device.type != "cpu":
+            yield unet
+            return
+        unet.forward = _autocast(unet.forward)  # shadows the class's method for the session
+        try:
+            yield unet
+        finally:
+            del unet.forward
+
+
+def cpu_has_bfloat16() -> bool:
+    """Say whether the CPU multiplies bf16 matrices in hardware; elsewhere it is slower."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = forward(*args, **kwargs)
+        if isinstance(result, tuple):
+            return (result[0].float(), *result[1:])
+        result.sample = result.sample.float()
+        return result
+
+    return run
