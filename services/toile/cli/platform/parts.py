@@ -1,0 +1,214 @@
+"""The parts of a platform on one machine, in the order in which they depend on one another."""
+
+import getpass
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toile.cli.platform.ports import free_block, free_ports
+from toile.cli.platform.probes import Probe, health_serving, http_answers
+from toile.cli.platform.state import MARK
+from toile.core.errors import FailedPreconditionError
+from toile.core.settings import Settings
+
+SERVICES = ("dataset", "train", "generate", "rank", "refine")
+
+# A scheduling number, not a measure of the machine: with fewer, the trainer, its coordinator,
+# data tasks and replicas wait for one another on a small machine.
+_LOGICAL_CPUS = 8
+_OBJECT_STORE_BYTES = 300 << 20
+_WORKER_PORTS = 400
+# Unix sockets have at most 107 bytes; Ray adds about 65 to its folder's name.
+_LONGEST_SCRATCH = 40
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process, or one task that ends.
+
+    Attributes:
+        name: Name in status and of the log.
+        command: What to run.
+        environment: All its variables.
+        needs: Parts that must be ready before it starts.
+        again_with: Part whose restart makes this task run again.
+        ready: Says whether a process is ready; None for a task, which is ready when it ended well.
+        address: Where it serves.
+        metrics_address: Where its metrics are.
+        grace_seconds: What it may take to end.
+        scratch: Folder emptied before each start.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    needs: tuple[str, ...] = ()
+    again_with: str = ""
+    ready: Probe | None = None
+    address: str = ""
+    metrics_address: str = ""
+    grace_seconds: float = 10.0
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All parts, and what clients need to know."""
+
+    id: str
+    parts: tuple[Part, ...]
+    addresses: dict[str, str] = field(default_factory=dict)
+    ray_address: str = ""
+    scratch: Path = Path()
+
+
+def plan_platform(settings: Settings, platform_id: str) -> Plan:
+    """Choose ports and say what to run.
+
+    Raises:
+        ExhaustedError: No ports are free.
+        FailedPreconditionError: The scratch folder is not ours.
+    """
+    host = settings.host
+    names = ("inference", "dashboard", "gcs", *SERVICES, *(f"{s}_metrics" for s in SERVICES))
+    ports = dict(zip(names, free_ports(host, len(names)), strict=True))
+    addresses = {f"{name}_address": f"{host}:{ports[name]}" for name in SERVICES}
+    addresses["inference_address"] = f"{host}:{ports['inference']}"
+    addresses["ray_jobs_url"] = f"http://{host}:{ports['dashboard']}"
+    told = settings.model_copy(update={"home": settings.home_path, **addresses})
+    common = _common_environment(platform_id)
+    ray_address = f"{host}:{ports['gcs']}"
+    scratch = scratch_folder(settings)
+    parts = [
+        Part("catalog", _module("toile.cli.platform.prepare"), {**common, **told.environment()}),
+        _ray_head(told, common, ports["gcs"], ports["dashboard"], scratch),
+        Part(
+            "models",
+            _module("toile.serving", "deploy", "--port", str(ports["inference"])),
+            {**common, **told.environment(), "RAY_ADDRESS": ray_address},
+            needs=("catalog", "ray"),
+            again_with="ray",
+            address=addresses["inference_address"],
+        ),
+    ]
+    for name in SERVICES:
+        metrics = ports[f"{name}_metrics"]
+        own = told.model_copy(update={"port": ports[name], "metrics_port": metrics})
+        parts.append(
+            Part(
+                name,
+                _module(f"toile.{name}"),
+                {**common, **own.environment()},
+                needs=("catalog",),
+                ready=health_serving(addresses[f"{name}_address"]),
+                address=addresses[f"{name}_address"],
+                metrics_address=f"{host}:{metrics}",
+                grace_seconds=settings.grace_seconds + 5,
+            )
+        )
+    return Plan(platform_id, tuple(parts), addresses, ray_address, scratch)
+
+
+def scratch_folder(settings: Settings) -> Path:
+    """Return Ray's folder: short, and the same for the same `TOILE_HOME`.
+
+    Raises:
+        FailedPreconditionError: It exists and belongs to somebody else.
+    """
+    place = Path(tempfile.gettempdir())
+    if len(str(place)) > _LONGEST_SCRATCH - 16:
+        place = Path("/tmp")  # noqa: S108 - the length matters, and the owner is checked
+    who = f"{getpass.getuser()}:{settings.home_path}"
+    folder = place / f"toile-{hashlib.sha256(who.encode()).hexdigest()[:8]}"
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return folder
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise FailedPreconditionError(f"{folder} is in the way and not ours", reason="SCRATCH")
+    return folder
+
+
+def empty_folder(folder: Path) -> None:
+    """Make a folder that only we can read, without what it held before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+
+
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", name, *arguments)
+
+
+def _common_environment(platform_id: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    binaries = str(Path(sys.executable).parent)
+    return {
+        **inherited,
+        MARK: platform_id,
+        "PATH": f"{binaries}{os.pathsep}{inherited.get('PATH', os.defpath)}",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray renames its workers; without this the new name overwrites the mark.
+        "SPT_NOENV": "1",
+    }
+
+
+def _ray_head(
+    settings: Settings, common: Mapping[str, str], gcs: int, dashboard: int, scratch: Path
+) -> Part:
+    host = settings.host
+    (
+        agent_http,
+        agent_grpc,
+        environments,
+        metrics,
+        node,
+        objects,
+        client,
+    ) = free_ports(host, 7)
+    workers = free_block(host, _WORKER_PORTS)
+    options = {
+        "node-ip-address": host,
+        "port": gcs,
+        "dashboard-host": host,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent_http,
+        "dashboard-agent-grpc-port": agent_grpc,
+        "runtime-env-agent-port": environments,
+        "metrics-export-port": metrics,
+        "node-manager-port": node,
+        "object-manager-port": objects,
+        "ray-client-server-port": client,
+        "min-worker-port": workers,
+        "max-worker-port": workers + _WORKER_PORTS - 1,
+        "num-cpus": _LOGICAL_CPUS,
+        "object-store-memory": _OBJECT_STORE_BYTES,
+        "temp-dir": scratch,
+        "include-log-monitor": "false",
+        "log-color": "false",
+    }
+    return Part(
+        "ray",
+        _module(
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--disable-usage-stats",
+            *(f"--{name}={value}" for name, value in options.items()),
+        ),
+        # Jobs inherit the head's variables, and with them the settings.
+        {**common, **settings.environment()},
+        ready=http_answers(f"http://{host}:{dashboard}/api/jobs/"),
+        address=f"{host}:{dashboard}",
+        metrics_address=f"{host}:{metrics}",
+        grace_seconds=15.0,
+        scratch=scratch,
+    )
