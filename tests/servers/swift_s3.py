@@ -2,6 +2,9 @@
 
 Run as a program it serves until it is stopped: `swift_s3.py FOLDER PORT ACCESS_KEY SECRET_KEY`.
 An access key has the form `account:user`. It has no `If-Match`, tags or bucket policies.
+
+S3 tests `If-None-Match: *` at the moment an object appears, Swift when the request begins. Here
+such requests take turns, which makes the two the same.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ACCESS_KEY = "test:tester"
 SECRET_KEY = "testing-secret"
@@ -181,6 +185,21 @@ def _write_ring(folder: Path, kind: str, port: int) -> None:
     builder.get_ring().save(f"{folder}/{kind}.ring.gz")
 
 
+def _taking_turns(application: Any) -> Any:
+    """Wrap a WSGI application so that conditional writes follow one another."""
+    from eventlet.semaphore import Semaphore
+
+    turn = Semaphore()
+
+    def wrapped(environ: dict[str, Any], start_response: Any) -> Any:
+        if "HTTP_IF_NONE_MATCH" not in environ or environ["REQUEST_METHOD"] == "GET":
+            return application(environ, start_response)
+        with turn:
+            return list(application(environ, start_response))
+
+    return wrapped
+
+
 def _serve(folder: Path, port: int, access_key: str, secret_key: str) -> None:
     import eventlet
 
@@ -195,11 +214,15 @@ def _serve(folder: Path, port: int, access_key: str, secret_key: str) -> None:
         _write_ring(folder, kind, listener.getsockname()[1])
     sockets["proxy"] = eventlet.listen(("127.0.0.1", port))
     _write_confs(folder, access_key, secret_key)
+    applications = {
+        kind: loadapp(f"{folder}/{kind}.conf", global_conf={"log_name": kind}) for kind in sockets
+    }
+    applications["proxy"] = _taking_turns(applications["proxy"])
     threads = [
         eventlet.spawn(
             wsgi.server,
             listener,
-            loadapp(f"{folder}/{kind}.conf", global_conf={"log_name": kind}),
+            applications[kind],
             protocol=SwiftHttpProtocol,
             log_output=False,
             capitalize_response_headers=False,

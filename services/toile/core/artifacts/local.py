@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -209,6 +210,8 @@ class LocalStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(record))
+            if path.is_dir():  # from when the key was a folder's
+                shutil.rmtree(path)
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -270,7 +273,7 @@ class LocalStore:
 def _place(temporary: Path, destination: Path, key: str, *, if_absent: bool) -> None:
     """Give a complete file its key, durably."""
     if destination.is_dir():
-        raise _folder(key)
+        _remove_empty(destination, key)
     if if_absent:
         try:
             os.link(temporary, destination)
@@ -279,6 +282,15 @@ def _place(temporary: Path, destination: Path, key: str, *, if_absent: bool) -> 
     else:
         temporary.replace(destination)
     _sync_folder(destination.parent)
+
+
+def _remove_empty(folder: Path, key: str) -> None:
+    """Remove a folder that deleted artifacts left behind."""
+    try:
+        for path, _, _ in os.walk(folder, topdown=False):
+            Path(path).rmdir()
+    except OSError as error:
+        raise _folder(key) from error
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:

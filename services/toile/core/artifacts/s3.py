@@ -39,7 +39,7 @@ from toile.core.errors import (
 )
 from toile.core.settings import S3Settings
 
-PART_BYTES = 16 << 20  # sent at once; anything larger goes up in parts
+PART_BYTES = 8 << 20  # sent at once; anything larger goes up in parts
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 20.0
 PROBE_SECONDS = 2.0
