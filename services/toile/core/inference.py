@@ -5,9 +5,12 @@ from types import TracebackType
 from typing import Self
 
 import grpc
+from grpc_status import rpc_status
 
+from toile.core.errors import ComputeUnavailableError, ToileError
 from toile.core.rpc.client import inference_channel
-from toile.core.rpc.mapping import from_rpc_error
+from toile.core.rpc.mapping import to_error
+from toile.core.rpc.wire import from_rpc_error
 from toile.core.settings import Settings
 from toile.v1 import inference_pb2
 from toile.v1.inference_pb2_grpc import InferenceServiceStub
@@ -58,9 +61,10 @@ class Inference:
         call = self._stub.Diffuse(request, timeout=timeout_seconds)
         try:
             async for event in call:
-                yield event
+                if event.WhichOneof("event"):  # an empty one carries the trailers of an error
+                    yield event
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise _meaning(error) from error
         finally:
             call.cancel()
 
@@ -74,7 +78,7 @@ class Inference:
             try:
                 response = await self._stub.EmbedImages(request, timeout=UNARY_TIMEOUT_SECONDS)
             except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
+                raise _meaning(error) from error
             embeddings += [list(embedding.values) for embedding in response.embeddings]
         return embeddings
 
@@ -88,7 +92,7 @@ class Inference:
             try:
                 response = await self._stub.EmbedTexts(request, timeout=UNARY_TIMEOUT_SECONDS)
             except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
+                raise _meaning(error) from error
             embeddings += [list(embedding.values) for embedding in response.embeddings]
         return embeddings
 
@@ -98,7 +102,7 @@ class Inference:
         try:
             response = await self._stub.SegmentImage(request, timeout=UNARY_TIMEOUT_SECONDS)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise _meaning(error) from error
         return response.label_png, list(response.labels)
 
     async def describe(self, base_artifact: str, image: bytes) -> str:
@@ -107,5 +111,15 @@ class Inference:
         try:
             response = await self._stub.DescribeImage(request, timeout=UNARY_TIMEOUT_SECONDS)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise _meaning(error) from error
         return response.caption
+
+
+def _meaning(error: grpc.RpcError) -> ToileError:
+    """Tell what the models raised from what Ray Serve says of a replica that was lost."""
+    known = to_error(error)
+    if known is not None:
+        return known
+    if rpc_status.from_call(error) is None:
+        return ComputeUnavailableError("the models were lost in the middle of their work")
+    return from_rpc_error(error)

@@ -37,6 +37,9 @@ class Limits(BaseModel):
     image_bytes: PositiveInt = Field(64 << 20, description="Largest image file, in bytes.")
     message_bytes: PositiveInt = Field(8 << 20, description="Largest gRPC message, in bytes.")
     images_per_ranking: PositiveInt = Field(1000, description="Most images in one ranking.")
+    running_generations: PositiveInt = Field(
+        8, description="Calls that one replica of the models works on in turns."
+    )
     queued_generations: PositiveInt = Field(
         32, description="Generations that may wait in one replica before more are refused."
     )

@@ -1,0 +1,159 @@
+"""The models behind `InferenceService`, without Ray: loaded by artifact, kept while in use."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from toile.core.artifacts import ArtifactStore, fetch
+from toile.core.errors import InvalidArgumentError
+from toile.core.settings import Settings
+from toile.diffusion.adapters import AdapterWeights, linear_targets, load_lora
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
+from toile.diffusion.vision import Vision
+from toile.imaging import decode, png
+from toile.v1 import inference_pb2
+
+BASES_IN_MEMORY = 2
+ADAPTER_BYTES_IN_MEMORY = 512 << 20
+
+
+@dataclass
+class LoadedBase:
+    """A base with what draws and what sees."""
+
+    bundle: Bundle
+    denoiser: TorchDenoiser
+    vision: Vision
+    seeing: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Models:
+    """Everything that is asked of the models; methods may be called from several threads.
+
+    A base or an adapter is named by its artifact, fetched once into the cache folder, verified,
+    and kept in memory until others push it out.
+    """
+
+    def __init__(self, settings: Settings, store: ArtifactStore) -> None:
+        self._limits = settings.limits
+        self._cache = settings.home_path / "cache"
+        self._store = store
+        self._lock = threading.Lock()
+        self._bases: OrderedDict[str, LoadedBase] = OrderedDict()
+        self._adapters: OrderedDict[str, AdapterWeights] = OrderedDict()
+
+    def warm_up(self, base_artifact: str) -> None:
+        """Load a base and run each of its networks once."""
+        base = self._base(base_artifact)
+        size = base.bundle.native_size
+        request = DiffusionRequest("", [0], steps=1, width=size, height=size)
+        image = next(diffuse(base.bundle, base.denoiser, request))
+        with base.seeing:
+            base.vision.describe(image)
+
+    def diffuse(
+        self,
+        request: inference_pb2.DiffuseRequest,
+        *,
+        on_step: OnStep,
+        on_image: Callable[[int, bytes], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """Draw images, each as PNG to `on_image` when it is done.
+
+        Raises:
+            CancelledError: `cancelled` said so.
+            NotFoundError: There is no such base or adapter.
+            InvalidArgumentError: The request asks for what cannot be drawn.
+        """
+        base = self._base(request.base_artifact)
+        drawing = self._drawing(base, request)
+        images = diffuse(base.bundle, base.denoiser, drawing, on_step=on_step, cancelled=cancelled)
+        for index, image in enumerate(images):
+            on_image(index, png.encode(image))
+
+    def embed_images(self, base_artifact: str, images: Sequence[bytes]) -> list[list[float]]:
+        """Return one CLIP embedding of unit length for each encoded image."""
+        base = self._base(base_artifact)
+        decoded = [decode.decode(data, self._limits) for data in images]
+        with base.seeing:
+            return [[float(v) for v in row] for row in base.vision.embed_images(decoded)]
+
+    def embed_texts(self, base_artifact: str, texts: Sequence[str]) -> list[list[float]]:
+        """Return one CLIP embedding of unit length for each text."""
+        base = self._base(base_artifact)
+        with base.seeing:
+            return [[float(v) for v in row] for row in base.vision.embed_texts(texts)]
+
+    def segment(self, base_artifact: str, image: bytes) -> tuple[bytes, list[str]]:
+        """Return a greyscale PNG whose pixels index labels, and the labels."""
+        base = self._base(base_artifact)
+        decoded = decode.decode(image, self._limits)
+        with base.seeing:
+            labels, names = base.vision.segment(decoded)
+        return png.encode(Image.fromarray(labels)), names
+
+    def describe(self, base_artifact: str, image: bytes) -> str:
+        """Return a caption of an encoded image."""
+        base = self._base(base_artifact)
+        decoded = decode.decode(image, self._limits)
+        with base.seeing:
+            return base.vision.describe(decoded)
+
+    def _drawing(self, base: LoadedBase, request: inference_pb2.DiffuseRequest) -> DiffusionRequest:
+        if not request.seeds:
+            raise InvalidArgumentError("no seeds: no images", field="seeds")
+        image = decode.decode(request.init_image, self._limits) if request.init_image else None
+        mask = decode.decode(request.mask_image, self._limits) if request.mask_image else None
+        return DiffusionRequest(
+            prompt=request.prompt,
+            seeds=list(request.seeds),
+            negative_prompt=request.negative_prompt,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            width=request.width,
+            height=request.height,
+            adapters=[
+                LoadedAdapter(a.artifact, self._adapter(base, a.artifact), a.weight)
+                for a in request.adapters
+            ],
+            scheduler=request.scheduler,
+            refiner_strength=request.refiner_strength,
+            init_image=image,
+            mask_image=mask,
+            strength=request.strength,
+        )
+
+    def _base(self, artifact: str) -> LoadedBase:
+        with self._lock:
+            if artifact not in self._bases:
+                folder = fetch(self._store, artifact, self._cache)
+                # The folder is named after the manifest's digest, which is the base's.
+                bundle = Bundle.load(folder, digest=folder.name)
+                self._bases[artifact] = LoadedBase(bundle, TorchDenoiser(bundle), Vision(folder))
+                if len(self._bases) > BASES_IN_MEMORY:
+                    self._bases.popitem(last=False)
+            self._bases.move_to_end(artifact)
+            return self._bases[artifact]
+
+    def _adapter(self, base: LoadedBase, artifact: str) -> AdapterWeights:
+        with self._lock:
+            if artifact not in self._adapters:
+                folder: Path = fetch(self._store, artifact, self._cache)
+                targets = linear_targets(base.bundle.unet)
+                self._adapters[artifact] = load_lora(folder, targets=targets)
+                self._forget_adapters()
+            self._adapters.move_to_end(artifact)
+            return self._adapters[artifact]
+
+    def _forget_adapters(self) -> None:
+        sizes = [weights.size_bytes for weights in self._adapters.values()]
+        while len(sizes) > 1 and sum(sizes) > ADAPTER_BYTES_IN_MEMORY:
+            self._adapters.popitem(last=False)
+            sizes.pop(0)
