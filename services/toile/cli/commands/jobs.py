@@ -1,0 +1,141 @@
+"""`toile jobs …`: follow and cancel long work."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toile.cli.commands.common import Session, session
+from toile.cli.errors import EXIT_INTERRUPTED
+from toile.cli.names import short
+from toile.cli.output import JsonFlag, duration_text
+
+if TYPE_CHECKING:
+    from toile.v1 import job_pb2
+
+app = typer.Typer(no_args_is_help=True, help="Follow and cancel builds and trainings.")
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id or whole name of a job.")]
+
+
+@app.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Jobs to show at most.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the newest jobs."""
+    from toile.cli.operations import as_data
+    from toile.v1 import job_pb2
+
+    with session(as_json=as_json) as s:
+        request = job_pb2.ListJobsRequest(parent=s.names.project, page_size=limit)
+        jobs = s.clients.jobs.ListJobs(request).jobs
+        s.output.data([as_data(job) for job in jobs])
+        s.output.table(
+            ("job", "kind", "state", "target", "created", "took"),
+            [
+                (
+                    short(job.name),
+                    kind_text(job),
+                    state_text(job.state),
+                    short(job.target),
+                    f"{job.create_time.ToDatetime():%Y-%m-%d %H:%M}",
+                    _took(job),
+                )
+                for job in jobs
+            ],
+        )
+
+
+@app.command()
+def show(job: JobArgument, as_json: JsonFlag = False) -> None:
+    """Show a job."""
+    from toile.cli.operations import as_data
+    from toile.v1 import job_pb2
+
+    with session(as_json=as_json) as s:
+        name = s.names.job(job)
+        found = s.clients.jobs.GetJob(job_pb2.GetJobRequest(name=name)).job
+        s.output.data(as_data(found))
+        show_job(s, found)
+
+
+@app.command()
+def watch(job: JobArgument, as_json: JsonFlag = False) -> None:
+    """Follow a job until it ends."""
+    with session(as_json=as_json) as s:
+        follow(s, s.names.job(job))
+
+
+@app.command()
+def cancel(job: JobArgument, as_json: JsonFlag = False) -> None:
+    """Ask a job to stop."""
+    from toile.cli.operations import as_data
+    from toile.v1 import job_pb2
+
+    with session(as_json=as_json) as s:
+        name = s.names.job(job)
+        found = s.clients.jobs.CancelJob(job_pb2.CancelJobRequest(name=name)).job
+        s.output.data(as_data(found))
+        s.output.say(f"Job {short(found.name)} is {state_text(found.state)}; it was told to stop.")
+
+
+def follow(s: Session, name: str) -> "job_pb2.Job":
+    """Follow a job with a bar and show how it ended. Ctrl-C stops only the watching.
+
+    Raises:
+        JobFailedError: It failed.
+        CancelledError: It was cancelled.
+    """
+    from toile.cli.operations import as_data
+    from toile.cli.watching import watch_job
+
+    try:
+        job = watch_job(s.clients, name, s.output)
+    except KeyboardInterrupt:
+        s.output.note(
+            f"The job goes on. Follow it with: toile jobs watch {short(name)}\n"
+            f"Cancel it with: toile jobs cancel {short(name)}"
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    s.output.data(as_data(job))
+    return job
+
+
+def show_job(s: Session, job: "job_pb2.Job") -> None:
+    """Write a job for a person."""
+    from toile.cli.watching import job_figures
+
+    rows: list[tuple[str, object]] = [
+        ("job", short(job.name)),
+        ("kind", kind_text(job)),
+        ("state", state_text(job.state)),
+        ("makes", short(job.target)),
+        ("attempt", job.attempt),
+        ("took", _took(job)),
+    ]
+    if job.progress.phase:
+        at = f"{job.progress.phase} {job.progress.step} of {job.progress.total_steps}"
+        rows.append(("progress", f"{at} {job_figures(job.progress)}"))
+    if job.error.reason:
+        rows.append(("error", f"{job.error.reason}: {job.error.message}"))
+    s.output.table(("", ""), rows)
+
+
+def state_text(state: "job_pb2.JobState.ValueType") -> str:
+    """Write a job's state for a person."""
+    from toile.v1 import job_pb2
+
+    return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_").lower()
+
+
+def kind_text(job: "job_pb2.Job") -> str:
+    """Write a job's kind for a person."""
+    from toile.v1 import job_pb2
+
+    name = job_pb2.JobKind.Name(job.kind).removeprefix("JOB_KIND_")
+    return name.lower().replace("_", " ")
+
+
+def _took(job: "job_pb2.Job") -> str:
+    if not job.HasField("start_time") or not job.HasField("end_time"):
+        return ""
+    return duration_text((job.end_time.ToDatetime() - job.start_time.ToDatetime()).total_seconds())

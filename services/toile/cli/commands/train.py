@@ -1,0 +1,86 @@
+"""`toile train …`: adapters from dataset versions."""
+
+from typing import Annotated
+
+import typer
+
+from toile.cli.commands import jobs
+from toile.cli.commands.common import session
+from toile.cli.names import short
+from toile.cli.output import JsonFlag
+
+app = typer.Typer(no_args_is_help=True, help="Train adapters on dataset versions.")
+
+
+@app.callback()
+def _recipes() -> None:
+    pass
+
+
+@app.command()
+def lora(
+    dataset: Annotated[str, typer.Option(help="Dataset, or NAME/VERSION.")],
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the model.")],
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the update matrices.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Scale: alpha / rank.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    caption_dropout: Annotated[
+        float | None, typer.Option(help="Share of captions left empty.")
+    ] = None,
+    min_snr_gamma: Annotated[
+        float | None, typer.Option(help="Gamma of min-SNR weighting; 0 is off.")
+    ] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    sample_prompt: Annotated[
+        list[str] | None, typer.Option(help="Prompt of a closing sample; may be repeated.")
+    ] = None,
+    base: Annotated[str, typer.Option(help="Base model; the platform's own if empty.")] = "",
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a LoRA. What is not given takes the recipe's default."""
+    from toile.cli.operations import as_data
+    from toile.v1 import train_pb2
+
+    given = {
+        "steps": steps,
+        "rank": rank,
+        "alpha": alpha,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        "caption_dropout": caption_dropout,
+        "min_snr_gamma": min_snr_gamma,
+        "checkpoint_interval_steps": checkpoint_every,
+        "sample_prompts": sample_prompt,
+    }
+    config = train_pb2.LoraConfig(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    with session(as_json=as_json) as s:
+        request = train_pb2.CreateTrainingJobRequest(
+            parent=s.names.project,
+            model_id=name,
+            dataset=s.names.dataset_or_version(dataset),
+            base=base,
+            lora=config,
+        )
+        job = s.clients.train.CreateTrainingJob(request).job
+        if detach:
+            s.output.data(as_data(job))
+            s.output.say(
+                f"Job {short(job.name)}. Follow it with: toile jobs watch {short(job.name)}"
+            )
+            return
+        job = jobs.follow(s, job.name)
+        version = s.clients.train.GetModelVersion(
+            train_pb2.GetModelVersionRequest(name=job.target)
+        ).version
+        s.output.say(
+            f"Model {short(version.name)}: final loss {version.final_loss:.4f}; the published file "
+            f"draws the trainer's sample again within {version.reproduction_difference:g} levels"
+        )
+        s.output.say(
+            f'Next: toile generate "{version.trigger_word} …" --adapter {name} --out designs'
+        )

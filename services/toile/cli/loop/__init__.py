@@ -1,0 +1,1 @@
+"""`toile run`: a whole loop, from a folder of photographs to a report, described by one file."""
