@@ -217,6 +217,7 @@ class GenerationRow(Table):
     error_reason: Mapped[str] = mapped_column(String(64), default="")
     error_message: Mapped[str] = mapped_column(Text, default="")
     create_time: Mapped[datetime] = mapped_column(default=now)
+    heartbeat_time: Mapped[datetime | None]  # of the process that draws it
     end_time: Mapped[datetime | None]
 
 

@@ -136,6 +136,7 @@ def upgrade() -> None:
         sa.Column("error_reason", sa.String(length=64), nullable=False),
         sa.Column("error_message", sa.Text(), nullable=False),
         sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("heartbeat_time", sa.DateTime(timezone=True), nullable=True),
         sa.Column("end_time", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["base"], ["bases.name"], name=op.f("fk_generations_base")),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_generations")),
