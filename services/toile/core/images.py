@@ -11,7 +11,14 @@ from toile.core.context import new_id
 from toile.core.names import ImageName
 from toile.v1 import common_pb2
 
-_SUFFIXES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_SUFFIXES = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/tiff": "tiff",
+    "image/bmp": "bmp",
+}
 
 
 def put_image(
@@ -41,7 +48,7 @@ def put_image(
         width: Pixels.
         height: Pixels.
         origin: Where it came from.
-        media_type: `image/png`, `image/jpeg` or `image/webp`.
+        media_type: Of the encoded image: PNG, JPEG, WebP, GIF, TIFF or BMP.
         producer: Name of the generation or refinement that made it.
         producer_index: Place among the producer's images.
         parent_image: Image that it was refined from.

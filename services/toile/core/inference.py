@@ -1,6 +1,6 @@
 """What the services ask of the models: a thin client of `InferenceService`."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -56,7 +56,7 @@ class Inference:
 
     async def diffuse(
         self, request: inference_pb2.DiffuseRequest, *, timeout_seconds: float | None = None
-    ) -> AsyncIterator[inference_pb2.DiffuseResponse]:
+    ) -> AsyncGenerator[inference_pb2.DiffuseResponse, None]:
         """Draw images. Closing the iterator, or cancelling its task, stops the drawing."""
         call = self._stub.Diffuse(request, timeout=timeout_seconds)
         try:

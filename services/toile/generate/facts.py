@@ -1,0 +1,73 @@
+"""What a request is checked against: facts about a base, read from its artifact once."""
+
+import json
+import threading
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from toile.core.artifacts import ArtifactStore, read_manifest
+from toile.core.errors import DataLossError, InvalidArgumentError
+from toile.core.tokens import read_tokenizer
+
+PROMPT_TOKENS = 75
+"""Tokens that CLIP's text encoders read, without the two that frame a prompt."""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What a base can do."""
+
+    scheduler: str
+    """diffusers' class name of its own sampler."""
+    has_refiner: bool
+    tokenizer: Tokenizer
+
+    def check_prompt(self, prompt: str, field: str) -> None:
+        """Refuse a prompt whose end the base would not read.
+
+        Raises:
+            InvalidArgumentError: It has too many tokens (`PROMPT_TOO_LONG`).
+        """
+        count = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+        if count > PROMPT_TOKENS:
+            raise InvalidArgumentError(
+                f"{field} has {count} tokens; this base reads at most {PROMPT_TOKENS}",
+                field=field,
+                reason="PROMPT_TOO_LONG",
+                metadata={"tokens": str(count), "limit": str(PROMPT_TOKENS)},
+            )
+
+
+class BaseFactsReader:
+    """Reads facts by artifact; an artifact never changes, so each is read once."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._known: dict[str, BaseFacts] = {}
+
+    def read(self, artifact: str) -> BaseFacts:
+        """Return the facts of a base.
+
+        Raises:
+            StoreUnavailableError: The artifact store does not answer.
+            DataLossError: The base is damaged.
+        """
+        with self._lock:
+            if artifact not in self._known:
+                self._known[artifact] = self._read(artifact)
+            return self._known[artifact]
+
+    def _read(self, artifact: str) -> BaseFacts:
+        manifest = read_manifest(self._store, artifact)
+        key = manifest.key(artifact, "scheduler/scheduler_config.json")
+        try:
+            scheduler = str(json.loads(self._store.get(key))["_class_name"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataLossError(f"the scheduler of {artifact} is damaged") from error
+        return BaseFacts(
+            scheduler=scheduler,
+            has_refiner="refiner/unet/config.json" in manifest.files,
+            tokenizer=read_tokenizer(self._store, artifact),
+        )
