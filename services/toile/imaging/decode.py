@@ -28,7 +28,7 @@ _MEDIA_TYPES = {
     "TIFF": "image/tiff",
     "BMP": "image/bmp",
 }
-_FORMATS = tuple(_MEDIA_TYPES)
+_FORMATS = tuple(name for name in _MEDIA_TYPES if name != "MPO")  # opened as JPEG
 
 _SIGNATURES: tuple[tuple[int, bytes], ...] = (
     (0, b"\xff\xd8\xff"),

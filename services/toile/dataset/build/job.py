@@ -1,0 +1,270 @@
+"""Builds one dataset version: runs the pipeline, lays out the folder, publishes it.
+
+    images/0001.png      square crops
+    edges/0001.png       their edges, white on black
+    masks/0001.png       parts of the garment; values index the manifest's `mask_labels`
+    metadata.jsonl       a line for each image, as Hugging Face's imagefolder reads it
+
+Numbers are places in the order of import, so a rejected photograph leaves a gap. All bytes follow
+from the photographs, the settings and the base alone: equal input, equal digest.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+
+from toile.core.artifacts import Manifest, publish_folder
+from toile.core.bases import resolve_base
+from toile.core.catalog.models import (
+    BaseRow,
+    DatasetItemRow,
+    DatasetRow,
+    DatasetVersionRow,
+    PhotographRow,
+)
+from toile.core.errors import FailedPreconditionError
+from toile.core.jobs.runtime import JobContext
+from toile.core.names import DatasetVersionName
+from toile.dataset.build.pipeline import connected, see_all
+from toile.dataset.build.steps import Seen, Source
+from toile.dataset.convert import Rejection
+from toile.imaging.similarity import group_near_duplicates
+
+_REPORT_INTERVAL_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is built, read from the catalog once."""
+
+    dataset: DatasetRow
+    base: BaseRow
+    resolution: int
+    photographs: Sequence[PhotographRow]
+
+    def number(self, index: int) -> str:
+        """The name of a photograph's files; names sort as numbers do."""
+        return f"{index:0{max(4, len(str(len(self.photographs))))}d}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of the version. Its fields are the columns of `metadata.jsonl`."""
+
+    file_name: str
+    text: str
+    edges: str
+    mask: str
+    source_file_name: str
+    source_digest: str
+    width: int
+    height: int
+    caption_imported: bool
+    near_duplicate_of: str = ""
+
+
+def build_version(job: JobContext) -> None:
+    """Do the work of a dataset build.
+
+    Raises:
+        FailedPreconditionError: Not one photograph can be used (`NO_USABLE_IMAGES`).
+    """
+    plan = _plan(job)
+    folder = job.scratch_path / f"attempt-{job.attempt}"
+    try:
+        seen = _run(job, plan, folder)
+        rejected = [_rejection(plan, row) for row in seen if row["reason"]]
+        usable = [row for row in seen if not row["reason"]]
+        if not usable:
+            raise FailedPreconditionError(
+                f"none of the {len(seen)} photographs can be used; the first: "
+                f"{rejected[0].file_name}: {rejected[0].message}",
+                reason="NO_USABLE_IMAGES",
+            )
+        items = _items(plan, usable)
+        _write_metadata(folder, items)
+        job.report("publish", len(items), len(items), message=_summary(items, rejected))
+        metadata = _metadata(plan, usable[0]["mask_labels"])
+        manifest = publish_folder(job.store, _prefix(job), folder, metadata)
+        _publish_rows(job, plan, items, rejected, manifest)
+    finally:
+        shutil.rmtree(job.scratch_path, ignore_errors=True)
+
+
+def _plan(job: JobContext) -> Plan:
+    name = job.spec["dataset"]
+    with job.catalog.reading() as session:
+        photographs = session.scalars(
+            select(PhotographRow)
+            .where(
+                PhotographRow.dataset == name,
+                PhotographRow.sequence <= job.spec["last_sequence"],
+            )
+            .order_by(PhotographRow.sequence)
+        ).all()
+        return Plan(
+            dataset=session.get_one(DatasetRow, name),
+            base=resolve_base(session, job.spec["base"]),
+            resolution=job.spec["resolution"],
+            photographs=photographs,
+        )
+
+
+def _run(job: JobContext, plan: Plan, folder: Path) -> list[Seen]:
+    """Run the pipeline and write the pictures as they come; return the rows in order."""
+    total = len(plan.photographs)
+    job.report("validate", 0, total)
+    sources = [
+        Source(index=index, artifact=row.artifact, caption=row.caption)
+        for index, row in enumerate(plan.photographs, start=1)
+    ]
+    rows: list[Seen] = []
+    progress = _Progress(job, total)
+    with connected():
+        for row in see_all(sources, job.settings, plan.resolution, plan.base.artifact):
+            job.check()
+            _write_pictures(folder, plan.number(row["index"]), row)
+            rows.append({**row, "image": b"", "edges": b"", "mask": b""})
+            progress.done(len(rows))
+    return sorted(rows, key=lambda row: row["index"])
+
+
+class _Progress:
+    """Reports each image, but not many times a second."""
+
+    def __init__(self, job: JobContext, total: int) -> None:
+        self._job = job
+        self._total = total
+        self._first = 0.0  # monotonic time of the first image: what comes before is start-up
+        self._reported = 0.0
+
+    def done(self, count: int) -> None:
+        now = time.monotonic()
+        self._first = self._first or now
+        if now - self._reported < _REPORT_INTERVAL_SECONDS and count < self._total:
+            return
+        self._reported, elapsed = now, now - self._first
+        rate = (count - 1) / elapsed if elapsed > 0 else 0.0
+        left = {"seconds_left": (self._total - count) / rate} if rate else {}
+        speed = {"images_per_second": rate} if rate else {}
+        self._job.report("caption", count, self._total, **speed, **left)
+
+
+def _write_pictures(folder: Path, number: str, row: Seen) -> None:
+    if row["reason"]:
+        return
+    for kind, data in (("images", row["image"]), ("edges", row["edges"]), ("masks", row["mask"])):
+        path = folder / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _items(plan: Plan, rows: Sequence[Seen]) -> list[Item]:
+    numbers = [plan.number(row["index"]) for row in rows]
+    original_by_place = {
+        place: f"images/{numbers[group[0]]}.png"
+        for group in group_near_duplicates([row["perceptual_hash"] for row in rows])
+        for place in group[1:]
+    }
+    items = []
+    for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
+        photograph = plan.photographs[row["index"] - 1]
+        items.append(
+            Item(
+                file_name=f"images/{number}.png",
+                text=with_trigger(plan.dataset.trigger_word, row["caption"] or row["described"]),
+                edges=f"edges/{number}.png",
+                mask=f"masks/{number}.png",
+                source_file_name=photograph.file_name,
+                source_digest=photograph.digest,
+                width=plan.resolution,
+                height=plan.resolution,
+                caption_imported=bool(row["caption"]),
+                near_duplicate_of=original_by_place.get(place, ""),
+            )
+        )
+    return items
+
+
+def with_trigger(trigger_word: str, caption: str) -> str:
+    """Return a caption that begins with the trigger word, once."""
+    if caption.lower().split()[:1] == [trigger_word]:
+        return caption
+    return f"{trigger_word} {caption}".strip()
+
+
+def _rejection(plan: Plan, row: Seen) -> Rejection:
+    photograph = plan.photographs[row["index"] - 1]
+    return Rejection(photograph.file_name, row["reason"], row["message"])
+
+
+def _write_metadata(folder: Path, items: Sequence[Item]) -> None:
+    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
+    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _summary(items: Sequence[Item], rejected: Sequence[Rejection]) -> str:
+    near = sum(bool(item.near_duplicate_of) for item in items)
+    parts = [f"{len(items)} images"]
+    parts += [f"{len(rejected)} rejected"] if rejected else []
+    parts += [f"{near} near-duplicates"] if near else []
+    return ", ".join(parts)
+
+
+def _metadata(plan: Plan, mask_labels: Sequence[str]) -> dict[str, object]:
+    """What the manifest says of the version: nothing that a second build would say otherwise."""
+    return {
+        "kind": "dataset",
+        "trigger_word": plan.dataset.trigger_word,
+        "resolution": plan.resolution,
+        "base_digest": plan.base.digest,
+        "mask_labels": list(mask_labels),
+    }
+
+
+def _prefix(job: JobContext) -> str:
+    return f"{job.target}/{job.name.rpartition('/')[2]}"
+
+
+def _publish_rows(
+    job: JobContext,
+    plan: Plan,
+    items: Sequence[Item],
+    rejected: Sequence[Rejection],
+    manifest: Manifest,
+) -> None:
+    """Make the version visible and end the job, both or neither."""
+    target = DatasetVersionName.parse(job.target)
+    with job.catalog.transaction() as session:
+        job.succeed(session)
+        session.add(
+            DatasetVersionRow(
+                name=job.target,
+                dataset=plan.dataset.name,
+                number=int(target.version),
+                digest=manifest.digest,
+                artifact=_prefix(job),
+                trigger_word=plan.dataset.trigger_word,
+                resolution=plan.resolution,
+                image_count=len(items),
+                rejected=[asdict(rejection) for rejection in rejected],
+                job=job.name,
+            )
+        )
+        session.flush()
+        session.add_all(
+            DatasetItemRow(
+                version=job.target,
+                file_name=item.file_name,
+                caption=item.text,
+                caption_imported=item.caption_imported,
+                source_file_name=item.source_file_name,
+                source_digest=item.source_digest,
+            )
+            for item in items
+        )

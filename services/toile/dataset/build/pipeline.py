@@ -1,0 +1,54 @@
+"""The Ray Data pipeline of a build: crop and trace in tasks, look with the models in one actor."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import ray
+import ray.data
+
+from toile.core.jobs.runtime import install_stop_handler
+from toile.core.settings import Settings
+from toile.dataset.build.steps import See, Seen, Source, prepare
+
+_BATCH = 8
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Be a driver of the Ray cluster that this job was submitted to."""
+    ray.init(address="auto", logging_level="warning", log_to_driver=False)
+    install_stop_handler()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def see_all(
+    sources: Sequence[Source], settings: Settings, resolution: int, base_artifact: str
+) -> Iterator[Seen]:
+    """Run photographs through the pipeline; rows come as they are done, in any order."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    blocks = math.ceil(len(sources) / _BATCH)
+    dataset = (
+        ray.data.from_items(
+            [dict(source) for source in sources],
+            override_num_blocks=blocks,
+        )
+        .map(
+            prepare,
+            fn_kwargs={"settings": settings, "resolution": resolution},
+            compute=ray.data.TaskPoolStrategy(size=min(2, blocks)),
+        )
+        .map_batches(
+            See,
+            fn_constructor_kwargs={"settings": settings, "base_artifact": base_artifact},
+            batch_size=_BATCH,
+            compute=ray.data.ActorPoolStrategy(size=1),
+        )
+    )
+    for row in dataset.iter_rows():
+        yield cast("Seen", {**row, "index": int(row["index"])})

@@ -1,0 +1,126 @@
+"""What the Ray Data operators of a build do with each photograph.
+
+Rows between them are `Prepared` and `Seen` as plain dictionaries: what Arrow can hold.
+"""
+
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from toile.core.artifacts import ArtifactStore, fetch, open_store
+from toile.core.errors import BadImageError, DataLossError, NotFoundError
+from toile.core.settings import Settings
+from toile.imaging import png
+from toile.imaging.crop import square_crop
+from toile.imaging.decode import decode
+from toile.imaging.edges import canny
+from toile.imaging.similarity import perceptual_hash
+
+
+class Source(TypedDict):
+    """A photograph to build from. `index` counts from 1 in the order of import."""
+
+    index: int
+    artifact: str
+    caption: str
+
+
+class Prepared(Source):
+    """A photograph cropped, or the reason it cannot be used; bytes are PNGs, empty without one."""
+
+    image: bytes
+    edges: bytes
+    perceptual_hash: str
+    reason: str
+    message: str
+
+
+class Seen(Prepared):
+    """A prepared photograph with what the base sees in it."""
+
+    mask: bytes
+    mask_labels: list[str]
+    described: str
+
+
+# One store in each worker process: a client of an object store is costly to make.
+_stores: dict[str, ArtifactStore] = {}
+
+
+def prepare(row: dict[str, Any], settings: Settings, resolution: int) -> dict[str, Any]:
+    """Read, judge, crop and trace one photograph; what is wrong with it goes into its row."""
+    prepared = {
+        **row,
+        "image": b"",
+        "edges": b"",
+        "perceptual_hash": "",
+        "reason": "",
+        "message": "",
+    }
+    try:
+        crop = square_crop(_photograph(row["artifact"], settings), resolution)
+    except (BadImageError, DataLossError) as error:
+        return {**prepared, "reason": error.reason, "message": error.message}
+    except NotFoundError:
+        return {**prepared, "reason": DataLossError.default_reason, "message": "its bytes are gone"}
+    return {
+        **prepared,
+        "image": png.encode(crop),
+        "edges": png.encode(Image.fromarray(canny(np.asarray(crop, np.uint8)))),
+        "perceptual_hash": perceptual_hash(crop),
+    }
+
+
+class See:
+    """Label the parts and write a caption, with the base's models; an actor of its own."""
+
+    def __init__(self, settings: Settings, base_artifact: str) -> None:
+        from toile.diffusion.vision import Vision  # late: only this actor needs torch
+
+        cache = settings.home_path / "cache"
+        self._vision = Vision(fetch(open_store(settings), base_artifact, cache))
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+        """Add the columns `mask`, `mask_labels` and `described` to a batch."""
+        masks, described = [b""] * len(batch["image"]), [""] * len(batch["image"])
+        usable = [index for index, data in enumerate(batch["image"]) if data]
+        images = [decode(batch["image"][index]) for index in usable]
+        labels = [self._vision.segment(image)[0] for image in images]
+        for index, label_map, caption in zip(
+            usable, labels, self._vision.describe_all(images, labels), strict=True
+        ):
+            masks[index] = png.encode(_tinted(label_map))
+            described[index] = caption
+        names = [self._vision.labels] * len(batch["image"])
+        return {**batch, "mask": masks, "mask_labels": names, "described": described}
+
+
+def _photograph(artifact: str, settings: Settings) -> Image.Image:
+    url = settings.resolved_artifacts_url
+    if url not in _stores:
+        _stores[url] = open_store(settings)
+    return decode(_stores[url].get(artifact), settings.limits)
+
+
+def _tinted(label_map: npt.NDArray[np.uint8]) -> Image.Image:
+    """A label map as an image whose pixel values are the labels, with colours for people."""
+    image = Image.fromarray(label_map)
+    image.putpalette(_PALETTE)
+    return image
+
+
+_COLOURS = (
+    (230, 100, 90),
+    (90, 160, 230),
+    (240, 200, 80),
+    (120, 190, 110),
+    (170, 120, 210),
+    (240, 150, 60),
+    (90, 200, 190),
+    (220, 130, 180),
+)
+_PALETTE = bytes(3) + bytes(
+    channel for value in range(255) for channel in _COLOURS[value % len(_COLOURS)]
+)
