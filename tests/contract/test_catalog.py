@@ -1,8 +1,9 @@
 """The catalog keeps its promises on SQLite and on a real PostgreSQL."""
 
 import contextlib
-import multiprocessing
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,22 +108,37 @@ def test_a_newer_catalog_is_left_alone(catalog: Catalog) -> None:
         assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
 
 
-def _migrate(url: str, go: float) -> None:
-    time.sleep(max(go - time.time(), 0))
-    catalog = Catalog(url)
-    catalog.migrate()
-    catalog.check()
-    catalog.close()
+MIGRATE = """
+import sys
+from toile.core.catalog import Catalog, migration
+migration.head_revision()
+print("waiting", flush=True)
+sys.stdin.readline()
+catalog = Catalog(sys.argv[1])
+catalog.migrate()
+catalog.check()
+"""
 
 
 def test_processes_that_start_together_migrate_once(url: str) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_migrate, args=(url, time.time() + 4)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 4
+    command = [sys.executable, "-c", MIGRATE, url]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
+            )
+            for _ in range(4)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"waiting\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+        assert [process.communicate(timeout=60)[1] for process in processes] == [b""] * 4
 
 
 # Transactions

@@ -1,18 +1,21 @@
 """Published folders on the local disk, downloaded once and verified."""
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from toile.core.artifacts.manifest import Manifest, read_manifest
-from toile.core.artifacts.store import ArtifactStore, chunks
+from toile.core.artifacts.store import STALE_SECONDS, ArtifactStore, chunks
 from toile.core.errors import DataLossError, DiskFullError, NotFoundError
 
 _DOWNLOADS = 8  # at once
+_PARTIAL = "partial-"
 
 
 def fetch(store: ArtifactStore, prefix: str, cache: Path) -> Path:
@@ -32,7 +35,8 @@ def fetch(store: ArtifactStore, prefix: str, cache: Path) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
+        _sweep(cache)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=cache))
         try:
             _download(store, prefix, manifest, partial)
             _publish(partial, folder)
@@ -76,3 +80,12 @@ def _publish(partial: Path, folder: Path) -> None:
         # Another process was faster; what it put there was verified too.
         if error.errno not in {errno.EEXIST, errno.ENOTEMPTY} or not folder.is_dir():
             raise
+
+
+def _sweep(cache: Path) -> None:
+    """Clear away what processes that died long ago had half downloaded."""
+    limit = time.time() - STALE_SECONDS
+    for path in cache.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(FileNotFoundError):  # its owner is alive after all
+            if path.stat().st_mtime < limit:
+                shutil.rmtree(path, ignore_errors=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from toile.core.artifacts.store import (
+    STALE_SECONDS,
     ArtifactInfo,
     Source,
     check_expiry,
@@ -40,8 +41,6 @@ from toile.core.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-
-STALE_SECONDS = 24 * 3600.0  # a temporary file untouched for so long has no writer any more
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from toile.core.errors import InvalidArgumentError
 CHUNK_BYTES = 1 << 20
 MAX_KEY_BYTES = 900  # S3 takes 1,024; the rest is for a bucket's own prefixes
 MAX_SEGMENT_BYTES = 250  # file systems take 255
+STALE_SECONDS = 24 * 3600.0  # what is half written and untouched for so long has no writer
 MAX_EXPIRES_SECONDS = 7 * 24 * 3600  # S3's own limit for signed links
 
 Source = bytes | Path | BinaryIO
