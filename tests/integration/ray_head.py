@@ -54,6 +54,7 @@ class RayHead:
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TOILE_"))}
         environment["RAY_USAGE_STATS_ENABLED"] = "0"
+        environment["RAY_worker_niceness"] = "0"  # 15 by default: a busy machine starves them
         with (self.folder / "head.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True

@@ -149,8 +149,8 @@ class JobSupervisor:
 
     def _environment(self) -> Mapping[str, str]:
         own = self._settings.environment()
-        # Ports are this service's, and a relative home would move with the working directory.
-        for name in ("TOILE_PORT", "TOILE_METRICS_PORT"):
+        # Those are of this process, and a relative home would move with the working directory.
+        for name in ("TOILE_PORT", "TOILE_METRICS_PORT", "TOILE_READY_FILE"):
             own.pop(name, None)
         return {**own, "TOILE_HOME": str(self._settings.home_path), "RAY_USAGE_STATS_ENABLED": "0"}
 

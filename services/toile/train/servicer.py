@@ -1,0 +1,95 @@
+"""TrainService: converts messages, hands them to the handler, converts the answer."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from toile.core.jobs.convert import job_message
+from toile.core.names import ModelName, ModelVersionName, ProjectName
+from toile.train.convert import base_message, model_message, version_message
+from toile.train.handler import TrainHandler
+from toile.v1 import train_pb2, train_pb2_grpc
+
+TRAIN_SERVICE_NAME = train_pb2.DESCRIPTOR.services_by_name["TrainService"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TrainServicer(train_pb2_grpc.TrainServiceServicer):
+    """Trainings and models over gRPC."""
+
+    def __init__(self, handler: TrainHandler) -> None:
+        self._handler = handler
+
+    async def CreateTrainingJob(
+        self, request: train_pb2.CreateTrainingJobRequest, context: Context
+    ) -> train_pb2.CreateTrainingJobResponse:
+        """Queue a training."""
+        row = await asyncio.to_thread(self._handler.create, request)
+        return train_pb2.CreateTrainingJobResponse(job=job_message(row))
+
+    async def GetModel(
+        self, request: train_pb2.GetModelRequest, context: Context
+    ) -> train_pb2.GetModelResponse:
+        """Return a model."""
+        view = await asyncio.to_thread(self._handler.get_model, ModelName.parse(request.name))
+        return train_pb2.GetModelResponse(model=model_message(view))
+
+    async def ListModels(
+        self, request: train_pb2.ListModelsRequest, context: Context
+    ) -> train_pb2.ListModelsResponse:
+        """Page through the models of a project."""
+        views, token = await asyncio.to_thread(
+            self._handler.list_models,
+            ProjectName.parse(request.parent, "parent"),
+            request.page_size,
+            request.page_token,
+        )
+        return train_pb2.ListModelsResponse(
+            models=[model_message(view) for view in views], next_page_token=token
+        )
+
+    async def GetModelVersion(
+        self, request: train_pb2.GetModelVersionRequest, context: Context
+    ) -> train_pb2.GetModelVersionResponse:
+        """Return a version."""
+        name = ModelVersionName.parse(request.name)
+        row = await asyncio.to_thread(self._handler.get_version, name)
+        return train_pb2.GetModelVersionResponse(version=version_message(row))
+
+    async def ListModelVersions(
+        self, request: train_pb2.ListModelVersionsRequest, context: Context
+    ) -> train_pb2.ListModelVersionsResponse:
+        """Page through the versions of a model."""
+        rows, token = await asyncio.to_thread(
+            self._handler.list_versions,
+            ModelName.parse(request.parent, "parent"),
+            request.page_size,
+            request.page_token,
+        )
+        return train_pb2.ListModelVersionsResponse(
+            versions=[version_message(row) for row in rows], next_page_token=token
+        )
+
+    async def DownloadModelFile(
+        self, request: train_pb2.DownloadModelFileRequest, context: Context
+    ) -> AsyncIterator[train_pb2.DownloadModelFileResponse]:
+        """Stream a file of a version."""
+        pieces = self._handler.read_file(ModelVersionName.parse(request.name), request.path)
+        try:
+            while chunk := await asyncio.to_thread(next, pieces, b""):
+                yield train_pb2.DownloadModelFileResponse(chunk=chunk)
+        finally:
+            # A client that goes away while a piece is being read: the thread then closes the file.
+            with contextlib.suppress(ValueError):
+                pieces.close()
+
+    async def ListBases(
+        self, request: train_pb2.ListBasesRequest, context: Context
+    ) -> train_pb2.ListBasesResponse:
+        """Return all bases."""
+        rows = await asyncio.to_thread(self._handler.bases)
+        return train_pb2.ListBasesResponse(bases=[base_message(row) for row in rows])
