@@ -10,9 +10,13 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, 
 from sqlalchemy.orm import Session
 
 from toile.core.errors import (
+    AlreadyExistsError,
     CatalogUnavailableError,
+    DataLossError,
     DiskFullError,
     FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
     ToileError,
 )
 from toile.core.settings import Settings
@@ -21,7 +25,6 @@ BUSY_TIMEOUT_SECONDS = 30
 CONNECT_TIMEOUT_SECONDS = 5
 _BEGIN = "toile_begin"  # execution option: how SQLite begins the transaction
 _MIGRATION_LOCK = 0x746F696C65  # "toile"; key of PostgreSQL's advisory lock
-_DISK_FULL_SQLSTATE = "53100"
 
 
 class Catalog:
@@ -107,27 +110,54 @@ def translate(error: BaseException) -> ToileError | None:
     """Return what a database error means for callers; None if it is a bug of ours."""
     if isinstance(error, exc.TimeoutError | exc.DisconnectionError):
         return CatalogUnavailableError("the catalog has no connection free")
+    if isinstance(error, exc.NoResultFound):
+        return NotFoundError("the catalog has no such row")
     if not isinstance(error, exc.DBAPIError):
         return None
-    original = error.orig
-    if isinstance(original, sqlite3.Error):
-        # Extended codes carry the primary code in the low byte.
-        code = getattr(original, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            return DiskFullError("no space is left for the catalog")
-        if code == sqlite3.SQLITE_ERROR:  # wrong SQL, such as an unknown table
-            return None
-    elif getattr(original, "sqlstate", None) == _DISK_FULL_SQLSTATE:
-        return DiskFullError("no space is left for the catalog")
-    if error.connection_invalidated or isinstance(error, exc.OperationalError | exc.InterfaceError):
-        return CatalogUnavailableError("the catalog does not answer")
+    state = _state(error.orig)
+    if state in _MEANINGS:
+        kind, message = _MEANINGS[state]
+        return kind(message)
+    if isinstance(error, exc.DataError):
+        return InvalidArgumentError("a value does not fit into the catalog")
+    if error.connection_invalidated or isinstance(
+        error, exc.OperationalError | exc.InterfaceError | exc.InternalError
+    ):
+        wrong_sql = state == sqlite3.SQLITE_ERROR  # such as an unknown table
+        return None if wrong_sql else CatalogUnavailableError("the catalog does not answer")
     return None
+
+
+_DISK_FULL = (DiskFullError, "no space is left for the catalog")
+_EXISTS = (AlreadyExistsError, "it exists already")
+_DAMAGED = (DataLossError, "the catalog's file is damaged")
+_REFERENCE = (FailedPreconditionError, "something that this refers to is not in the catalog")
+# SQLite's extended result codes, and PostgreSQL's SQLSTATEs.
+_MEANINGS: dict[int | str | None, tuple[type[ToileError], str]] = {
+    sqlite3.SQLITE_FULL: _DISK_FULL,
+    "53100": _DISK_FULL,
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: _EXISTS,
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: _EXISTS,
+    "23505": _EXISTS,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: _REFERENCE,
+    "23503": _REFERENCE,
+}
+
+
+def _state(original: BaseException | None) -> int | str | None:
+    if isinstance(original, sqlite3.Error):
+        return getattr(original, "sqlite_errorcode", None)
+    return getattr(original, "sqlstate", None)
 
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
+    except (exc.IntegrityError, exc.NoResultFound):
+        raise  # who wrote the statement may know better what it means
     except exc.SQLAlchemyError as error:
         known = translate(error)
         if known is None:

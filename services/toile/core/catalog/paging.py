@@ -6,17 +6,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Select, tuple_
+from sqlalchemy import Select, TypeDecorator, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from toile.core.errors import InvalidArgumentError
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
-
-T = TypeVar("T")
 
 
 def page(
@@ -71,9 +69,7 @@ def _decode(token: str, scope: str, keys: Sequence[InstrumentedAttribute[Any]]) 
         fingerprint, *plain = content
         if fingerprint != _fingerprint(scope):
             raise ValueError("a token of another list")
-        return tuple(
-            _value(key.type.python_type, value) for key, value in zip(keys, plain, strict=True)
-        )
+        return tuple(_value(key, value) for key, value in zip(keys, plain, strict=True))
     except (ValueError, TypeError, RecursionError, binascii.Error) as error:
         raise InvalidArgumentError(
             "page_token is not one that this list returned",
@@ -82,11 +78,12 @@ def _decode(token: str, scope: str, keys: Sequence[InstrumentedAttribute[Any]]) 
         ) from error
 
 
-def _value(kind: type[Any], value: object) -> object:
-    if issubclass(kind, datetime) and isinstance(value, str):
+def _value(key: InstrumentedAttribute[Any], value: object) -> object:
+    kind = key.type.impl_instance if isinstance(key.type, TypeDecorator) else key.type
+    if kind.python_type is datetime and isinstance(value, str):
         return datetime.fromisoformat(value)
-    if type(value) is not kind:
-        raise ValueError(f"not a {kind.__name__}")
+    if type(value) is not kind.python_type:
+        raise ValueError(f"not a value of {key.key}")
     return value
 
 
