@@ -4,9 +4,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from servers import postgres
+
+# Busy machines are slow now and then; a slow example says nothing about the code.
+hypothesis.settings.register_profile("toile", deadline=None)
+hypothesis.settings.load_profile("toile")
 
 
 @pytest.fixture(scope="session")

@@ -86,11 +86,12 @@ class LocalStore:
         try:
             with reading(data) as source:
                 written = self._write(temporary, source)
-            with _translated(self._root):
+            with _translated(self._root, key):
                 self._make_folder(destination.parent)
                 _place(temporary, destination, key, if_absent=if_absent)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         self._record(key, written)
         return ArtifactInfo(key, written.size_bytes, written.digest)
 
@@ -308,15 +309,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _translated(root: Path) -> Iterator[None]:
-    """Turn the operating system's errors into Toile's."""
+def _translated(root: Path, key: str | None = None) -> Iterator[None]:
+    """Turn the operating system's errors into Toile's; `key` is the one that is being placed."""
     try:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(f"no space is left in {root}") from error
-        if error.errno in {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
-            raise _folder(str(error.filename)) from error
+        if key is not None and error.errno in {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
+            raise _folder(key) from error
         raise _unavailable(root, error) from error
 
 
