@@ -37,7 +37,8 @@ def delta_e_2000(first: npt.ArrayLike, second: npt.ArrayLike) -> FloatArray:
     )
     l_term, c_term, h_term = delta_l / s_l, delta_c / s_c, delta_h / s_h
     squared = l_term**2 + c_term**2 + h_term**2 + rotation * c_term * h_term
-    return np.sqrt(np.maximum(squared, 0.0))
+    difference: FloatArray = np.sqrt(np.maximum(squared, 0.0))
+    return difference
 
 
 def _mean_hue(first: FloatArray, second: FloatArray, grey: npt.NDArray[np.bool_]) -> FloatArray:

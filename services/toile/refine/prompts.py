@@ -173,3 +173,9 @@ def _searchable(prompt: str) -> str:
 def _fix_articles(text: str) -> str:
     text = re.sub(r"\b([Aa])n (?=[^aeiouAEIOU\W])", r"\1 ", text)
     return re.sub(r"\b([Aa]) (?=[aeioAEIO])", r"\1n ", text)
+
+
+def names_material(prompt: str, material: str) -> bool:
+    """Say whether a prompt says what the garment is made of, and it is this material."""
+    words = _searchable(prompt)
+    return any(LEXICON[words[s:e]][1] == material for s, e in _spans(prompt, (Kind.MATERIAL,)))
