@@ -1,8 +1,7 @@
-"""A base model bundle in a local folder, its parts loaded when first used.
+"""A base model bundle in a local folder: what draws, its parts loaded when first used.
 
-The folder has diffusers' SDXL layout, with four things beside it: `refiner/unet`,
-`image_encoder`, `segmenter` and `toile.json`. Only `unet`, `vae`, the text encoders and
-`toile.json` must be there.
+The folder has diffusers' SDXL layout, with `toile.json` beside it and, if it has a refiner,
+`refiner`. What sees, the image tower and the segmenter, is in `vision`.
 """
 
 import json
@@ -24,13 +23,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    CLIPVisionModelWithProjection,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from toile.core.bases import read_description
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
-from toile.diffusion.segmenter import Segmenter
 from toile.diffusion.shipped import shipped_bundle_path
 
 __all__ = ["Bundle", "PromptEmbeddings", "shipped_bundle_path"]
@@ -140,21 +136,6 @@ class Bundle:
         if not self.has_refiner:
             raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
         return self._network("refiner/unet", UNet2DConditionModel, torch_dtype=self.dtype)
-
-    @property
-    def image_encoder(self) -> CLIPVisionModelWithProjection:
-        """CLIP image tower of the second text encoder."""
-        return self._network("image_encoder", CLIPVisionModelWithProjection, dtype=self.dtype)
-
-    @property
-    def image_processor(self) -> CLIPImageProcessorPil:
-        """What prepares pictures for the image tower."""
-        return self._part("feature_extractor", lambda p: CLIPImageProcessorPil.from_pretrained(p))
-
-    @property
-    def segmenter(self) -> Segmenter:
-        """Network that labels a garment's parts."""
-        return self._part("segmenter", Segmenter.load)
 
     @property
     def scheduler_config(self) -> dict[str, Any]:

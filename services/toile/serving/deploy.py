@@ -12,6 +12,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from toile.core.bases import resolve_base
 from toile.core.catalog.engine import open_catalog
 from toile.core.errors import ComputeUnavailableError, NotFoundError
+from toile.core.inference_health import check_models
 from toile.core.settings import Settings
 from toile.serving.app import APPLICATION, build_app
 
@@ -43,7 +44,8 @@ def deploy(settings: Settings, *, ray_address: str, port: int = 0) -> int:
         port: Port of the gRPC proxy; a free one when 0.
 
     Raises:
-        ComputeUnavailableError: The cluster is away, or the application does not start.
+        ComputeUnavailableError: The cluster is away, the application does not start, or Serve
+            runs already at another port.
     """
     with _connected(ray_address):
         chosen = port or _free_port()
@@ -63,6 +65,8 @@ def deploy(settings: Settings, *, ray_address: str, port: int = 0) -> int:
             )
         except RuntimeError as error:
             raise ComputeUnavailableError(f"the models do not start: {error}") from error
+        # Serve keeps its first port until the cluster ends, whatever it is asked for later.
+        check_models(settings.model_copy(update={"inference_address": f"127.0.0.1:{chosen}"}))
         return chosen
 
 
