@@ -148,7 +148,7 @@ class _Details(grpc.ClientCallDetails):
     ) -> None:
         self.method = details.method
         self.timeout = timeout
-        self.metadata = (*(details.metadata or ()), *metadata)
+        self.metadata = metadata
         self.credentials = details.credentials
         self.wait_for_ready = details.wait_for_ready
         self.compression = details.compression
@@ -204,9 +204,11 @@ class _ClientInterceptor(
         details: grpc.ClientCallDetails,
         request: Any,
     ) -> Any:
-        request_id = current().request_id or new_id()
+        metadata = tuple(details.metadata or ())
+        if REQUEST_ID_KEY not in (key for key, _ in metadata):
+            metadata = (*metadata, (REQUEST_ID_KEY, current().request_id or new_id()))
         timeout = self._timeout_seconds if details.timeout is None else details.timeout
-        ours = _Details(details, ((REQUEST_ID_KEY, request_id),), timeout)
+        ours = _Details(details, metadata, timeout)
         return _Answer(continuation(ours, request), self._convert)
 
     def _convert(self, error: grpc.RpcError) -> ToileError:

@@ -118,6 +118,11 @@ class _Call:
                     if _cancelling():
                         raise
                     await self._fail(error, context)
+                except NotImplementedError as error:
+                    # The generated base class sets this code for what a servicer leaves out.
+                    if _code(context) is grpc.StatusCode.UNIMPLEMENTED:
+                        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served here")
+                    await self._fail(error, context)
                 except Exception as error:  # noqa: BLE001 - the one place that maps them all
                     await self._fail(error, context)
 
