@@ -23,6 +23,7 @@ PARENT = "projects/test"
 class DatasetPlatform:
     """What a test talks to."""
 
+    address: str
     settings: Settings
     clients: Clients
     catalog: Catalog
@@ -84,9 +85,9 @@ def running(home: Path, bundle: Path, ray_jobs_url: str = "") -> Iterator[Datase
 
     try:
         service = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
-        address = {"dataset_address": f"127.0.0.1:{service.port}"}
-        with Clients(settings.model_copy(update=address)) as clients:
-            yield DatasetPlatform(settings, clients, catalog, store)
+        address = f"127.0.0.1:{service.port}"
+        with Clients(settings.model_copy(update={"dataset_address": address})) as clients:
+            yield DatasetPlatform(address, settings, clients, catalog, store)
         asyncio.run_coroutine_threadsafe(service.stop(), loop).result(60)
     finally:
         loop.call_soon_threadsafe(loop.stop)
