@@ -93,7 +93,8 @@ class _Dye:
 
         Light moves a colour along the line to black: chroma falls with lightness.
         """
-        expected = self.cloth[1:] * self._light_before(pixels)
+        # Not above 1: what is lighter than the cloth is a mixture with something pale.
+        expected = self.cloth[1:] * self._light_before(pixels, most=1.0)
         chroma_distance = np.linalg.norm(pixels[:, 1:] - expected, axis=1)
         chroma = float(np.linalg.norm(self.cloth[1:]))
         reach = max(chroma, 30.0) - _CLOTH_RADIUS
@@ -109,13 +110,13 @@ class _Dye:
         """The pixels `[N, 3]` as if they were wholly of the new cloth."""
         lightness = self._move_lightness(pixels[:, 0])
         # A little of the cloth's own variation keeps it from looking painted over.
-        grain = pixels[:, 1:] - self.cloth[1:] * self._light_before(pixels)
+        grain = pixels[:, 1:] - self.cloth[1:] * self._light_before(pixels, most=1.25)
         chroma = self.target[1:] * self._chroma_share(lightness)[:, None]
         chroma = chroma + 0.5 * np.clip(grain, -8.0, 8.0)
         return np.concatenate([lightness[:, None], chroma], axis=1).astype(np.float32)
 
-    def _light_before(self, pixels: Float32Array) -> Float32Array:
-        light: Float32Array = np.clip(pixels[:, :1] / max(float(self.cloth[0]), 8.0), 0.25, 1.25)
+    def _light_before(self, pixels: Float32Array, *, most: float) -> Float32Array:
+        light: Float32Array = np.clip(pixels[:, :1] / max(float(self.cloth[0]), 8.0), 0.25, most)
         return light
 
     def _move_lightness(self, lightness: Float32Array) -> Float32Array:
