@@ -12,6 +12,11 @@ _SERVICE_ADDRESSES = (
 )
 
 
+def is_complete(settings: Settings) -> bool:
+    """Say whether the settings alone give the addresses of all services."""
+    return all(getattr(settings, name) for name in _SERVICE_ADDRESSES)
+
+
 def discover(settings: Settings) -> Settings:
     """Return the settings with the addresses of all services.
 
@@ -22,8 +27,7 @@ def discover(settings: Settings) -> Settings:
     """
     from toile.cli.platform.state import PartStatus, running_state
 
-    missing = [name for name in _SERVICE_ADDRESSES if not getattr(settings, name)]
-    if not missing:
+    if is_complete(settings):
         return settings
     state = running_state(settings)
     if state is None:

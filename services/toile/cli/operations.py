@@ -126,6 +126,21 @@ def follow_job(clients: Clients, name: str, on_event: OnEvent = lambda _: None) 
         time.sleep(_AGAIN_SECONDS)
 
 
+def cancel_and_wait(
+    clients: Clients, find: Callable[[], job_pb2.Job], wait_seconds: float = 30.0
+) -> None:
+    """Cancel a job and wait until it has ended, as far as the services answer."""
+    deadline = time.monotonic() + wait_seconds
+    try:
+        name = find().name
+        job = clients.jobs.CancelJob(job_pb2.CancelJobRequest(name=name)).job
+        while job.state not in _ENDED and time.monotonic() < deadline:
+            time.sleep(0.2)
+            job = clients.jobs.GetJob(job_pb2.GetJobRequest(name=name)).job
+    except UnavailableError:
+        return
+
+
 def checked(job: job_pb2.Job) -> job_pb2.Job:
     """Return a job that ended well.
 

@@ -53,7 +53,7 @@ def bring_up(settings: Settings, output: Output) -> launcher.Started:
     Raises:
         PlatformFailedError: A part could not be started.
     """
-    with Live(console=output.notes, refresh_per_second=8, transient=True) as live:
+    with Live(console=output.notes, refresh_per_second=4, transient=True) as live:
 
         def show(state: PlatformState) -> None:
             live.update(_progress(state))

@@ -18,7 +18,7 @@ from toile.cli.platform.board import Board
 from toile.cli.platform.parts import Part, empty_folder
 from toile.cli.platform.state import PartStatus, Paths, ProcessId
 
-_FIRST_START_SECONDS = 180.0
+_FIRST_START_SECONDS = 600.0
 _POLL_SECONDS = 0.3
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -31,7 +31,7 @@ class PartDiedError(Exception):
 
 
 class Keeper:
-    """Looks after one part. The first start must succeed; later ones are tried for ever."""
+    """Looks after one part. Its first start is tried a few times, later ones for ever."""
 
     def __init__(self, part: Part, board: Board, paths: Paths) -> None:
         self.part = part
@@ -62,16 +62,17 @@ class Keeper:
         """End the part's process."""
         process = self._process
         if process is not None and process.returncode is None:
-            self._board.update_part(self.part.name, status=PartStatus.STOPPING)
             await processes.stop(process, self.part.grace_seconds)
         if process is not None:
             await self._clear(process)
-        self._board.update_part(self.part.name, status=PartStatus.STOPPED, process=None)
+        if self._board.part(self.part.name).status is not PartStatus.FAILED:
+            self._board.update_part(self.part.name, status=PartStatus.STOPPED, process=None)
 
     async def _bring_up(self) -> None:
+        first = self.part.first_attempts
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(PartDiedError),
-            stop=stop_never if self._started_before else stop_after_attempt(1),
+            stop=stop_never if self._started_before else stop_after_attempt(first),
             wait=wait_exponential(multiplier=_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
             before_sleep=self._note_failed_start,
             reraise=True,

@@ -26,7 +26,7 @@ from toile.cli.platform.state import (
 from toile.core.errors import DeadlineError
 from toile.core.settings import Settings
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.25
 _APPEARS_SECONDS = 30.0
 _STOP_SECONDS = 60.0
 _TAIL_LINES = 15

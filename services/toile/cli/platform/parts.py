@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from toile.cli.platform.ports import free_block, free_ports
-from toile.cli.platform.probes import Probe, health_serving, http_answers
+from toile.cli.platform.ports import free_ports
+from toile.cli.platform.probes import Probe, health_serving, ray_head_alive
 from toile.cli.platform.state import MARK
 from toile.core.errors import FailedPreconditionError
 from toile.core.settings import Settings
@@ -23,9 +23,22 @@ SERVICES = ("dataset", "train", "generate", "rank", "refine")
 # data tasks and replicas wait for one another on a small machine.
 _LOGICAL_CPUS = 8
 _OBJECT_STORE_BYTES = 300 << 20
-_WORKER_PORTS = 400
 # Unix sockets have at most 107 bytes; Ray adds about 65 to its folder's name.
 _LONGEST_SCRATCH = 40
+
+
+# Options of `ray start` that take a port; its workers take free ones when they start.
+_RAY_PORTS = (
+    "port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+    "node-manager-port",
+    "object-manager-port",
+    "ray-client-server-port",
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class Part:
         metrics_address: Where its metrics are.
         grace_seconds: What it may take to end.
         scratch: Folder emptied before each start.
+        first_attempts: How often its very first start is tried.
     """
 
     name: str
@@ -55,6 +69,7 @@ class Part:
     metrics_address: str = ""
     grace_seconds: float = 10.0
     scratch: Path | None = None
+    first_attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,18 +91,19 @@ def plan_platform(settings: Settings, platform_id: str) -> Plan:
         FailedPreconditionError: The scratch folder is not ours.
     """
     host = settings.host
-    names = ("inference", "dashboard", "gcs", *SERVICES, *(f"{s}_metrics" for s in SERVICES))
+    metrics_names = (f"{service}_metrics" for service in SERVICES)
+    names = ("inference", *_RAY_PORTS, *SERVICES, *metrics_names)
     ports = dict(zip(names, free_ports(host, len(names)), strict=True))
     addresses = {f"{name}_address": f"{host}:{ports[name]}" for name in SERVICES}
     addresses["inference_address"] = f"{host}:{ports['inference']}"
-    addresses["ray_jobs_url"] = f"http://{host}:{ports['dashboard']}"
+    addresses["ray_jobs_url"] = f"http://{host}:{ports['dashboard-port']}"
     told = settings.model_copy(update={"home": settings.home_path, **addresses})
     common = _common_environment(platform_id)
-    ray_address = f"{host}:{ports['gcs']}"
+    ray_address = f"{host}:{ports['port']}"
     scratch = scratch_folder(settings)
     parts = [
         Part("catalog", _module("toile.cli.platform.prepare"), {**common, **told.environment()}),
-        _ray_head(told, common, ports["gcs"], ports["dashboard"], scratch),
+        _ray_head(told, common, {name: ports[name] for name in _RAY_PORTS}, scratch),
         Part(
             "models",
             _module("toile.serving", "deploy", "--port", str(ports["inference"])),
@@ -161,33 +177,15 @@ def _common_environment(platform_id: str) -> dict[str, str]:
 
 
 def _ray_head(
-    settings: Settings, common: Mapping[str, str], gcs: int, dashboard: int, scratch: Path
+    settings: Settings, common: Mapping[str, str], ports: Mapping[str, int], scratch: Path
 ) -> Part:
-    host = settings.host
-    (
-        agent_http,
-        agent_grpc,
-        environments,
-        metrics,
-        node,
-        objects,
-        client,
-    ) = free_ports(host, 7)
-    workers = free_block(host, _WORKER_PORTS)
+    host, dashboard = settings.host, ports["dashboard-port"]
     options = {
+        **ports,
         "node-ip-address": host,
-        "port": gcs,
         "dashboard-host": host,
-        "dashboard-port": dashboard,
-        "dashboard-agent-listen-port": agent_http,
-        "dashboard-agent-grpc-port": agent_grpc,
-        "runtime-env-agent-port": environments,
-        "metrics-export-port": metrics,
-        "node-manager-port": node,
-        "object-manager-port": objects,
-        "ray-client-server-port": client,
-        "min-worker-port": workers,
-        "max-worker-port": workers + _WORKER_PORTS - 1,
+        "min-worker-port": 0,
+        "max-worker-port": 0,
         "num-cpus": _LOGICAL_CPUS,
         "object-store-memory": _OBJECT_STORE_BYTES,
         "temp-dir": scratch,
@@ -206,9 +204,11 @@ def _ray_head(
         ),
         # Jobs inherit the head's variables, and with them the settings.
         {**common, **settings.environment()},
-        ready=http_answers(f"http://{host}:{dashboard}/api/jobs/"),
+        ready=ray_head_alive(f"http://{host}:{dashboard}"),
         address=f"{host}:{dashboard}",
-        metrics_address=f"{host}:{metrics}",
+        metrics_address=f"{host}:{ports['metrics-export-port']}",
         grace_seconds=15.0,
         scratch=scratch,
+        # On a machine that is busy it gives itself up after 30 s.
+        first_attempts=3,
     )

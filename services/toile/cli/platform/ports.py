@@ -34,21 +34,6 @@ def free_ports(host: str, count: int) -> list[int]:
     raise ExhaustedError(f"no {count} free ports between {_LOWEST} and {ceiling}")
 
 
-def free_block(host: str, count: int) -> int:
-    """Return the first of `count` neighbouring free ports.
-
-    Raises:
-        ExhaustedError: There is no such block.
-    """
-    draw = random.SystemRandom()
-    ceiling = _ephemeral_floor() - count
-    for _ in range(_TRIES // 10):
-        first = draw.randrange(_LOWEST, ceiling)
-        if all(_is_free(host, port) for port in range(first, first + count)):
-            return first
-    raise ExhaustedError(f"no block of {count} free ports between {_LOWEST} and {ceiling}")
-
-
 def _ephemeral_floor() -> int:
     try:
         floor = int(_RANGE_FILE.read_text().split()[0])

@@ -26,15 +26,19 @@ def health_serving(address: str) -> Probe:
     return probe
 
 
-def http_answers(url: str) -> Probe:
-    """Ask a page, which must come with status 200."""
+def ray_head_alive(url: str) -> Probe:
+    """Ask a Ray dashboard whether a node has joined and whether it takes jobs."""
 
     async def probe() -> bool:
-        async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False
+        ) as client:
             try:
-                answer = await client.get(url)
-            except httpx.HTTPError:
+                nodes = await client.get("/nodes", params={"view": "hostnamelist"})
+                jobs = await client.get("/api/jobs/")
+                names = nodes.json()["data"]["hostNameList"] if nodes.is_success else []
+            except (httpx.HTTPError, ValueError, KeyError, TypeError):
                 return False
-            return answer.status_code == httpx.codes.OK
+            return bool(names) and jobs.is_success
 
     return probe
