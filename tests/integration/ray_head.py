@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-START_SECONDS = 90.0
+START_SECONDS = 240.0
 LOGICAL_CPUS = 16
 
 

@@ -32,6 +32,7 @@ from toile.core.names import JobName
 from toile.core.settings import Settings
 
 HEARTBEAT_INTERVAL_SECONDS = 1.0
+SUPERSEDED_GRACE_SECONDS = 30.0
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start me again
 _log = logging.getLogger(__name__)
 
@@ -137,6 +138,10 @@ class JobContext:
                 self.jobs.heartbeat(self.name, self.attempt)
             except CancelledError as error:
                 self._lost = error
+                if isinstance(error, SupersededError) and not stop.wait(SUPERSEDED_GRACE_SECONDS):
+                    # It cannot publish any more, but it would use what its successor needs.
+                    _log.error("ended: %s", error.message)
+                    os._exit(0)
                 return
             except ToileError as error:  # the catalog is away: the work itself may not notice
                 _log.warning("heartbeat: %s", error.message)

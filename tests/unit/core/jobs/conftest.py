@@ -1,0 +1,41 @@
+"""A catalog with a queued job."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from toile.core.catalog.engine import Catalog, open_catalog
+from toile.core.jobs import JobKind, JobStore
+from toile.core.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", job_max_attempts=2)
+
+
+@pytest.fixture
+def catalog(settings: Settings) -> Iterator[Catalog]:
+    catalog = open_catalog(settings)
+    catalog.migrate()
+    yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def jobs(catalog: Catalog) -> JobStore:
+    return JobStore(catalog)
+
+
+@pytest.fixture
+def job(catalog: Catalog, jobs: JobStore) -> str:
+    """Name of a queued job."""
+    with catalog.transaction() as session:
+        return jobs.create(
+            session,
+            project="p",
+            kind=JobKind.TRAINING,
+            target="projects/p/models/m/versions/1",
+            spec={"answer": 42},
+        ).name

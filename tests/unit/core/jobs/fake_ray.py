@@ -1,0 +1,71 @@
+"""Ray's Jobs REST API, without Ray: what is submitted never runs."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class FakeRay:
+    """The cluster: submissions by id, and what was stopped."""
+
+    url: str = ""
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+    refuse: bool = False
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self.jobs.clear()
+
+
+@contextmanager
+def fake_ray() -> Iterator[FakeRay]:
+    """Serve the API on a free port."""
+    ray = FakeRay()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.rpartition("/")[2]
+            if name == "version":
+                self.answer(200, {"ray_version": "0"})
+            elif name in ray.jobs:
+                self.answer(200, ray.jobs[name])
+            else:
+                self.answer(404, {})
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path.endswith("/stop"):
+                ray.stopped.append(self.path.split("/")[-2])
+                self.answer(200, {"stopped": True})
+                return
+            request = json.loads(body)
+            if ray.refuse or request["submission_id"] in ray.jobs:
+                self.answer(500, {"error": "refused"})
+                return
+            ray.jobs[request["submission_id"]] = {**request, "status": "PENDING", "message": ""}
+            self.answer(200, {})
+
+        def answer(self, status: int, body: dict[str, Any]) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    ray.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield ray
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,94 @@
+"""JobService over a real connection."""
+
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import pytest
+
+from toile.core.catalog.engine import Catalog
+from toile.core.jobs import JobKind, JobState, JobStore
+from toile.core.jobs.records import progress_dict
+from toile.core.jobs.servicer import JOB_SERVICE_NAME, add_job_service
+from toile.core.rpc.server import Service, start
+from toile.core.settings import Settings
+from toile.v1 import job_pb2, job_pb2_grpc
+
+
+@pytest.fixture
+async def stub(catalog: Catalog, settings: Settings) -> AsyncIterator[job_pb2_grpc.JobServiceStub]:
+    service = Service("jobs", [add_job_service(catalog)], [JOB_SERVICE_NAME], {})
+    running = await start(service, settings.model_copy(update={"grace_seconds": 0.1}))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        yield job_pb2_grpc.JobServiceStub(channel)
+    await running.stop()
+
+
+async def test_watch_follows_to_the_end(
+    stub: job_pb2_grpc.JobServiceStub, catalog: Catalog, jobs: JobStore, job: str
+) -> None:
+    jobs.next_attempt(job, after=0)
+    jobs.start(job, 1)
+    responses = aiter(stub.WatchJob(job_pb2.WatchJobRequest(name=job)))
+    first = await anext(responses)
+    assert first.event.state == job_pb2.JOB_STATE_QUEUED
+    assert not first.HasField("job")
+    jobs.report(job, 1, progress_dict("train", 3, 9, loss=0.25, message="on"))
+    with catalog.transaction() as session:
+        jobs.succeed(session, job, 1)
+    rest = [response async for response in responses]
+    assert [response.event.sequence for response in rest] == [2, 3, 4]
+    assert rest[1].event.progress.loss == 0.25
+    assert not rest[1].event.progress.HasField("learning_rate")
+    assert rest[2].job.state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_watch_goes_on_where_the_client_was(
+    stub: job_pb2_grpc.JobServiceStub, jobs: JobStore, job: str
+) -> None:
+    jobs.request_cancel(job)
+    seen_one = stub.WatchJob(job_pb2.WatchJobRequest(name=job, after_sequence=1))
+    assert [response.event.sequence async for response in seen_one] == [2]
+    seen_all = stub.WatchJob(job_pb2.WatchJobRequest(name=job, after_sequence=2))
+    (last,) = [response async for response in seen_all]
+    assert last.job.state == job_pb2.JOB_STATE_CANCELLED
+
+
+async def test_errors_are_typed(stub: job_pb2_grpc.JobServiceStub) -> None:
+    for name, code in [
+        ("projects/p/jobs/none", grpc.StatusCode.NOT_FOUND),
+        ("jobs/none", grpc.StatusCode.INVALID_ARGUMENT),
+    ]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetJob(job_pb2.GetJobRequest(name=name))
+        assert caught.value.code() == code
+
+
+async def test_failed_job_says_why(
+    stub: job_pb2_grpc.JobServiceStub, jobs: JobStore, job: str
+) -> None:
+    jobs.finish(job, JobState.FAILED, reason="DISK_FULL", message="no space is left")
+    answer = (await stub.GetJob(job_pb2.GetJobRequest(name=job))).job
+    assert answer.kind == job_pb2.JOB_KIND_TRAINING
+    assert (answer.error.reason, answer.error.message) == ("DISK_FULL", "no space is left")
+
+
+async def test_list_is_newest_first_and_pages(
+    stub: job_pb2_grpc.JobServiceStub, catalog: Catalog, jobs: JobStore, job: str
+) -> None:
+    with catalog.transaction() as session:
+        second = jobs.create(
+            session, project="p", kind=JobKind.DATASET_BUILD, target="t", spec={}
+        ).name
+        jobs.create(session, project="other", kind=JobKind.TRAINING, target="t", spec={})
+    request = job_pb2.ListJobsRequest(parent="projects/p", page_size=1)
+    first = await stub.ListJobs(request)
+    request.page_token = first.next_page_token
+    last = await stub.ListJobs(request)
+    assert [one.name for one in (*first.jobs, *last.jobs)] == [second, job]
+    assert not last.next_page_token
+
+
+async def test_cancel(stub: job_pb2_grpc.JobServiceStub, job: str) -> None:
+    for _ in range(2):
+        answer = await stub.CancelJob(job_pb2.CancelJobRequest(name=job))
+        assert answer.job.state == job_pb2.JOB_STATE_CANCELLED

@@ -1,0 +1,171 @@
+"""What the supervisor makes of its jobs' records and of what Ray says."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from toile.core.catalog.engine import Catalog
+from toile.core.catalog.models import JobRow
+from toile.core.clock import now
+from toile.core.errors import ComputeUnavailableError
+from toile.core.jobs import JobKind, JobState, JobStore
+from toile.core.jobs.ray_jobs import RayJobs
+from toile.core.jobs.supervisor import JobSupervisor, submission_id
+from toile.core.settings import Settings
+from unit.core.jobs.fake_ray import FakeRay, fake_ray
+
+
+@pytest.fixture
+def ray() -> Iterator[FakeRay]:
+    with fake_ray() as ray:
+        yield ray
+
+
+@pytest.fixture
+def supervisor(settings: Settings, catalog: Catalog, ray: FakeRay) -> JobSupervisor:
+    settings = settings.model_copy(update={"ray_jobs_url": ray.url, "port": 1234})
+    return JobSupervisor(settings, catalog, JobKind.TRAINING, "toile.training")
+
+
+def run(jobs: JobStore, job: str, attempt: int, *, heartbeat_seconds_ago: float = 0) -> None:
+    """Do what the process of an attempt does first, then let time pass."""
+    jobs.start(job, attempt)
+    with jobs._catalog.transaction() as session:
+        row = session.get_one(JobRow, job)
+        row.heartbeat_time = now() - timedelta(seconds=heartbeat_seconds_ago)
+
+
+def test_queued_job_is_submitted_once(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    supervisor.reconcile()
+    (submitted,) = ray.jobs.values()
+    assert submitted["entrypoint"].endswith(f" -m toile.training {job} 1")
+    variables = submitted["runtime_env"]["env_vars"]
+    assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert variables["TOILE_JOB_MAX_ATTEMPTS"] == "2"
+    assert "TOILE_PORT" not in variables
+    assert jobs.get(job).state == JobState.QUEUED
+
+
+def test_another_kind_is_left_alone(
+    settings: Settings, catalog: Catalog, ray: FakeRay, job: str
+) -> None:
+    settings = settings.model_copy(update={"ray_jobs_url": ray.url})
+    JobSupervisor(settings, catalog, JobKind.DATASET_BUILD, "toile.dataset.build").reconcile()
+    assert not ray.jobs
+
+
+def test_submission_that_ray_refuses_is_tried_again(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    ray.refuse = True
+    supervisor.reconcile()
+    assert jobs.get(job).state == JobState.QUEUED
+    ray.refuse = False
+    supervisor.reconcile()
+    assert list(ray.jobs) == [submission_id(job, 1)]
+
+
+def test_living_process_is_left_alone(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    run(jobs, job, 1)
+    ray.restart()
+    supervisor.reconcile()
+    assert (jobs.get(job).state, jobs.get(job).attempt) == ("RUNNING", 1)
+
+
+def test_job_is_submitted_again_after_ray_was_restarted(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    run(jobs, job, 1, heartbeat_seconds_ago=6)
+    ray.restart()
+    supervisor.reconcile()
+    row = jobs.get(job)
+    assert (row.state, row.attempt) == ("QUEUED", 2)
+    assert "Ray was restarted" in row.progress["message"]
+    supervisor.reconcile()
+    assert list(ray.jobs) == [submission_id(job, 2)]
+
+
+def test_job_is_given_up_after_its_last_attempt(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    for attempt in (1, 2):
+        supervisor.reconcile()
+        run(jobs, job, attempt, heartbeat_seconds_ago=6)
+        ray.jobs[submission_id(job, attempt)].update(
+            status="FAILED", message="exit code -9, last available logs (truncated):\nTraceback"
+        )
+        supervisor.reconcile()
+    row = jobs.get(job)
+    assert (row.state, row.error_reason) == ("FAILED", "COMPUTE_LOST")
+    assert "exit code -9" in row.error_message
+    assert "Traceback" not in row.error_message
+
+
+def test_process_that_dies_before_it_starts_counts_as_an_attempt(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    ray.jobs[submission_id(job, 1)].update(status="FAILED", message="no module")
+    supervisor.reconcile()
+    assert jobs.get(job).attempt == 2
+
+
+def test_ended_job_stays_ended_whatever_ray_says(
+    supervisor: JobSupervisor, ray: FakeRay, catalog: Catalog, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    run(jobs, job, 1)
+    with catalog.transaction() as session:
+        jobs.succeed(session, job, 1)
+    ray.restart()
+    supervisor.reconcile()
+    assert jobs.get(job).state == JobState.SUCCEEDED
+
+
+def test_ray_away(settings: Settings, catalog: Catalog, jobs: JobStore, job: str) -> None:
+    settings = settings.model_copy(update={"ray_jobs_url": "http://127.0.0.1:9"})
+    supervisor = JobSupervisor(settings, catalog, JobKind.TRAINING, "toile.training")
+    supervisor.reconcile()
+    assert jobs.get(job).state == JobState.QUEUED
+    run(jobs, job, 1, heartbeat_seconds_ago=6)
+    supervisor.reconcile()
+    assert jobs.get(job).state == JobState.RUNNING  # it may live yet
+    run_again = now() - timedelta(seconds=20)
+    with catalog.transaction() as session:
+        session.get_one(JobRow, job).heartbeat_time = run_again
+    supervisor.reconcile()
+    assert (jobs.get(job).state, jobs.get(job).attempt) == ("QUEUED", 2)
+
+
+def test_cancelled_process_that_hangs_is_stopped(
+    supervisor: JobSupervisor,
+    ray: FakeRay,
+    jobs: JobStore,
+    job: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    supervisor.reconcile()
+    run(jobs, job, 1)
+    jobs.request_cancel(job)
+    supervisor.reconcile()
+    assert jobs.get(job).state == JobState.RUNNING  # it has a while to notice
+    monkeypatch.setattr("toile.core.jobs.supervisor.CANCEL_GRACE_SECONDS", 0.0)
+    supervisor.reconcile()
+    assert jobs.get(job).state == JobState.CANCELLED
+    assert ray.stopped == [submission_id(job, 1)]
+
+
+def test_check_names_the_trouble(ray: FakeRay) -> None:
+    RayJobs(ray.url).check()
+    with pytest.raises(ComputeUnavailableError, match="does not answer"):
+        RayJobs("http://127.0.0.1:9").check()
+    with pytest.raises(ComputeUnavailableError, match="no Ray cluster"):
+        RayJobs("").check()

@@ -1,0 +1,43 @@
+"""What a recipe can be told."""
+
+import pytest
+
+from toile.core.errors import InvalidArgumentError
+from toile.training.config import LoraRecipeConfig
+
+
+def test_alpha_follows_the_rank_unless_given() -> None:
+    assert LoraRecipeConfig.checked({"rank": 8}).scale == 1.0
+    assert LoraRecipeConfig.checked({"rank": 8, "alpha": 4}).scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"rank": 0}, "lora.rank"),
+        ({"rank": 65}, "lora.rank"),
+        ({"alpha": 0}, "lora.alpha"),
+        ({"learning_rate": -1e-3}, "lora.learning_rate"),
+        ({"learning_rate": float("nan")}, "lora.learning_rate"),
+        ({"steps": 0}, "lora.steps"),
+        ({"batch_size": 0}, "lora.batch_size"),
+        ({"seed": -1}, "lora.seed"),
+        ({"caption_dropout": 1.5}, "lora.caption_dropout"),
+        ({"min_snr_gamma": -1}, "lora.min_snr_gamma"),
+        ({"checkpoint_interval_steps": 0}, "lora.checkpoint_interval_steps"),
+        ({"sample_prompts": ["a dress", ""]}, "lora.sample_prompts.1"),
+        ({"sample_prompts": ["a"] * 9}, "lora.sample_prompts"),
+        ({"epochs": 3}, "lora.epochs"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        LoraRecipeConfig.checked(values)
+    assert caught.value.metadata["field"] == field
+    assert field in caught.value.message
+    assert caught.value.reason == "BAD_CONFIG"
+
+
+def test_configuration_survives_json() -> None:
+    config = LoraRecipeConfig.checked({"rank": 4, "sample_prompts": ["a dress"]})
+    assert LoraRecipeConfig.checked(config.model_dump(mode="json")) == config

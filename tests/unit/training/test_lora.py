@@ -1,0 +1,169 @@
+"""The loop: it learns, repeats itself exactly, and stops when it should."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from toile.core.artifacts.local import LocalStore
+from toile.core.errors import CancelledError, ToileError
+from toile.training import lora
+from toile.training.caches import Cache
+from toile.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from toile.training.config import LoraRecipeConfig
+from toile.training.data import batch_indices
+
+NAMES = ["a.png", "b.png", "c.png", "d.png"]
+CONFIG = LoraRecipeConfig(
+    rank=4, alpha=4, steps=6, batch_size=2, checkpoint_interval_steps=3, learning_rate=5e-3
+)
+
+
+class Run:
+    """A training of the small UNet, and all that it told."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        cache: Cache,
+        scheduler: DDPMScheduler,
+        config: LoraRecipeConfig = CONFIG,
+        start: Checkpoint | None = None,
+        stop_at: int = -1,
+        keep: Callable[[Checkpoint], None] = lambda _: None,
+    ) -> None:
+        self.unet = unet
+        self.reports: list[lora.StepReport] = []
+        lora.add_adapter(unet, config)
+        self.end = lora.train(
+            unet,
+            cache,
+            NAMES,
+            scheduler,
+            config,
+            native_size=128,
+            start=start,
+            on_step=self.reports.append,
+            on_checkpoint=keep,
+            stopped=lambda: len(self.reports) == stop_at,
+        )
+
+
+def loss_of(unet: UNet2DConditionModel, cache: Cache, scheduler: DDPMScheduler) -> float:
+    """Loss on draws that no training step makes."""
+    config = CONFIG.model_copy(update={"batch_size": 32, "caption_dropout": 0.0})
+    batch = lora.make_batch(cache, [i % 4 for i in range(32)], config, 10**6, scheduler)
+    time_ids = torch.tensor([[128.0, 128, 0, 0, 128, 128]])
+    with torch.no_grad():
+        return float(lora._loss_sum(unet, batch, scheduler, config, time_ids))
+
+
+def test_it_learns(
+    make_unet: Callable[[], UNet2DConditionModel], cache: Cache, scheduler: DDPMScheduler
+) -> None:
+    # Bright latents, which a network that knows nothing does not expect.
+    bright = dataclasses.replace(cache, means=torch.full_like(cache.means, 3.0))
+    config = CONFIG.model_copy(update={"steps": 30, "learning_rate": 2e-2})
+    untrained = loss_of(make_unet(), bright, scheduler)
+    run = Run(make_unet(), bright, scheduler, config)
+    assert loss_of(run.unet, bright, scheduler) < 0.98 * untrained
+    assert run.reports[-1].loss < run.reports[5].loss
+
+
+def test_only_the_adapter_changes(
+    make_unet: Callable[[], UNet2DConditionModel], cache: Cache, scheduler: DDPMScheduler
+) -> None:
+    before = make_unet().state_dict()
+    run = Run(make_unet(), cache, scheduler)
+    after = {name.replace(".base_layer", ""): t for name, t in run.unet.state_dict().items()}
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    state = lora.adapter_state(run.unet)
+    assert {name.rsplit(".lora_", 1)[0].rsplit(".attn", 1)[1][2:] for name in state} == set(
+        lora.TARGET_MODULES
+    )
+    assert all(tensor.abs().sum() > 0 for tensor in state.values())
+
+
+def test_interrupted_run_ends_as_an_uninterrupted_one(
+    make_unet: Callable[[], UNet2DConditionModel],
+    cache: Cache,
+    scheduler: DDPMScheduler,
+    tmp_path: Path,
+) -> None:
+    store = LocalStore(tmp_path / "store")
+    whole = Run(
+        make_unet(), cache, scheduler, keep=lambda point: save_checkpoint(store, "points", point)
+    )
+    start = load_checkpoint(store, "points", tmp_path / "cache")
+    assert start is not None
+    rest = Run(make_unet(), cache, scheduler, start=start)
+    assert [report.step for report in rest.reports] == [4, 5, 6]
+    assert rest.end.losses == whole.end.losses
+    assert rest.end.weights.keys() == whole.end.weights.keys()
+    for name, tensor in whole.end.weights.items():
+        assert torch.equal(tensor, rest.end.weights[name]), name
+
+
+def test_stops_between_steps(
+    make_unet: Callable[[], UNet2DConditionModel], cache: Cache, scheduler: DDPMScheduler
+) -> None:
+    with pytest.raises(CancelledError):
+        Run(make_unet(), cache, scheduler, stop_at=2)
+
+
+def test_divergence_names_the_step_and_the_images(
+    make_unet: Callable[[], UNet2DConditionModel], cache: Cache, scheduler: DDPMScheduler
+) -> None:
+    cache.means[1] = float("nan")
+    with pytest.raises(ToileError) as caught:
+        Run(make_unet(), cache, scheduler)
+    assert caught.value.reason == "TRAINING_DIVERGED"
+    assert "b.png" in caught.value.message
+    assert 1 <= int(caught.value.metadata["step"]) <= 2
+
+
+def test_every_epoch_shows_every_image_once() -> None:
+    shown = [i for step in range(6) for i in batch_indices(4, 2, step, seed=1)]
+    assert [sorted(shown[k : k + 4]) for k in (0, 4, 8)] == [[0, 1, 2, 3]] * 3
+    assert shown != [i for step in range(6) for i in batch_indices(4, 2, step, seed=2)]
+
+
+def test_ranks_share_a_batch(cache: Cache, scheduler: DDPMScheduler) -> None:
+    config = CONFIG.model_copy(update={"batch_size": 3})
+    whole = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler)
+    even = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler, rank=0, world_size=2)
+    odd = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler, rank=1, world_size=2)
+    for name, tensor in vars(whole).items():
+        assert torch.equal(tensor[0::2], vars(even)[name])
+        assert torch.equal(tensor[1::2], vars(odd)[name])
+
+
+def test_dropped_captions_become_the_empty_one(cache: Cache, scheduler: DDPMScheduler) -> None:
+    all_dropped = CONFIG.model_copy(update={"caption_dropout": 1.0})
+    batch = lora.make_batch(cache, [0, 1], all_dropped, 0, scheduler)
+    assert torch.equal(batch.embeds, cache.embeds[[0, 0]])
+    none_dropped = CONFIG.model_copy(update={"caption_dropout": 0.0})
+    batch = lora.make_batch(cache, [0, 1], none_dropped, 0, scheduler)
+    assert torch.equal(batch.embeds, cache.embeds[[1, 2]])
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    config = CONFIG.model_copy(update={"steps": 100, "learning_rate": 1.0})
+    rates = [lora.learning_rate(config, step) for step in range(100)]
+    assert rates.index(max(rates)) == 4
+    assert max(rates) == 1.0
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_seed_makes_the_adapter(make_unet: Callable[[], UNet2DConditionModel]) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        unet = make_unet()
+        lora.add_adapter(unet, CONFIG.model_copy(update={"seed": seed}))
+        states.append({n: p for n, p in unet.named_parameters() if "lora_A" in n})
+    first, same, other = states
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
