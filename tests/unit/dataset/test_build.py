@@ -1,0 +1,85 @@
+"""The steps of a build, without Ray."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toile.core.artifacts import open_store, publish_folder
+from toile.core.settings import Settings
+from toile.diffusion.architecture import bundle_description
+from unit.imaging.files import encoded, picture
+
+pytest.importorskip("ray", reason="the compute extra is not installed")
+
+from toile.dataset.build.job import Item, with_trigger
+from toile.dataset.build.steps import See, prepare
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("white floral lace", "<lace> white floral lace"),
+        ("<lace> white", "<lace> white"),
+        ("<Lace> white", "<Lace> white"),
+        ("<lace>y things", "<lace> <lace>y things"),
+        ("", "<lace>"),
+    ],
+)
+def test_captions_begin_with_the_trigger_word_once(caption: str, expected: str) -> None:
+    assert with_trigger("<lace>", caption) == expected
+
+
+def test_metadata_has_the_columns_that_imagefolder_reads() -> None:
+    item = Item("images/0001.png", "<lace> x", "e", "m", "a.jpg", "0" * 64, 8, 8, False)
+    columns = json.loads(json.dumps(asdict(item)))
+    assert {"file_name", "text", "mask", "edges", "source_digest"} <= columns.keys()
+
+
+def test_a_photograph_is_prepared_the_same_way_every_time(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    open_store(settings).put("photo", encoded(picture(300, 200), "JPEG"))
+    row = {"index": 1, "artifact": "photo", "caption": ""}
+
+    first, second = (prepare(row, settings, 64) for _ in range(2))
+
+    assert first == second
+    assert (first["reason"], len(first["perceptual_hash"])) == ("", 16)
+    for name in ("image", "edges"):
+        with Image.open(io.BytesIO(first[name])) as image:
+            assert (image.format, image.size) == ("PNG", (64, 64))
+
+
+def test_what_is_wrong_with_a_photograph_goes_into_its_row(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    open_store(settings).put("broken", encoded(picture(), "JPEG")[:500])
+    reasons = [
+        prepare({"index": 1, "artifact": artifact, "caption": ""}, settings, 64)["reason"]
+        for artifact in ("broken", "missing")
+    ]
+    assert reasons == ["TRUNCATED_IMAGE", "DATA_LOSS"]
+
+
+def test_masks_and_captions_are_made_for_what_is_usable(tiny_bundle: Path, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    store = open_store(settings)
+    publish_folder(store, "bases/tiny/1", tiny_bundle)
+    good = encoded(picture(64, 64))
+    see = See(settings, "bases/tiny/1")
+
+    seen = see({"image": np.array([good, b"", good], object), "index": np.arange(3)})
+
+    assert seen["described"][1] == ""
+    assert seen["mask"][1] == b""
+    assert seen["described"][0] == seen["described"][2]
+    words = bundle_description()
+    colour, *_, category = seen["described"][0].split()
+    assert colour in words["colours"]
+    assert category in words["categories"]
+    with Image.open(io.BytesIO(seen["mask"][0])) as mask:
+        assert (mask.mode, mask.size) == ("P", (64, 64))
+        assert np.asarray(mask).max() < len(seen["mask_labels"][0])
