@@ -1,0 +1,1 @@
+"""Measured comparisons. Each writes its results as data beside its code."""

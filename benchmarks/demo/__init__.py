@@ -1,0 +1,1 @@
+"""How long the sample loop takes, and how much memory it holds."""
