@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from PIL import Image
 from integration.dataset_platform import DatasetPlatform, running
 from integration.ray_head import RayHead
 from toile.core.artifacts import fetch
+from toile.core.bases import import_base
 from toile.core.catalog.models import DatasetVersionRow
+from toile.core.jobs import JobKind, JobStore
 from toile.v1 import dataset_pb2, job_pb2
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]  # Ray's start counts
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "clothing"
 
@@ -119,6 +122,29 @@ def test_a_build_without_one_usable_photograph_fails_and_publishes_nothing(
     versions = dataset_pb2.ListDatasetVersionsRequest(parent=name)
     assert not platform.clients.dataset.ListDatasetVersions(versions).versions
     assert not list(platform.store.list(f"{name}/"))
+
+
+def test_a_base_that_cannot_see_is_named_as_the_reason(
+    platform: DatasetPlatform, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    blind = tmp_path / "blind"
+    shutil.copytree(tiny_bundle, blind, ignore=shutil.ignore_patterns("segmenter"))
+    import_base(platform.settings, platform.catalog, platform.store, blind, "bases/blind")
+    name = platform.create("unseen")
+    platform.import_files(name, [("a.jpg", cloth(35))])
+    with platform.catalog.transaction() as session:
+        job = JobStore(platform.catalog).create(
+            session,
+            project="test",
+            kind=JobKind.DATASET_BUILD,
+            target=f"{name}/versions/1",
+            spec={"dataset": name, "resolution": 64, "base": "bases/blind", "last_sequence": 1},
+        )
+
+    ended = platform.wait(job.name)
+
+    assert (ended.state, ended.error.reason) == (job_pb2.JOB_STATE_FAILED, "BASE_LACKS_VISION")
+    assert "segmenter" in ended.error.message
 
 
 def test_a_cancelled_build_publishes_nothing(platform: DatasetPlatform) -> None:

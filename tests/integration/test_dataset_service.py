@@ -1,6 +1,7 @@
 """The dataset service over gRPC, without compute: what it takes, refuses and keeps."""
 
 import contextlib
+import errno
 import tempfile
 import threading
 import time
@@ -17,6 +18,7 @@ from integration.dataset_platform import PARENT, DatasetPlatform, messages, runn
 from toile.core.catalog.models import PhotographRow
 from toile.core.errors import (
     AlreadyExistsError,
+    DiskFullError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -24,6 +26,8 @@ from toile.core.errors import (
     StoreUnavailableError,
     TriggerWordError,
 )
+from toile.core.rpc.client import grpc_health_check
+from toile.dataset.upload import Spool
 from toile.v1 import dataset_pb2, dataset_pb2_grpc, job_pb2
 from unit.imaging.files import encoded, huge_png, picture
 
@@ -319,6 +323,31 @@ def test_what_does_not_exist(platform: DatasetPlatform) -> None:
         stub.GetDatasetVersion(dataset_pb2.GetDatasetVersionRequest(name=version))
     with pytest.raises(NotFoundError):
         stub.ListDatasetItems(dataset_pb2.ListDatasetItemsRequest(parent=version))
+
+
+def test_a_full_disk_in_the_middle_of_an_import(
+    platform: DatasetPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = platform.create("full")
+    files = [(f"{i}.jpg", photograph(60 + i)) for i in range(3)]
+    write = Spool.write
+    writes = iter(range(9))
+
+    def failing(spool: Spool, chunk: bytes) -> None:
+        if next(writes) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(spool, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "write", failing)
+        with pytest.raises(DiskFullError):
+            platform.import_files(name, files)
+    assert [row.file_name for row in rows_of(platform, name)] == ["0.jpg"]
+    assert platform.import_files(name, files).imported_count == 2
+
+
+def test_it_is_not_ready_without_compute(platform: DatasetPlatform) -> None:
+    assert not grpc_health_check(platform.address)
 
 
 def test_many_clients_at_once(platform: DatasetPlatform) -> None:

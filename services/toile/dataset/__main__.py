@@ -3,6 +3,7 @@
 from toile.core.artifacts import open_store
 from toile.core.catalog.engine import open_catalog
 from toile.core.jobs import JobKind
+from toile.core.jobs.ray_jobs import RayJobs
 from toile.core.jobs.servicer import JOB_SERVICE_NAME, add_job_service
 from toile.core.jobs.supervisor import JobSupervisor
 from toile.core.rpc.server import Service, run
@@ -27,7 +28,12 @@ def build_service(settings: Settings) -> Service:
             add_job_service(catalog),
         ],
         full_names=[DATASET_SERVICE_NAME, JOB_SERVICE_NAME],
-        checks={"catalog": catalog.check, "artifacts": store.check, "base": handler.check_base},
+        checks={
+            "catalog": catalog.check,
+            "artifacts": store.check,
+            "base": handler.check_base,
+            "ray": RayJobs(settings.ray_jobs_url).check,
+        },
         background=[supervisor.run],
     )
 

@@ -3,7 +3,8 @@
 Rows between them are `Prepared` and `Seen` as plain dictionaries: what Arrow can hold.
 """
 
-from typing import Any, TypedDict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from toile.imaging.crop import square_crop
 from toile.imaging.decode import decode
 from toile.imaging.edges import canny
 from toile.imaging.similarity import perceptual_hash
+
+if TYPE_CHECKING:
+    from toile.diffusion.vision import Vision
 
 
 class Source(TypedDict):
@@ -77,10 +81,17 @@ class See:
     """Label the parts and write a caption, with the base's models; an actor of its own."""
 
     def __init__(self, settings: Settings, base_artifact: str) -> None:
+        self._settings = settings
+        self._base_artifact = base_artifact
+
+    @cached_property
+    def _vision(self) -> "Vision":
+        # With the first batch and not in the constructor: what Ray says of an actor that could
+        # not be made has lost the error's type and reason.
         from toile.diffusion.vision import Vision  # late: only this actor needs torch
 
-        cache = settings.home_path / "cache"
-        self._vision = Vision(fetch(open_store(settings), base_artifact, cache))
+        cache = self._settings.home_path / "cache"
+        return Vision(fetch(open_store(self._settings), self._base_artifact, cache))
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Add the columns `mask`, `mask_labels` and `described` to a batch."""
