@@ -2,14 +2,9 @@
 
 import asyncio
 import contextlib
-import json
-import os
-import signal
-import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -31,7 +26,7 @@ from toile.core.errors import (
 from toile.core.rpc import readiness
 from toile.core.rpc.client import Clients, grpc_health_check, inference_channel
 from toile.core.rpc.server import RunningService, Service, start
-from toile.core.settings import Settings
+from toile.core.settings import Limits, Settings
 from toile.v1 import (
     generate_pb2,
     generate_pb2_grpc,
@@ -153,7 +148,7 @@ def service(ranker: Ranker, problems: set[str]) -> Service:
 @pytest.fixture
 def server_settings() -> Settings:
     return Settings(
-        limits={"message_bytes": LIMIT_BYTES},  # type: ignore[arg-type]
+        limits=Limits(message_bytes=LIMIT_BYTES),
         default_deadline_seconds=20.0,
         grace_seconds=10.0,
     )
@@ -375,7 +370,7 @@ for answer in stub.RankImages(rank_pb2.RankImagesRequest()):
 async def test_closing_the_clients_ends_their_calls(address: str, ranker: Ranker) -> None:
     def begin_and_close() -> None:
         with clients_of(address) as clients:
-            next(clients.rank.RankImages(rank_pb2.RankImagesRequest()))  # type: ignore[call-overload]
+            next(clients.rank.RankImages(rank_pb2.RankImagesRequest()))
 
     await in_thread(begin_and_close)
     await until(ranker.ended.is_set)
@@ -634,82 +629,3 @@ async def test_a_taken_port_is_said(
     settings = server_settings.model_copy(update={"port": running.port})
     with pytest.raises(UnavailableError, match=str(running.port)):
         await start(service, settings)
-
-
-# A whole process
-
-PROCESS = """
-from toile.core.rpc.server import Service, run
-from toile.v1 import rank_pb2_grpc
-
-run(lambda settings: Service(
-    "rank",
-    [(rank_pb2_grpc.add_RankServiceServicer_to_server, rank_pb2_grpc.RankServiceServicer())],
-    ["toile.v1.RankService"],
-    {},
-))
-"""
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("TOILE_")}
-    return plain | {"TOILE_READY_FILE": str(tmp_path / "ready.json")}
-
-
-@pytest.fixture
-def process(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", PROCESS],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process
-        process.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_tells_its_ports_and_stops_when_told(
-    process: subprocess.Popen[str], environment: dict[str, str], number: signal.Signals
-) -> None:
-    assert process.stdout is not None
-    ready = json.loads(process.stdout.readline())
-    assert ready.keys() >= {"event", "service", "port", "metrics_port"}
-    assert (ready["event"], ready["service"]) == ("ready", "rank")
-    assert grpc_health_check(f"127.0.0.1:{ready['port']}", timeout_seconds=10)
-    assert httpx.get(f"http://127.0.0.1:{ready['metrics_port']}/metrics").status_code == 200
-    process.send_signal(number)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert out == ""
-    assert [json.loads(line)["process"] for line in err.splitlines()]
-    assert json.loads(Path(environment["TOILE_READY_FILE"]).read_text()) == ready
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [("TOILE_PORT", "taken", "port"), ("TOILE_GRACE_SECONDS", "soon", "grace_seconds")],
-)
-def test_a_process_that_cannot_start_says_why(
-    environment: dict[str, str], name: str, value: str, said: str
-) -> None:
-    with contextlib.ExitStack() as stack:
-        if value == "taken":
-            import socket
-
-            taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            value = str(taken.getsockname()[1])
-        ended = subprocess.run(
-            [sys.executable, "-c", PROCESS],
-            env=environment | {name: value},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert ended.returncode == 1
-    assert ended.stdout == ""
-    assert said in ended.stderr
-    assert "Traceback" not in ended.stderr

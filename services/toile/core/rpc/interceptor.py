@@ -159,6 +159,9 @@ class _Call:
                 late = context.time_remaining() == 0
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
                 raise
+            except BaseException:
+                code = grpc.StatusCode.UNKNOWN
+                raise
             finally:
                 seconds = time.perf_counter() - start
                 RPC_DURATION.labels(**labels, code=code.name).observe(seconds)

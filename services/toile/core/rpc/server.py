@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import pydantic
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -26,6 +26,7 @@ from toile.core.settings import Settings
 
 _HANDLER_THREADS = 32
 _KEEPALIVE_MILLIS = 30_000
+_LEAVING_SECONDS = 3.0  # for threads that nobody waits for any more
 _RESTART_SECONDS = (1.0, 30.0)  # first and longest pause before a failed background task
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -128,7 +129,7 @@ def run(build: Callable[[Settings], Service]) -> None:
     """Be a service process: everything from reading the settings to the last call's end."""
     try:
         settings = Settings()
-    except pydantic.ValidationError as error:
+    except ValueError as error:  # pydantic's ValidationError, pydantic-settings' SettingsError
         sys.exit(f"bad settings: {error}")
     logs.configure(settings, "toile")
     try:
@@ -155,6 +156,15 @@ async def _serve(service: Service, settings: Settings) -> None:
     announcing.cancel()
     await asyncio.gather(announcing, return_exceptions=True)
     await running.stop()
+    # A thread cannot be cancelled: one that is stuck must not keep the process.
+    leaving = threading.Timer(_LEAVING_SECONDS, _leave)
+    leaving.daemon = True
+    leaving.start()
+
+
+def _leave() -> None:
+    _log.warning("left threads behind", threads=[t.name for t in threading.enumerate()])
+    os._exit(0)
 
 
 async def _announce(service: Service, running: RunningService, path: Path | None) -> None:
