@@ -113,7 +113,9 @@ class RankedImage(google.protobuf.message.Message):
     """Weighted sum of the normalised scores, 0 to 1."""
     @property
     def scores(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Score]:
-        """Scores, one for each scorer."""
+        """Scores, one for each scorer that can judge the image: "colour", for one, says nothing
+        when the prompt names no colour, and such an image counts as average for it.
+        """
 
     def __init__(
         self,

@@ -180,13 +180,14 @@ async def test_equal_images_are_equal_and_ordered_by_name(platform: Platform) ->
     assert [image.image for image in ranking.images] == sorted(images)
 
 
-async def test_a_large_image_fits_into_a_message(platform: Platform) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (1800, 1500, 3), dtype=np.uint8)
-    images = [platform.add_image(noise) for _ in range(9)]
-    ranking = (await rank(platform, images=images, prompt="a red dress", request_id="large"))[
-        -1
-    ].ranking
-    assert len(ranking.images) == 9
+async def test_images_larger_than_a_message_are_ranked(tmp_path: Path) -> None:
+    limits = {"message_bytes": 1 << 20}
+    async with running_platform(tmp_path, build_service, limits=limits) as platform:
+        noise = np.random.default_rng(0).integers(0, 255, (600, 700, 3), dtype=np.uint8)
+        images = [platform.add_image(noise, prompt="a red dress") for _ in range(3)]
+        ranking = (await rank(platform, images=images))[-1].ranking
+        assert len(ranking.images) == 3
+        assert platform.models.calls["EmbedImages"] == 3
 
 
 async def test_a_repeated_request_gets_the_first_answer(platform: Platform) -> None:
