@@ -7,11 +7,12 @@ from pathlib import Path
 
 import structlog
 import torch
+import torch.distributed as dist
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from toile.diffusion.segmenter import Segmenter
-from toile.training.tiny_base.clip import load_clip, train_clip
+from toile.training.tiny_base.clip import train_clip
 from toile.training.tiny_base.config import RecipeConfig
 from toile.training.tiny_base.data import load_photographs, load_renders, write_renders
 from toile.training.tiny_base.evaluate import (
@@ -26,8 +27,9 @@ from toile.training.tiny_base.evaluate import (
 from toile.training.tiny_base.export import export_bundle
 from toile.training.tiny_base.segmenter import train_segmenter
 from toile.training.tiny_base.sheet import write_sheet
+from toile.training.tiny_base.tower import load_image_encoder, train_tower
 from toile.training.tiny_base.unet import train_refiner, train_unet, write_latents
-from toile.training.tiny_base.vae import load_vae, train_vae
+from toile.training.tiny_base.vae import load_vae, train_decoder, train_vae
 
 _LOG = structlog.get_logger(__name__)
 _CLASSIFIER_RENDERS = 6000
@@ -53,9 +55,11 @@ def _unet(config: RecipeConfig) -> None:
 def _write_classifier(config: RecipeConfig) -> None:
     renders = load_renders(config)
     count = min(_CLASSIFIER_RENDERS, len(renders.records))
-    categories = [str(record["attributes"]["category"]) for record in renders.records[:count]]
-    tower = load_clip(config).image_encoder
-    save_classifier(train_classifier(tower, list(renders.images[:count]), categories), config.bundle)
+    records = renders.records[:count]
+    categories = [str(record["attributes"]["category"]) for record in records]
+    tower = load_image_encoder(config)
+    probe = train_classifier(tower, list(renders.images[:count]), categories)
+    save_classifier(probe, config.bundle)
 
 
 def _export(config: RecipeConfig) -> None:
@@ -88,7 +92,9 @@ def _sheet(config: RecipeConfig) -> None:
 STAGES: dict[str, Callable[[RecipeConfig], object]] = {
     "renders": _renders,
     "vae": train_vae,
+    "decoder": train_decoder,
     "clip": train_clip,
+    "tower": train_tower,
     "segmenter": train_segmenter,
     "latents": write_latents,
     "unet": _unet,
@@ -115,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.bundle is not None:
         config = replace(config, bundle_path=options.bundle)
     torch.set_num_threads(options.threads)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
     for stage in STAGES if options.stage == "all" else [options.stage]:
         _LOG.info("tiny_base.stage", stage=stage)
         STAGES[stage](config)

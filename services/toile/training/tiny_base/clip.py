@@ -27,7 +27,7 @@ from toile.training.tiny_base.data import Pictures, load_photographs, load_rende
 from toile.training.tiny_base.loop import averaged_state, run_stage
 from toile.training.tiny_base.vae import to_tensor
 
-_CAPTION_TOKENS = 24
+CAPTION_TOKENS = 24
 _MAX_LOGIT_SCALE = 4.2
 
 
@@ -95,7 +95,7 @@ def train_clip(config: RecipeConfig) -> None:
         token_ids = tokenizer(
             captions,
             padding="max_length",
-            max_length=_CAPTION_TOKENS,
+            max_length=CAPTION_TOKENS,
             truncation=True,
             return_tensors="pt",
         ).input_ids

@@ -41,16 +41,24 @@ class RecipeConfig:
     checkpoint_seconds: float = 120.0
     vae: StageConfig = field(
         default_factory=lambda: StageConfig(
-            1800, 8, 1.0e-3, warmup_steps=50, weight_decay=0.0, ema_decay=0.995
+            1000, 8, 8.0e-4, warmup_steps=50, weight_decay=0.0, ema_decay=0.995
+        )
+    )
+    decoder: StageConfig = field(
+        default_factory=lambda: StageConfig(
+            1200, 4, 6.0e-4, warmup_steps=50, weight_decay=0.0, ema_decay=0.995
         )
     )
     clip: StageConfig = field(
         default_factory=lambda: StageConfig(900, 96, 1.0e-3, weight_decay=0.05, ema_decay=0.995)
     )
+    tower: StageConfig = field(
+        default_factory=lambda: StageConfig(1500, 64, 8.0e-4, weight_decay=0.05, ema_decay=0.995)
+    )
     segmenter: StageConfig = field(
         default_factory=lambda: StageConfig(1200, 16, 2.0e-3, ema_decay=0.99)
     )
-    unet: StageConfig = field(default_factory=lambda: StageConfig(9000, 32, 8.0e-4))
+    unet: StageConfig = field(default_factory=lambda: StageConfig(4200, 32, 1.0e-3))
     refiner: StageConfig = field(default_factory=lambda: StageConfig(2000, 32, 8.0e-4))
 
     @property

@@ -86,7 +86,7 @@ def held_out_prompts(count: int) -> list[tuple[str, str, str]]:
     return chosen
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def image_features(tower: CLIPVisionModelWithProjection, images: Sequence[UInt8Array]) -> Tensor:
     """Unit vectors `[N, p]` of pictures of the native size."""
     features = []

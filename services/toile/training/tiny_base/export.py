@@ -8,6 +8,7 @@ from toile.diffusion.architecture import TinyBase, build_models, save_bundle
 from toile.training.tiny_base.clip import load_clip, load_tokenizer
 from toile.training.tiny_base.config import RecipeConfig
 from toile.training.tiny_base.segmenter import load_segmenter
+from toile.training.tiny_base.tower import load_image_encoder
 from toile.training.tiny_base.unet import load_unet
 from toile.training.tiny_base.vae import load_vae
 
@@ -24,7 +25,7 @@ def export_bundle(config: RecipeConfig, path: Path, *, unet: nn.Module | None = 
     models.vae = load_vae(config)
     models.text_encoder = trio.text_encoder
     models.text_encoder_2 = trio.text_encoder_2
-    models.image_encoder = trio.image_encoder
+    models.image_encoder = load_image_encoder(config)
     models.clip_logit_scale = trio.logit_scale
     done = {
         stage: (config.workdir / stage / "checkpoint.safetensors").exists() for stage in _OPTIONAL

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,6 +37,13 @@ def learning_rate(config: StageConfig, step: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * max(0.01, 0.5 * (1.0 + math.cos(math.pi * min(1.0, share))))
+
+
+def workers() -> tuple[int, int]:
+    """This process's rank and how many train together (torchrun starts several; else 0 of 1)."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 class Averaged:
@@ -80,6 +88,7 @@ def run_stage(
         fused=True,
     )
     step = _resume(folder, network, average, optimizer)
+    leader = workers()[0] == 0
     network.train()
     mean_loss, started, saved, first = 0.0, time.monotonic(), time.monotonic(), step
     while step < config.steps:
@@ -89,13 +98,15 @@ def run_stage(
             value = loss(step)
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
+        _average_gradients(network)
         nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
         optimizer.step()
-        average.update(network, step)
         step += 1
+        if leader:
+            average.update(network, step)
         share = max(0.02, 1.0 / (step - first))
         mean_loss += share * (float(value.detach()) - mean_loss)
-        if step % _LOG_EVERY_STEPS == 0:
+        if leader and step % _LOG_EVERY_STEPS == 0:
             pace = (time.monotonic() - started) / (step - first)
             _LOG.info(
                 "tiny_base.step",
@@ -106,12 +117,27 @@ def run_stage(
                 seconds_per_step=round(pace, 3),
                 eta_minutes=round(pace * (config.steps - step) / 60, 1),
             )
-        if time.monotonic() - saved > checkpoint_seconds or step == config.steps:
+        due = time.monotonic() - saved > checkpoint_seconds or step == config.steps
+        if leader and due:
             _save(folder, step, network, average, optimizer)
             if snapshot is not None:
                 snapshot(average.network, step)
             saved = time.monotonic()
     return average.network
+
+
+def _average_gradients(network: nn.Module) -> None:
+    """The mean of all workers' gradients, in one exchange."""
+    _, count = workers()
+    if count == 1:
+        return
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= count
+    means = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def _save(

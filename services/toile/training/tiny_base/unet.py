@@ -1,8 +1,9 @@
 """Stages `latents`, `unet` and `refiner`: the denoisers, on latents computed once."""
 
+import multiprocessing
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,16 +28,23 @@ from toile.training.diffusion_loss import (
 from toile.training.tiny_base.clip import TrainedTrio, load_clip, load_tokenizer
 from toile.training.tiny_base.config import RecipeConfig
 from toile.training.tiny_base.data import Pictures, load_photographs, load_renders
-from toile.training.tiny_base.loop import Snapshot, averaged_state, run_stage
+from toile.training.tiny_base.loop import (
+    Snapshot,
+    averaged_state,
+    half_precision,
+    run_stage,
+    workers,
+)
 from toile.training.tiny_base.vae import load_vae, to_tensor
 
 AESTHETIC_SCORE = 6.0
-_ENCODE_BATCH = 32
+_ENCODE_BATCH = 16
+_ENCODE_CHUNK = 1000
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Scaled latents `[N, 2, 4, h, w]` (as seen and mirrored) and the pictures they came from."""
+    """Scaled latents `[N, 4, h, w]` and the pictures they came from."""
 
     latents: Tensor
     pictures: Pictures
@@ -64,32 +72,44 @@ class Conditioner:
 
 
 def write_latents(config: RecipeConfig) -> None:
-    """Encode every render and photograph once, and its mirror image."""
-    vae = load_vae(config)
+    """Encode every render and photograph once, in chunks; chunks already written are kept."""
+    folder = config.workdir / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    load_vae(config).save_pretrained(folder / "vae")
+    tasks = []
     for name, pictures in (("renders", load_renders(config)), ("photos", load_photographs(config))):
-        if len(pictures.images) == 0:
-            continue
-        latents = torch.stack(
-            [_encode(vae, pictures.images), _encode(vae, pictures.images[:, :, ::-1])], dim=1
-        )
-        save_file({"latents": latents.half()}, config.workdir / f"latents-{name}.safetensors")
+        tasks += [
+            (config, name, start)
+            for start in range(0, len(pictures.images), _ENCODE_CHUNK)
+            if not (folder / f"{name}-{start:06d}.safetensors").exists()
+        ]
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=config.threads, mp_context=spawned) as pool:
+        list(pool.map(_encode_chunk, tasks))
 
 
-@torch.inference_mode()
-def _encode(vae: AutoencoderKL, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+def _encode_chunk(task: tuple[RecipeConfig, str, int]) -> None:
+    config, name, start = task
+    torch.set_num_threads(1)
+    folder = config.workdir / "latents"
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    pictures = load_renders(config) if name == "renders" else load_photographs(config)
+    stop = min(start + _ENCODE_CHUNK, len(pictures.images))
     encoded = []
-    for start in range(0, len(images), _ENCODE_BATCH):
-        batch = to_tensor(images[start : start + _ENCODE_BATCH])
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.inference_mode(), half_precision():
+        for row in range(start, stop, _ENCODE_BATCH):
+            batch = to_tensor(pictures.images[row : min(row + _ENCODE_BATCH, stop)])
             encoded.append(vae.encode(batch).latent_dist.mean.float())
-    return torch.cat(encoded) * float(vae.config.scaling_factor)
+    latents = torch.cat(encoded) * float(vae.config.scaling_factor)
+    part = folder / f"{name}-{start:06d}.part"
+    save_file({"latents": latents.half()}, part)
+    part.replace(part.with_suffix(".safetensors"))
 
 
 def train_unet(config: RecipeConfig, snapshot: Snapshot | None = None) -> UNet2DConditionModel:
     """Train the base's UNet on all timesteps."""
     torch.manual_seed(config.seed)
-    unet = UNet2DConditionModel(**UNET_CONFIG).to(memory_format=torch.channels_last)
+    unet = UNet2DConditionModel(**UNET_CONFIG)
     sampler = _Sampler(config, seed=104, batch_size=config.unet.batch_size)
     size = float(NATIVE_SIZE)
     time_ids = torch.tensor([size, size, 0.0, 0.0, size, size])
@@ -122,7 +142,7 @@ def train_unet(config: RecipeConfig, snapshot: Snapshot | None = None) -> UNet2D
 def train_refiner(config: RecipeConfig) -> UNet2DConditionModel:
     """Train the refiner's UNet on the last, least noisy part of the schedule."""
     torch.manual_seed(config.seed)
-    unet = UNet2DConditionModel(**REFINER_CONFIG).to(memory_format=torch.channels_last)
+    unet = UNet2DConditionModel(**REFINER_CONFIG)
     sampler = _Sampler(config, seed=105, batch_size=config.refiner.batch_size)
     size = float(NATIVE_SIZE)
     time_ids = torch.tensor([size, size, 0.0, 0.0, AESTHETIC_SCORE])
@@ -172,25 +192,24 @@ class _Draw:
 
 
 class _Sampler:
-    """Draws batches; everything random comes from the step's number."""
+    """Draws batches; everything random comes from the step's number and the worker's rank."""
 
     def __init__(self, config: RecipeConfig, *, seed: int, batch_size: int) -> None:
-        self.config, self.seed, self.batch_size = config, seed, batch_size
+        self.rank, count = workers()
+        self.config, self.seed, self.batch_size = config, seed, batch_size // count
         self.scheduler = EulerDiscreteScheduler(**SCHEDULER_CONFIG)
         self.conditioner = Conditioner(load_clip(config), load_tokenizer(config))
-        self.sources = [(_latent_set(config, "renders"), 1.0 - config.photo_share_unet)]
-        if (config.workdir / "latents-photos.safetensors").exists():
-            self.sources.append((_latent_set(config, "photos"), config.photo_share_unet))
+        self.sources = _latent_sets(config)
 
     def draw(self, step: int, *, max_timestep: int) -> _Draw:
         """The batch of a step."""
-        rng = np.random.default_rng([self.config.seed, self.seed, step])
+        rng = np.random.default_rng([self.config.seed, self.seed, step, self.rank])
         shares = np.array([share for _, share in self.sources])
         latents, captions = [], []
         for choice in rng.choice(len(self.sources), size=self.batch_size, p=shares / shares.sum()):
             source = self.sources[int(choice)][0]
             index = int(rng.integers(len(source.latents)))
-            latents.append(source.latents[index, int(rng.integers(2))])
+            latents.append(source.latents[index])
             captions.append(source.pictures.caption(index, rng))
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         clean = torch.stack(latents).float()
@@ -206,11 +225,22 @@ class _Sampler:
         )
 
 
-def _latent_set(config: RecipeConfig, name: str) -> LatentSet:
-    pictures = load_renders(config) if name == "renders" else load_photographs(config)
-    latents = load_file(config.workdir / f"latents-{name}.safetensors")["latents"]
-    slim = Pictures(pictures.images[:0], pictures.labels[:0], pictures.records)
-    return LatentSet(latents, slim)
+def _latent_sets(config: RecipeConfig) -> list[tuple[LatentSet, float]]:
+    """Renders and, where there are any, photographs, each with its share of a batch."""
+    share = config.photo_share_unet
+    sets = [(_latent_set(config, "renders", load_renders(config)), 1.0 - share)]
+    photos = load_photographs(config)
+    if len(photos.images):
+        sets.append((_latent_set(config, "photos", photos), share))
+    return sets
+
+
+def _latent_set(config: RecipeConfig, name: str, pictures: Pictures) -> LatentSet:
+    files = sorted((config.workdir / "latents").glob(f"{name}-*.safetensors"))
+    latents = torch.cat([load_file(file)["latents"] for file in files])
+    if len(latents) != len(pictures.records):
+        raise FileNotFoundError(f"latents of the {name} are incomplete; run the stage `latents`")
+    return LatentSet(latents, pictures)
 
 
 def _denoising_loss(
@@ -223,7 +253,7 @@ def _denoising_loss(
 ) -> Tensor:
     noisy = add_noise(scheduler, draw.latents, draw.noise, draw.timesteps)
     predicted = unet(
-        noisy.to(memory_format=torch.channels_last),
+        noisy,
         draw.timesteps,
         encoder_hidden_states=hidden_states,
         added_cond_kwargs=dict(added),

@@ -9,7 +9,8 @@ from torch.nn import functional as F  # noqa: N812  torch's own convention
 from toile.diffusion.architecture import NATIVE_SIZE, VAE_CONFIG
 from toile.training.tiny_base.config import RecipeConfig
 from toile.training.tiny_base.data import Pictures, load_photographs, load_renders
-from toile.training.tiny_base.loop import averaged_state, run_stage
+from toile.training.tiny_base.loop import averaged_state, run_stage, workers
+from toile.training.tiny_base.vae_start import start_linear
 
 _SMALL_CROP = 64
 _SMALL_SHARE = 0.7
@@ -20,13 +21,17 @@ def train_vae(config: RecipeConfig) -> AutoencoderKL:
     """Train the autoencoder and give back its average with `scaling_factor` set from the data."""
     renders, photos = load_renders(config), load_photographs(config)
     torch.manual_seed(config.seed)
-    vae = AutoencoderKL(**VAE_CONFIG).to(memory_format=torch.channels_last)
+    vae = AutoencoderKL(**VAE_CONFIG)
+    start_linear(vae)
+    vae.to(memory_format=torch.channels_last)
+
+    rank, _ = workers()
 
     def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([config.seed, 101, step])
+        rng = np.random.default_rng([config.seed, 101, step, rank])
         crop, size = crop_schedule(step, config)
         batch = _crops(rng, renders, photos, config.photo_share_vae, crop, size)
-        return reconstruction_loss(vae, batch, seed=step)
+        return reconstruction_loss(vae, batch, seed=2 * step + rank)
 
     run_stage(
         "vae", vae, loss, config.vae, config.workdir, checkpoint_seconds=config.checkpoint_seconds
@@ -34,10 +39,40 @@ def train_vae(config: RecipeConfig) -> AutoencoderKL:
     return load_vae(config)
 
 
+def train_decoder(config: RecipeConfig) -> None:
+    """Train the decoder on alone, from the fixed encoder's latents of whole pictures.
+
+    The latents stay what they are, so the denoisers need not wait for this stage.
+    """
+    renders, photos = load_renders(config), load_photographs(config)
+    vae = load_vae(config)
+    decoder = vae.decoder.requires_grad_(True).to(memory_format=torch.channels_last)
+    rank, _ = workers()
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([config.seed, 107, step, rank])
+        size = config.decoder.batch_size
+        images = _crops(rng, renders, photos, config.photo_share_vae, NATIVE_SIZE, size)
+        with torch.no_grad():
+            latents = vae.post_quant_conv(vae.encode(images).latent_dist.mean)
+        return pixel_loss(decoder(latents).float(), images)
+
+    run_stage(
+        "decoder",
+        decoder,
+        loss,
+        config.decoder,
+        config.workdir,
+        checkpoint_seconds=config.checkpoint_seconds,
+    )
+
+
 def load_vae(config: RecipeConfig) -> AutoencoderKL:
     """The trained autoencoder, its latents scaled to unit variance over the renders."""
     vae = AutoencoderKL(**VAE_CONFIG)
     vae.load_state_dict(averaged_state(config.workdir, "vae"))
+    if (config.workdir / "decoder" / "checkpoint.safetensors").exists():
+        vae.decoder.load_state_dict(averaged_state(config.workdir, "decoder"))
     vae.eval().requires_grad_(False)
     images = to_tensor(load_renders(config).images[:256])
     with torch.inference_mode():
@@ -47,21 +82,25 @@ def load_vae(config: RecipeConfig) -> AutoencoderKL:
 
 
 def reconstruction_loss(vae: AutoencoderKL, images: Tensor, *, seed: int) -> Tensor:
-    """L1 of pixels, of their gradients and of a 4x reduction (for colour), and a slight KL."""
+    """The pixels' loss through sampled latents, and a slight KL."""
     posterior = vae.encode(images).latent_dist
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(posterior.mean.shape, generator=generator)
     latents = posterior.mean.float() + posterior.std.float() * noise
     decoded = vae.decode(latents.to(memory_format=torch.channels_last)).sample.float()
-    error = F.l1_loss(decoded, images)
-    for axis in (2, 3):
-        error = error + F.l1_loss(decoded.diff(dim=axis), images.diff(dim=axis))
-    coarse = F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(images, 4))
     divergence = 0.5 * (
         posterior.mean.float() ** 2 + posterior.var.float() - 1.0 - posterior.logvar.float()
     ).sum(dim=(1, 2, 3))
-    total: Tensor = error + coarse + _KL_WEIGHT * divergence.mean()
+    total: Tensor = pixel_loss(decoded, images) + _KL_WEIGHT * divergence.mean()
     return total
+
+
+def pixel_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    """L1 of pixels, of their gradients and of a 4x reduction (for colour)."""
+    error = F.l1_loss(decoded, images)
+    for axis in (2, 3):
+        error = error + F.l1_loss(decoded.diff(dim=axis), images.diff(dim=axis))
+    return error + F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(images, 4))
 
 
 def to_tensor(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
