@@ -1,7 +1,6 @@
 """Refining: understand, find the region, redraw it, lay it over, write it down once."""
 
 import asyncio
-import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,14 @@ from toile.refine import records
 from toile.refine.canvas import UInt8Array, encode
 from toile.refine.editing import STRENGTHS, Editing, Sheet
 from toile.refine.instructions import Edit, parse_instruction
-from toile.refine.limits import check_request
+from toile.refine.limits import check_request, steps_for
 from toile.refine.prompts import edit_prompt
 from toile.refine.records import Plan, Refined
 from toile.refine.regions import Region, find_region
 from toile.refine.source import Source, find_source
 from toile.v1 import common_pb2, inference_pb2, refine_pb2
 
+DEFAULT_STEPS = 20
 GUIDANCE_SCALE = 5.0
 SEEN_SIDE_PIXELS = 1024
 """The segmenter and the captioner see images at most this large."""
@@ -170,8 +170,7 @@ class RefineHandler:
             prompt=edit_prompt(prompt, work.edit),
             region_share=region.share,
             seed=request.seed if request.HasField("seed") else secrets.randbelow(_SEEDS),
-            # One step at least must be left of the share that is redrawn.
-            steps=max(request.steps or 20, math.ceil(1 / strength)),
+            steps=steps_for(strength, request.steps or DEFAULT_STEPS),
             strength=strength,
         )
 
