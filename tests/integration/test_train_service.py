@@ -1,0 +1,150 @@
+"""Trainings over gRPC on a real Ray head, and what they survive."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc.aio
+import psutil
+import pytest
+from PIL import Image
+
+from integration.ray_head import RayHead
+from integration.training_platform import Platform, prepare, request_of, running, settings_for
+from toile.v1 import job_pb2, train_pb2
+
+pytestmark = pytest.mark.timeout(600)
+
+LONG = {"steps": 600, "checkpoint_interval_steps": 10}
+"""Enough steps to interfere with."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
+    home = tmp_path_factory.mktemp("train")
+    prepare(settings_for(home, ""), tiny_bundle)
+    return home
+
+
+@pytest.fixture
+async def platform(home: Path, ray_head: RayHead) -> AsyncIterator[Platform]:
+    async with running(settings_for(home, ray_head.jobs_url)) as platform:
+        yield platform
+
+
+@pytest.fixture
+def own_head() -> Iterator[RayHead]:
+    """A Ray head to be killed."""
+    head = RayHead()
+    try:
+        head.start()
+        yield head
+    finally:
+        head.stop()
+
+
+async def create(platform: Platform, request: train_pb2.CreateTrainingJobRequest) -> job_pb2.Job:
+    return (await platform.train.CreateTrainingJob(request)).job
+
+
+async def download(platform: Platform, version: str, path: str) -> bytes:
+    request = train_pb2.DownloadModelFileRequest(name=version, path=path)
+    return b"".join([piece.chunk async for piece in platform.train.DownloadModelFile(request)])
+
+
+def processes(head: RayHead, text: str) -> list[psutil.Process]:
+    """Processes of the head whose command line has the text."""
+    assert head.process is not None
+    found = []
+    for process in psutil.Process(head.process.pid).children(recursive=True):
+        try:
+            command = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if text in command and not command.startswith("/bin/sh"):
+            found.append(process)
+    return found
+
+
+async def test_training_becomes_a_model_version(platform: Platform) -> None:
+    request = request_of("lace", request_id="once", sample_prompts=["a lace dress"])
+    job = await create(platform, request)
+    assert (await create(platform, request)).name == job.name
+    responses = await platform.watch(job.name)
+    end = responses[-1].job
+    assert (end.state, end.error.message) == (job_pb2.JOB_STATE_SUCCEEDED, "")
+    assert [response.event.sequence for response in responses] == list(range(1, len(responses) + 1))
+    phases = dict.fromkeys(response.event.progress.phase for response in responses)
+    assert list(filter(None, phases)) == [
+        "prepare",
+        "cache",
+        "train",
+        "sample",
+        "verify",
+        "publish",
+    ]
+    steps = [r.event.progress for r in responses if r.event.progress.phase == "train"]
+    assert steps[-1].step == steps[-1].total_steps == 12
+    assert all(progress.HasField("loss") for progress in steps)
+
+    version = (
+        await platform.train.GetModelVersion(train_pb2.GetModelVersionRequest(name=job.target))
+    ).version
+    assert version.dataset_version == "projects/p/datasets/lace/versions/1"
+    assert version.reproduction_difference <= 2
+    sample = await download(platform, version.name, "samples/00.png")
+    assert Image.open(io.BytesIO(sample)).size == (128, 128)
+    losses = (await download(platform, version.name, "loss.jsonl")).splitlines()
+    assert len(losses) == 12
+    models = (
+        await platform.train.ListModels(train_pb2.ListModelsRequest(parent="projects/p"))
+    ).models
+    assert [model.latest_version for model in models if model.name.endswith("/lace")] == [
+        job.target
+    ]
+
+
+async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:
+    job = await create(platform, request_of("cancelled", **LONG))
+    await platform.wait_for_step(job.name, 1)
+    await platform.jobs.CancelJob(job_pb2.CancelJobRequest(name=job.name))
+    assert (await platform.watch(job.name))[-1].job.state == job_pb2.JOB_STATE_CANCELLED
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await platform.train.GetModelVersion(train_pb2.GetModelVersionRequest(name=job.target))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_mistakes_are_answered_before_anything_is_queued(platform: Platform) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await create(platform, request_of("bad", rank=1000))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "lora.rank" in str(caught.value.details())
+
+
+@pytest.mark.parametrize(("victim", "attempts"), [("toile.training", 2), ("RayTrainWorker", 1)])
+async def test_killed_process_is_replaced(
+    platform: Platform, ray_head: RayHead, victim: str, attempts: int
+) -> None:
+    job = await create(platform, request_of(f"killed-{attempts}", **LONG))
+    await platform.wait_for_step(job.name, 20)
+    killed = processes(ray_head, victim)
+    assert killed
+    for process in killed:
+        process.kill()
+    responses = await platform.watch(job.name)
+    end = responses[-1].job
+    assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, attempts), end.error
+    steps = [r.event.progress.step for r in responses if r.event.progress.phase == "train"]
+    first_again = next(b for a, b in zip(steps, steps[1:], strict=False) if b <= a)
+    assert first_again > 10, "it went on from a checkpoint"
+
+
+async def test_killed_ray_head_costs_an_attempt_and_no_more(home: Path, own_head: RayHead) -> None:
+    async with running(settings_for(home, own_head.jobs_url)) as platform:
+        job = await create(platform, request_of("head", **LONG))
+        await platform.wait_for_step(job.name, 20)
+        own_head.kill()
+        await asyncio.to_thread(own_head.start)
+        end = (await platform.watch(job.name))[-1].job
+        assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 2), end.error

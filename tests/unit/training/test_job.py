@@ -1,0 +1,213 @@
+"""A training from its job to the published version, without Ray."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from integration.training_platform import prepare, request_of, settings_for
+from toile.core.artifacts import ArtifactStore, fetch, open_store
+from toile.core.catalog.engine import Catalog, open_catalog
+from toile.core.catalog.models import JobRow, ModelVersionRow
+from toile.core.jobs import JobState, JobStore
+from toile.core.jobs.runtime import JobContext, execute
+from toile.core.settings import Settings
+from toile.diffusion.adapters import load_lora
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.pipelines import DiffusionRequest
+from toile.train.handler import TrainHandler
+from toile.training import caches, publish
+from toile.training.data import read_examples
+from toile.training.run import train_and_publish
+
+VERSION = "projects/p/models/lace-style/versions/1"
+
+
+@pytest.fixture(autouse=True)
+def quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two denoising steps are as good as twenty to tell two files apart."""
+
+    def request(**arguments: object) -> DiffusionRequest:
+        return DiffusionRequest(steps=2, **arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publish, "DiffusionRequest", request)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_bundle: Path) -> Settings:
+    settings = settings_for(tmp_path / "home", "")
+    prepare(settings, tiny_bundle)
+    return settings
+
+
+@pytest.fixture
+def catalog(settings: Settings) -> Iterator[Catalog]:
+    catalog = open_catalog(settings)
+    yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def store(settings: Settings) -> ArtifactStore:
+    return open_store(settings)
+
+
+@pytest.fixture
+def train(
+    settings: Settings, catalog: Catalog, store: ArtifactStore
+) -> Callable[[Callable[[JobContext], None]], JobRow]:
+    """Run a training with some work in the place of a worker."""
+
+    def train(work: Callable[[JobContext], None]) -> JobRow:
+        handler, jobs = TrainHandler(settings, catalog, store), JobStore(catalog)
+        row = handler.create(
+            request_of(steps=4, checkpoint_interval_steps=2, sample_prompts=["a lace dress"])
+        )
+        jobs.next_attempt(row.name, after=0)
+        assert execute(work, settings, row.name, 1) == 0
+        return jobs.get(row.name)
+
+    return train
+
+
+Train = Callable[[Callable[[JobContext], None]], JobRow]
+
+
+def version_of(catalog: Catalog) -> ModelVersionRow | None:
+    with catalog.reading() as session:
+        return session.get(ModelVersionRow, VERSION)
+
+
+def test_training_becomes_a_version(
+    train: Train, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    job = train(train_and_publish)
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    assert version.reproduction_difference <= publish.REPRODUCTION_TOLERANCE_LEVELS
+    assert version.dataset_version == "projects/p/datasets/lace/versions/1"
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    assert sorted(file["path"] for file in version.files) == [
+        "config.json",
+        "kohya.safetensors",
+        "loss.jsonl",
+        "pytorch_lora_weights.safetensors",
+        "samples/00.png",
+    ]
+    losses = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in losses] == [1, 2, 3, 4]
+    assert version.final_loss == pytest.approx(np.mean([entry["loss"] for entry in losses]))
+    assert Image.open(folder / "samples/00.png").size == (128, 128)
+    weights = load_lora(folder)
+    assert weights.header["modelspec.trigger_phrase"] == "<lace>"
+    assert any(layer.up.abs().sum() > 0 for layer in weights.layers.values())
+    assert not list(store.list(f"{job.name}/checkpoints/"))
+
+
+def test_second_attempt_publishes_the_same_weights(
+    train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    train(train_and_publish)
+    whole = version_of(catalog)
+    assert whole is not None
+    jobs = JobStore(catalog)
+
+    def lost(job: JobContext) -> None:
+        """Die when the closing samples are due."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(publish, "draw_samples", _supersede)
+            train_and_publish(job)
+
+    def _supersede(job: JobContext, *_: object) -> None:
+        jobs.next_attempt(job.name, after=1, message="compute was lost")
+        job.report("sample", 0, 1)
+
+    row = train(lost)
+    assert (row.state, row.attempt) == (JobState.QUEUED, 2)
+    assert execute(train_and_publish, settings, row.name, 2) == 0
+    events, _ = jobs.events_after(row.name, 0)
+    steps = [e.progress["step"] for e in events if e.progress and e.progress["phase"] == "train"]
+    assert steps == sorted(steps), "steps that were checkpointed are not done again"
+    with catalog.reading() as session:
+        again = session.get_one(ModelVersionRow, row.target)
+    for name in ("pytorch_lora_weights.safetensors", "loss.jsonl", "samples/00.png"):
+        one = fetch(store, whole.artifact, tmp_path / "fetched") / name
+        two = fetch(store, again.artifact, tmp_path / "fetched") / name
+        if name.endswith("safetensors"):
+            first, second = load_lora(one.parent).peft_state(), load_lora(two.parent).peft_state()
+            assert all(torch.equal(first[key], second[key]) for key in first)
+        else:
+            assert one.read_bytes() == two.read_bytes()
+
+
+def test_file_that_draws_something_else_is_not_published(
+    train: Train, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = publish.write_lora
+
+    def spoil(folder: Path, state: dict[str, torch.Tensor], *rest: object) -> list[Path]:
+        return write(folder, {name: 30 * t for name, t in state.items()}, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publish, "write_lora", spoil)
+    job = train(train_and_publish)
+    assert (job.state, job.error_reason) == ("FAILED", "NOT_REPRODUCED")
+    assert version_of(catalog) is None
+
+
+def test_cancelled_while_it_samples_publishes_nothing(
+    train: Train, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = JobStore(catalog)
+    draw = publish.draw_samples
+
+    def cancel_then_draw(job: JobContext, *rest: object) -> list[Image.Image]:
+        jobs.request_cancel(job.name)
+        return draw(job, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publish, "draw_samples", cancel_then_draw)
+    assert train(train_and_publish).state == JobState.CANCELLED
+    assert version_of(catalog) is None
+
+
+def test_encoded_examples_are_computed_once(
+    settings: Settings, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.load(tiny_bundle, digest="base")
+    examples = read_examples(settings.home_path / "version")
+
+    def build(digest: str) -> tuple[caches.Cache, list[int]]:
+        progress: list[int] = []
+        cache = caches.build_cache(
+            bundle,
+            examples,
+            tmp_path,
+            dataset_digest=digest,
+            on_progress=lambda done, _: progress.append(done),
+        )
+        return cache, progress
+
+    first, computed = build("one")
+    again, nothing = build("one")
+    assert (computed, nothing) == ([4], [])
+    assert all(torch.equal(tensor, vars(again)[name]) for name, tensor in vars(first).items())
+    assert first.means.shape == (4, 4, 16, 16)
+    assert first.captions.tolist() == [1, 2, 1, 2]
+    assert len(first.embeds) == 3
+    assert build("two")[1] == [4]
+    (file, *_) = sorted(tmp_path.glob("encoded-*.safetensors"))
+    for damaged in tmp_path.glob("encoded-*.safetensors"):
+        damaged.write_bytes(file.read_bytes()[:100])
+    assert build("one")[1] == [4]
+
+
+def test_long_captions_lose_their_end(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    fitted = caches.fit_caption(bundle, "<lace> " + "dress " * 200)
+    bundle.check_prompt(fitted)
+    assert fitted.startswith("<lace> dress")
+    assert caches.fit_caption(bundle, "<lace> dress") == "<lace> dress"
