@@ -113,3 +113,13 @@ def test_round_trip(parameters: Parameters) -> None:
     assert png.parse_parameters(png.format_parameters(parameters)) == parameters
     data = png.encode(Image.new("RGB", (1, 1)), parameters=parameters)
     assert png.read(data).parameters == parameters
+
+
+def test_a_file_of_the_first_release_is_still_read() -> None:
+    metadata = png.read(Path(__file__).parent / "golden" / "metadata.png")
+    assert metadata.parameters == PARAMETERS
+    assert metadata.toile == {
+        "format": 1,
+        "image": "projects/p/images/i",
+        "adapters": [{"model": "projects/p/models/lace/versions/1", "weight": 0.8}],
+    }
