@@ -31,6 +31,7 @@ def make_progress(output: Output) -> Progress:
         TextColumn("{task.fields[figures]}"),
         console=output.notes,
         transient=True,
+        disable=not output.notes.is_terminal,
     )
 
 

@@ -53,12 +53,29 @@ def bring_up(settings: Settings, output: Output) -> launcher.Started:
     Raises:
         PlatformFailedError: A part could not be started.
     """
+    if not output.notes.is_terminal:
+        return launcher.up(settings, _Lines(output))
     with Live(console=output.notes, refresh_per_second=4, transient=True) as live:
 
         def show(state: PlatformState) -> None:
             live.update(_progress(state))
 
         return launcher.up(settings, show)
+
+
+class _Lines:
+    """Says once of each part that it is ready, where there is no terminal."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._said: set[str] = set()
+
+    def __call__(self, state: PlatformState) -> None:
+        for part in state.parts:
+            if part.status is PartStatus.READY and part.name not in self._said:
+                self._said.add(part.name)
+                took = duration_text(part.ready_seconds or 0.0)
+                self._output.note(f"  {part.name:<10} ready in {took}")
 
 
 def down(as_json: JsonFlag = False) -> None:

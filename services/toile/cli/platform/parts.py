@@ -41,6 +41,13 @@ _RAY_PORTS = (
 )
 
 
+# Serve ends a proxy that does not answer within 5 s, which on a busy machine is no sign of death.
+_SERVE_PATIENCE = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+
+
 @dataclass(frozen=True)
 class Part:
     """One process, or one task that ends.
@@ -110,6 +117,7 @@ def plan_platform(settings: Settings, platform_id: str) -> Plan:
             {**common, **told.environment(), "RAY_ADDRESS": ray_address},
             needs=("catalog", "ray"),
             again_with="ray",
+            first_attempts=3,
             address=addresses["inference_address"],
         ),
     ]
@@ -203,7 +211,7 @@ def _ray_head(
             *(f"--{name}={value}" for name, value in options.items()),
         ),
         # Jobs inherit the head's variables, and with them the settings.
-        {**common, **settings.environment()},
+        {**common, **_SERVE_PATIENCE, **settings.environment()},
         ready=ray_head_alive(f"http://{host}:{dashboard}"),
         address=f"{host}:{dashboard}",
         metrics_address=f"{host}:{ports['metrics-export-port']}",

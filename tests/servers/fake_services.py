@@ -1,0 +1,526 @@
+"""The services in one process, without models: real gRPC, real errors, pictures of one colour."""
+# ruff: noqa: N802 - gRPC's names
+
+import hashlib
+import io
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+from PIL import Image
+
+from toile.core.errors import (
+    CancelledError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ToileError,
+)
+from toile.core.rpc.mapping import to_status
+from toile.v1 import (
+    common_pb2,
+    dataset_pb2,
+    dataset_pb2_grpc,
+    generate_pb2,
+    generate_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    rank_pb2,
+    rank_pb2_grpc,
+    refine_pb2,
+    refine_pb2_grpc,
+    train_pb2,
+    train_pb2_grpc,
+)
+
+Context = grpc.ServicerContext
+PROJECT = "projects/default"
+
+
+@dataclass
+class World:
+    """What the fakes know. Hooks run `before` a call, or `during` its stream."""
+
+    datasets: dict[str, dataset_pb2.Dataset] = field(default_factory=dict)
+    photographs: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    versions: dict[str, dataset_pb2.DatasetVersion] = field(default_factory=dict)
+    jobs: dict[str, job_pb2.Job] = field(default_factory=dict)
+    models: dict[str, train_pb2.ModelVersion] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    generations: dict[str, generate_pb2.Generation] = field(default_factory=dict)
+    images: dict[str, tuple[common_pb2.Image, bytes]] = field(default_factory=dict)
+    rankings: dict[str, rank_pb2.Ranking] = field(default_factory=dict)
+    refinements: dict[str, refine_pb2.Refinement] = field(default_factory=dict)
+    requests: dict[tuple[str, str], Any] = field(default_factory=dict)
+    trainings: list[train_pb2.CreateTrainingJobRequest] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    before: dict[str, Callable[[], None]] = field(default_factory=dict)
+    during: dict[str, Callable[[], None]] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def enter(self, call: str) -> None:
+        self.calls[call] += 1
+        self.before.get(call, lambda: None)()
+
+    def once(self, call: str, request_id: str, make: Callable[[], Any]) -> Any:
+        """Answer the same request id with the same thing."""
+        with self.lock:
+            key = (call, request_id)
+            if not request_id or key not in self.requests:
+                self.requests[key] = make()
+            return self.requests[key]
+
+    def add_image(
+        self, colour: tuple[int, int, int], origin: Any, **fields: Any
+    ) -> common_pb2.Image:
+        buffer = io.BytesIO()
+        picture = Image.new("RGB", (64, 64), (245, 244, 240))
+        picture.paste(colour, (16, 8, 48, 56))
+        picture.save(buffer, "PNG")
+        data = buffer.getvalue()
+        name = f"{PROJECT}/images/img-{len(self.images) + 1}"
+        image = common_pb2.Image(
+            name=name,
+            origin=origin,
+            media_type="image/png",
+            width=64,
+            height=64,
+            digest=hashlib.sha256(data).hexdigest(),
+            size_bytes=len(data),
+            **fields,
+        )
+        self.images[name] = (image, data)
+        return image
+
+
+class _Errors(grpc.ServerInterceptor):
+    """Sends typed errors as the real services do."""
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None:
+            return None
+        if handler.unary_unary or handler.stream_unary:
+            return self._unary(handler)
+        return grpc.unary_stream_rpc_method_handler(
+            self._stream(handler.unary_stream),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _unary(self, handler: Any) -> Any:
+        make = (
+            grpc.unary_unary_rpc_method_handler
+            if handler.unary_unary
+            else grpc.stream_unary_rpc_method_handler
+        )
+        inner = handler.unary_unary or handler.stream_unary
+
+        def call(request: Any, context: Context) -> Any:
+            try:
+                return inner(request, context)
+            except ToileError as error:
+                context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+        return make(call, handler.request_deserializer, handler.response_serializer)
+
+    def _stream(self, inner: Any) -> Any:
+        def call(request: Any, context: Context) -> Iterator[Any]:
+            try:
+                yield from inner(request, context)
+            except ToileError as error:
+                context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+        return call
+
+
+def _get(table: dict[str, Any], name: str) -> Any:
+    if name not in table:
+        raise NotFoundError(f"there is no {name}")
+    return table[name]
+
+
+class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def CreateDataset(self, request: Any, context: Context) -> Any:
+        self.world.enter("CreateDataset")
+        name = f"{request.parent}/datasets/{request.dataset_id}"
+        dataset = dataset_pb2.Dataset(
+            name=name, trigger_word=request.trigger_word, license=request.license
+        )
+        self.world.datasets.setdefault(name, dataset)
+        return dataset_pb2.CreateDatasetResponse(dataset=self.world.datasets[name])
+
+    def GetDataset(self, request: Any, context: Context) -> Any:
+        return dataset_pb2.GetDatasetResponse(dataset=_get(self.world.datasets, request.name))
+
+    def ListDatasets(self, request: Any, context: Context) -> Any:
+        return dataset_pb2.ListDatasetsResponse(datasets=self.world.datasets.values())
+
+    def ImportImages(self, request_iterator: Any, context: Context) -> Any:
+        self.world.enter("ImportImages")
+        files: list[tuple[str, str, bytearray]] = []
+        dataset = _get(self.world.datasets, next(request_iterator).header.dataset)
+        for message in request_iterator:
+            if message.HasField("file"):
+                files.append((message.file.file_name, message.file.caption, bytearray()))
+            else:
+                files[-1][2].extend(message.chunk)
+        answer = dataset_pb2.ImportImagesResponse()
+        known = self.world.photographs.setdefault(dataset.name, [])
+        for file_name, caption, data in files:
+            digest = hashlib.sha256(data).hexdigest()
+            if not data:
+                answer.rejected.add(file_name=file_name, reason="EMPTY_FILE", message="is empty")
+            elif any(digest == other for _, _, other in known):
+                answer.duplicate_count += 1
+            else:
+                known.append((file_name, caption, digest))
+                answer.imported_count += 1
+        dataset.image_count = len(known)
+        answer.dataset.CopyFrom(dataset)
+        return answer
+
+    def BuildDatasetVersion(self, request: Any, context: Context) -> Any:
+        self.world.enter("BuildDatasetVersion")
+        dataset = _get(self.world.datasets, request.dataset)
+        if not dataset.image_count:
+            raise FailedPreconditionError("the dataset has no images")
+        number = len(self.world.versions) + 1
+        make = lambda: _add_job(  # noqa: E731
+            self.world, job_pb2.JOB_KIND_DATASET_BUILD, f"{dataset.name}/versions/{number}"
+        )
+        job = self.world.once("BuildDatasetVersion", request.request_id, make)
+        return dataset_pb2.BuildDatasetVersionResponse(job=self.world.jobs[job])
+
+    def GetDatasetVersion(self, request: Any, context: Context) -> Any:
+        version = _get(self.world.versions, request.name)
+        return dataset_pb2.GetDatasetVersionResponse(version=version)
+
+    def ListDatasetVersions(self, request: Any, context: Context) -> Any:
+        return dataset_pb2.ListDatasetVersionsResponse(versions=self.world.versions.values())
+
+    def ListDatasetItems(self, request: Any, context: Context) -> Any:
+        photographs = self.world.photographs[request.parent.rpartition("/versions/")[0]]
+        return dataset_pb2.ListDatasetItemsResponse(
+            items=[
+                dataset_pb2.DatasetItem(
+                    file_name=f"images/{n:04d}.png",
+                    caption=f"<lace>, {caption or 'a length of lace'}",
+                    source_file_name=name,
+                    source_digest=digest,
+                )
+                for n, (name, caption, digest) in enumerate(photographs)
+            ]
+        )
+
+
+def _add_job(world: World, kind: Any, target: str) -> str:
+    name = f"{PROJECT}/jobs/job-{len(world.jobs) + 1}"
+    world.jobs[name] = job_pb2.Job(
+        name=name, kind=kind, state=job_pb2.JOB_STATE_QUEUED, target=target, attempt=1
+    )
+    return name
+
+
+class _Jobs(job_pb2_grpc.JobServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def GetJob(self, request: Any, context: Context) -> Any:
+        return job_pb2.GetJobResponse(job=_get(self.world.jobs, request.name))
+
+    def ListJobs(self, request: Any, context: Context) -> Any:
+        return job_pb2.ListJobsResponse(jobs=list(self.world.jobs.values())[::-1])
+
+    def WatchJob(self, request: Any, context: Context) -> Any:
+        job = _get(self.world.jobs, request.name)
+        kind = "train" if job.kind == job_pb2.JOB_KIND_TRAINING else "build"
+        self.world.enter(f"WatchJob-{kind}")
+        for sequence in range(request.after_sequence + 1, 11):
+            event = job_pb2.JobEvent(sequence=sequence, state=job_pb2.JOB_STATE_RUNNING)
+            event.progress.phase = kind
+            event.progress.step, event.progress.total_steps = sequence, 10
+            if kind == "train":
+                event.progress.loss = 1 / sequence
+                event.progress.images_per_second = 9.0
+            yield job_pb2.WatchJobResponse(event=event)
+            if sequence == 4 and f"WatchJob-{kind}" in self.world.during:
+                self.world.during[f"WatchJob-{kind}"]()
+                wait_until(lambda: not context.is_active())
+            if job.state == job_pb2.JOB_STATE_CANCELLED or not context.is_active():
+                break
+        if job.state == job_pb2.JOB_STATE_QUEUED and context.is_active():
+            self._finish(job)
+        yield job_pb2.WatchJobResponse(job=job)
+
+    def CancelJob(self, request: Any, context: Context) -> Any:
+        self.world.enter("CancelJob")
+        job = _get(self.world.jobs, request.name)
+        if job.state == job_pb2.JOB_STATE_QUEUED:
+            job.state = job_pb2.JOB_STATE_CANCELLED
+        return job_pb2.CancelJobResponse(job=job)
+
+    def _finish(self, job: job_pb2.Job) -> None:
+        job.state = job_pb2.JOB_STATE_SUCCEEDED
+        if job.kind == job_pb2.JOB_KIND_DATASET_BUILD:
+            dataset = self.world.datasets[job.target.rpartition("/versions/")[0]]
+            dataset.latest_version = job.target
+            self.world.versions[job.target] = dataset_pb2.DatasetVersion(
+                name=job.target,
+                digest=hashlib.sha256(job.target.encode()).hexdigest(),
+                trigger_word=dataset.trigger_word,
+                image_count=dataset.image_count,
+                resolution=64,
+                job=job.name,
+            )
+            return
+        data = b"weights"
+        digest = hashlib.sha256(data).hexdigest()
+        path = "diffusers/pytorch_lora_weights.safetensors"
+        self.world.files[f"{job.target}:{path}"] = data
+        version = next(iter(self.world.versions.values()))
+        self.world.models[job.target] = train_pb2.ModelVersion(
+            name=job.target,
+            adapter_type="lora",
+            base="bases/tiny",
+            dataset_version=version.name,
+            dataset_digest=version.digest,
+            trigger_word=version.trigger_word,
+            config=train_pb2.LoraConfig(
+                rank=8, alpha=8, learning_rate=1e-3, steps=10, batch_size=4, seed=1
+            ),
+            final_loss=0.1,
+            code_version="0.1.0",
+            files=[train_pb2.ModelFile(path=path, size_bytes=len(data), digest=digest)],
+            job=job.name,
+        )
+
+
+class _Training(train_pb2_grpc.TrainServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def CreateTrainingJob(self, request: Any, context: Context) -> Any:
+        self.world.enter("CreateTrainingJob")
+        self.world.trainings.append(request)
+        if not self.world.versions:
+            raise FailedPreconditionError("the dataset is not built")
+        model = f"{request.parent}/models/{request.model_id}"
+
+        def make() -> str:
+            target = f"{model}/versions/{len(self.world.models) + 1}"
+            return _add_job(self.world, job_pb2.JOB_KIND_TRAINING, target)
+
+        job = self.world.once("CreateTrainingJob", request.request_id, make)
+        return train_pb2.CreateTrainingJobResponse(job=self.world.jobs[job])
+
+    def GetModel(self, request: Any, context: Context) -> Any:
+        names = [n for n in self.world.models if n.startswith(f"{request.name}/")]
+        if not names:
+            raise NotFoundError(f"there is no {request.name}")
+        model = train_pb2.Model(name=request.name, latest_version=names[-1])
+        return train_pb2.GetModelResponse(model=model)
+
+    def ListModels(self, request: Any, context: Context) -> Any:
+        names = {n.rpartition("/versions/")[0] for n in self.world.models}
+        return train_pb2.ListModelsResponse(models=[train_pb2.Model(name=n) for n in sorted(names)])
+
+    def GetModelVersion(self, request: Any, context: Context) -> Any:
+        version = _get(self.world.models, request.name)
+        return train_pb2.GetModelVersionResponse(version=version)
+
+    def DownloadModelFile(self, request: Any, context: Context) -> Any:
+        data = _get(self.world.files, f"{request.name}:{request.path}")
+        yield train_pb2.DownloadModelFileResponse(chunk=data)
+
+
+class _Generation(generate_pb2_grpc.GenerateServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def Generate(self, request: Any, context: Context) -> Any:
+        self.world.enter("Generate")
+        name = self.world.once("Generate", request.request_id, lambda: self._accept(request))
+        generation = self.world.generations[name]
+        yield generate_pb2.GenerateResponse(
+            accepted=generate_pb2.GenerationAccepted(generation=name)
+        )
+        if generation.state == generate_pb2.GENERATION_STATE_CANCELLED:
+            raise CancelledError("the generation was cancelled")
+        for index in range(len(generation.images), request.count or 1):
+            step = generate_pb2.StepProgress(image_index=index, step=1, total_steps=1)
+            yield generate_pb2.GenerateResponse(step=step)
+            if index == 1 and "Generate" in self.world.during:
+                self.world.during["Generate"]()
+                wait_until(lambda: not context.is_active())
+            if not context.is_active():
+                generation.state = generate_pb2.GENERATION_STATE_CANCELLED
+                return
+            image = self.world.add_image(
+                (40 * index % 255, 90, 200),
+                common_pb2.IMAGE_ORIGIN_GENERATED,
+                prompt=request.prompt,
+                seed=request.seed + index,
+                producer=name,
+            )
+            generation.images.append(image)
+            yield generate_pb2.GenerateResponse(image=image)
+        generation.state = generate_pb2.GENERATION_STATE_SUCCEEDED
+        yield generate_pb2.GenerateResponse(generation=generation)
+
+    def _accept(self, request: Any) -> str:
+        if len(request.prompt) > 2000:
+            raise InvalidArgumentError("prompt has more than 2000 characters", field="prompt")
+        for adapter in request.adapters:
+            if not any(n.startswith(adapter.model) for n in self.world.models):
+                raise NotFoundError(f"there is no {adapter.model}")
+        name = f"{request.parent}/generations/gen-{len(self.world.generations) + 1}"
+        resolved = generate_pb2.GenerateRequest()
+        resolved.CopyFrom(request)
+        resolved.steps = request.steps or 20
+        resolved.guidance_scale = request.guidance_scale or 5
+        self.world.generations[name] = generate_pb2.Generation(name=name, request=resolved)
+        return name
+
+    def GetGeneration(self, request: Any, context: Context) -> Any:
+        generation = _get(self.world.generations, request.name)
+        return generate_pb2.GetGenerationResponse(generation=generation)
+
+    def UploadImage(self, request_iterator: Any, context: Context) -> Any:
+        self.world.enter("UploadImage")
+        list(request_iterator)
+        image = self.world.add_image((9, 9, 9), common_pb2.IMAGE_ORIGIN_UPLOADED)
+        return generate_pb2.UploadImageResponse(image=image)
+
+    def DownloadImage(self, request: Any, context: Context) -> Any:
+        _, data = _get(self.world.images, request.name)
+        yield generate_pb2.DownloadImageResponse(chunk=data)
+
+    def GetImageLineage(self, request: Any, context: Context) -> Any:
+        image, _ = _get(self.world.images, request.name)
+        chain = [image]
+        while chain[-1].parent_image:
+            chain.append(self.world.images[chain[-1].parent_image][0])
+        answer = generate_pb2.GetImageLineageResponse(images=chain, base="bases/tiny")
+        for model in self.world.models.values():
+            dataset = model.dataset_version.rpartition("/versions/")[0]
+            answer.adapters.add(
+                model_version=model.name,
+                weight=1.0,
+                dataset_version=model.dataset_version,
+                dataset_digest=model.dataset_digest,
+                photographs=[
+                    generate_pb2.SourcePhotograph(file_name=name, digest=digest)
+                    for name, _, digest in self.world.photographs[dataset]
+                ],
+            )
+        return answer
+
+
+class _Ranking(rank_pb2_grpc.RankServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def RankImages(self, request: Any, context: Context) -> Any:
+        self.world.enter("RankImages")
+        ranking = self.world.once("RankImages", request.request_id, lambda: self._rank(request))
+        for image in ranking.images:
+            yield rank_pb2.RankImagesResponse(scored=image)
+        yield rank_pb2.RankImagesResponse(ranking=ranking)
+
+    def _rank(self, request: Any) -> rank_pb2.Ranking:
+        name = f"{request.parent}/rankings/rank-{len(self.world.rankings) + 1}"
+        ranking = rank_pb2.Ranking(
+            name=name, scorers=[rank_pb2.ScorerWeight(scorer="style", weight=1.0)]
+        )
+        for place, image in enumerate(reversed(request.images), start=1):
+            _get(self.world.images, image)
+            total = 1 / place
+            score = rank_pb2.Score(scorer="style", value=total / 2)
+            ranking.images.add(image=image, rank=place, total=total, scores=[score])
+        self.world.rankings[name] = ranking
+        return ranking
+
+    def GetRanking(self, request: Any, context: Context) -> Any:
+        return rank_pb2.GetRankingResponse(ranking=_get(self.world.rankings, request.name))
+
+
+class _Refinement(refine_pb2_grpc.RefineServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def RefineImage(self, request: Any, context: Context) -> Any:
+        self.world.enter("RefineImage")
+        source, _ = _get(self.world.images, request.image)
+        plan = refine_pb2.RefinementPlan(
+            operation="colour", region="garment", value="blue", region_share=0.375
+        )
+        yield refine_pb2.RefineImageResponse(plan=plan)
+
+        def make() -> refine_pb2.Refinement:
+            name = f"{PROJECT}/refinements/ref-{len(self.world.refinements) + 1}"
+            image = self.world.add_image(
+                (20, 30, 220),
+                common_pb2.IMAGE_ORIGIN_REFINED,
+                parent_image=source.name,
+                producer=name,
+            )
+            refinement = refine_pb2.Refinement(
+                name=name,
+                source_image=source.name,
+                instruction=request.instruction,
+                plan=plan,
+                image=image,
+            )
+            self.world.refinements[name] = refinement
+            return refinement
+
+        refinement = self.world.once("RefineImage", request.request_id, make)
+        yield refine_pb2.RefineImageResponse(refinement=refinement)
+
+    def GetRefinement(self, request: Any, context: Context) -> Any:
+        refinement = _get(self.world.refinements, request.name)
+        return refine_pb2.GetRefinementResponse(refinement=refinement)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Give a client time to go away; a test that waits in vain fails later."""
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def press_ctrl_c() -> None:
+    """Interrupt the main thread, as a terminal does."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
+
+
+@contextmanager
+def serving(world: World) -> Iterator[str]:
+    """Serve a world; yields host:port."""
+    server = grpc.server(futures.ThreadPoolExecutor(16), interceptors=[_Errors()])
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(_Datasets(world), server)
+    job_pb2_grpc.add_JobServiceServicer_to_server(_Jobs(world), server)
+    train_pb2_grpc.add_TrainServiceServicer_to_server(_Training(world), server)
+    generate_pb2_grpc.add_GenerateServiceServicer_to_server(_Generation(world), server)
+    rank_pb2_grpc.add_RankServiceServicer_to_server(_Ranking(world), server)
+    refine_pb2_grpc.add_RefineServiceServicer_to_server(_Refinement(world), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()

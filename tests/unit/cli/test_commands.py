@@ -1,0 +1,209 @@
+"""Commands against services without models, over real gRPC."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from servers.fake_services import World, press_ctrl_c
+from toile.core.errors import UnavailableError
+
+
+def prepare(cli, photographs: Path) -> None:
+    new = ("--name", "lace", "--trigger", "<lace>")
+    assert cli("dataset", "import", photographs, *new).exit_code == 0
+    assert cli("dataset", "build", "lace").exit_code == 0
+    assert cli("train", "lora", "--dataset", "lace", "--name", "lace").exit_code == 0
+
+
+def test_without_a_platform_a_command_says_how_to_start_one(cli) -> None:
+    result = cli("dataset", "list")
+    assert result.exit_code == 3
+    assert "no platform is running; start one with: toile up" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_the_trace_of_an_error(cli) -> None:
+    result = cli("--debug", "dataset", "list")
+    assert type(result.exception).__name__ == "NoPlatformError"
+
+
+def test_status_and_down_without_a_platform(cli) -> None:
+    assert cli("status").exit_code == 3
+    result = cli("down", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"stopped": False}
+
+
+def test_importing_a_folder_sends_its_images_with_the_captions_beside_them(
+    cli, world: World, photographs: Path
+) -> None:
+    (photographs / "broken.png").touch()
+    answer = cli.json("dataset", "import", photographs, "--name", "lace", "--trigger", "<lace>")
+    assert answer["imported_count"] == "6"
+    assert answer["skipped"] == ["notes.md"]
+    assert [r["reason"] for r in answer["rejected"]] == ["EMPTY_FILE"]
+    sent = world.photographs["projects/default/datasets/lace"]
+    assert sent[0][:2] == ("0.jpg", "ivory lace over burgundy")
+    again = cli("dataset", "import", photographs, "--name", "lace")
+    assert "0 imported, 6 already there" in again.stdout
+    assert "Next: toile dataset build lace" in again.stdout
+
+
+def test_folders_that_cannot_be_imported(cli, world: World, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = cli("dataset", "import", empty, "--name", "lace", "--trigger", "<lace>")
+    assert result.exit_code == 1
+    assert "no image files are in" in result.stderr
+    absent = cli("dataset", "import", tmp_path / "absent", "--name", "lace", "--trigger", "<lace>")
+    assert "there is no folder" in absent.stderr
+    assert world.datasets == {}
+
+
+def test_a_new_dataset_needs_a_trigger_word(cli, world: World, photographs: Path) -> None:
+    result = cli("dataset", "import", photographs, "--name", "lace")
+    assert result.exit_code == 1
+    assert "give it a trigger word" in result.stderr
+
+
+def test_from_photographs_to_a_refined_design(
+    cli, world: World, photographs: Path, tmp_path: Path
+) -> None:
+    prepare(cli, photographs)
+    out = tmp_path / "designs"
+    made = cli.json(
+        "generate", "<lace>, a dress", "-n", 3, "--seed", 7, "--adapter", "lace:0.8", "--out", out
+    )
+    assert [image["seed"] for image in made["images"]] == ["7", "8", "9"]
+    assert [Path(f).parent for f in made["files"]] == [out] * 3
+    with Image.open(made["files"][0]) as image:
+        assert image.size == (64, 64)
+    asked = next(iter(world.generations.values())).request.adapters[0]
+    assert (asked.model, asked.weight) == ("projects/default/models/lace", 0.8)
+
+    names = [image["name"] for image in made["images"]]
+    ranking = cli.json("rank", *names, "--dataset", "lace", "--top", 2)
+    assert [image["rank"] for image in ranking["images"]] == [1, 2]
+
+    refined = tmp_path / "blue.png"
+    answer = cli.json("refine", names[0], "make it blue", "--out", refined)
+    assert answer["plan"]["value"] == "blue"
+    assert refined.is_file()
+    lineage = cli.json("lineage", answer["image"]["name"])
+    assert [image["name"] for image in lineage["images"]][1] == names[0]
+    assert len(lineage["adapters"][0]["photographs"]) == 6
+
+
+def test_files_are_uploaded_before_they_are_ranked_or_refined(
+    cli, world: World, photographs: Path, tmp_path: Path
+) -> None:
+    ranking = cli.json("rank", photographs)
+    assert world.calls["UploadImage"] == 6
+    assert {Path(image["source"]).suffix for image in ranking["images"]} == {".jpg"}
+    cli.json("refine", photographs / "0.jpg", "make it blue", "--out", tmp_path / "blue.png")
+    assert world.calls["UploadImage"] == 7
+    result = cli("refine", "No Such Thing", "make it blue", "--out", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert "neither a file nor the name of an image" in result.stderr
+
+
+def test_training_names_what_the_service_says_is_wrong(cli, world: World) -> None:
+    result = cli("train", "lora", "--dataset", "lace", "--name", "lace")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "error: the dataset is not built"
+
+
+def test_only_what_was_given_is_sent_to_the_recipe(cli, world: World, photographs: Path) -> None:
+    prepare(cli, photographs)
+    given = ("--steps", 30, "--learning-rate", 0.01)
+    cli.json("train", "lora", "--dataset", "lace/1", "--name", "b", "--detach", *given)
+    sent = world.trainings[-1]
+    assert sent.dataset == "projects/default/datasets/lace/versions/1"
+    assert {f.name: v for f, v in sent.lora.ListFields()} == {"steps": 30, "learning_rate": 0.01}
+
+
+def test_a_prompt_and_adapters_that_cannot_be(cli, world: World, photographs: Path) -> None:
+    prepare(cli, photographs)
+    assert cli("generate", "x" * 10_000).exit_code == 1
+    assert cli("generate", "x", "--adapter", "unknown").stderr.startswith("error: there is no")
+    assert cli("generate", "x", "--adapter", "lace:much").exit_code == 1
+
+
+def test_jobs_are_listed_shown_and_cancelled(cli, world: World, photographs: Path) -> None:
+    prepare(cli, photographs)
+    started = cli.json("train", "lora", "--dataset", "lace", "--name", "lace", "--detach")
+    listed = cli.json("jobs", "list")
+    assert listed[0]["name"] == started["name"]
+    cancelled = cli.json("jobs", "cancel", started["name"].rpartition("/")[2])
+    assert cancelled["state"] == "JOB_STATE_CANCELLED"
+    watched = cli("jobs", "watch", started["name"])
+    assert watched.exit_code == 1
+    assert "the job was cancelled" in watched.stderr
+    assert "JOB" not in cli("jobs", "show", started["name"]).stdout
+
+
+def test_ctrl_c_stops_the_watching_and_not_the_job(cli, world: World, photographs: Path) -> None:
+    cli("dataset", "import", photographs, "--name", "lace", "--trigger", "<lace>")
+    world.during["WatchJob-build"] = press_ctrl_c
+    result = cli("dataset", "build", "lace")
+    assert result.exit_code == 130
+    assert "toile jobs cancel job-1" in " ".join(result.stderr.split())
+    assert world.calls["CancelJob"] == 0
+
+
+def test_a_model_is_exported_whole_or_not_at_all(
+    cli, world: World, photographs: Path, tmp_path: Path
+) -> None:
+    prepare(cli, photographs)
+    out = tmp_path / "export"
+    answer = cli.json("models", "export", "lace", "--out", out)
+    path = out / "diffusers" / "pytorch_lora_weights.safetensors"
+    assert answer["files"] == [str(path)]
+    assert path.read_bytes() == b"weights"
+    (key,) = world.files
+    world.files[key] = b"weightz"
+    path.unlink()
+    damaged = cli("models", "export", "lace", "--out", out)
+    assert damaged.exit_code == 1
+    assert "came damaged" in damaged.stderr
+    assert list(path.parent.iterdir()) == []
+    shown = cli.json("models", "show", "lace")
+    assert shown["dataset_version"] == "projects/default/datasets/lace/versions/1"
+
+
+def test_a_service_that_is_away_is_one_clear_line(cli, world: World) -> None:
+    def away() -> None:
+        raise UnavailableError("the models are away")
+
+    world.before["Generate"] = away
+    result = cli("generate", "a dress")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+
+
+def test_the_command_starts_without_loading_what_it_does_not_need() -> None:
+    code = (
+        "import sys; import toile.cli.main; "
+        "print([m for m in ('torch', 'ray', 'google.protobuf', 'PIL', 'matplotlib', 'sqlalchemy') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version(cli) -> None:
+    result = cli("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("toile 0.")
+
+
+def test_pictures_keep_their_metadata(cli, world: World, tmp_path: Path) -> None:
+    made = cli.json("generate", "a dress", "--out", tmp_path)
+    _, stored = world.images[made["images"][0]["name"]]
+    assert Path(made["files"][0]).read_bytes() == stored
+    assert Image.open(io.BytesIO(stored)).format == "PNG"
