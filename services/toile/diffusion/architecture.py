@@ -237,7 +237,7 @@ def load_refiner(
         unet=unet,
         scheduler=EulerDiscreteScheduler.from_config(base.scheduler.config),
         requires_aesthetics_score=True,
-        force_zeros_for_empty_prompt=base.config.force_zeros_for_empty_prompt,
+        force_zeros_for_empty_prompt=False,  # unlike the base: see `_save_refiner`
         add_watermarker=False,
     )
 

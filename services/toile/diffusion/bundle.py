@@ -133,8 +133,7 @@ class Bundle:
         Raises:
             FailedPreconditionError: The base has none (`NO_REFINER`).
         """
-        if not self.has_refiner:
-            raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
+        self._check_refiner()
         return self._network("refiner/unet", UNet2DConditionModel, torch_dtype=self.dtype)
 
     @property
@@ -176,7 +175,10 @@ class Bundle:
 
         Raises:
             InvalidArgumentError: A prompt has too many tokens (`PROMPT_TOO_LONG`).
+            FailedPreconditionError: The base has no refiner (`NO_REFINER`).
         """
+        if refiner:
+            self._check_refiner()
         key = (prompt, negative_prompt, refiner)
         with self._lock:
             found = self._prompts.get(key)
@@ -226,6 +228,10 @@ class Bundle:
     def refiner_wants_aesthetics(self) -> bool:
         """Whether the refiner is conditioned on an aesthetics score in place of a target size."""
         return bool(self._json("refiner/model_index.json").get("requires_aesthetics_score", True))
+
+    def _check_refiner(self) -> None:
+        if not self.has_refiner:
+            raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
 
     @property
     def _refiner_zeros(self) -> bool:

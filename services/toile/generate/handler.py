@@ -70,8 +70,12 @@ class GenerateHandler:
     async def keep_alive(self) -> None:
         """Say every few seconds which generations live here, and give up those of the dead."""
         while True:
-            await asyncio.to_thread(self._records.beat, sorted(self._drawing))
-            given_up = await asyncio.to_thread(self._records.give_up_abandoned)
+            try:
+                await asyncio.to_thread(self._records.beat, sorted(self._drawing))
+                given_up = await asyncio.to_thread(self._records.give_up_abandoned)
+            except ToileError as error:  # the catalog is away; it may come back
+                _log.warning("could not look after generations", reason=error.reason)
+                given_up = 0
             if given_up:
                 _log.warning("gave up abandoned generations", count=given_up)
             await asyncio.sleep(BEAT_INTERVAL_SECONDS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, gRPCOptions
 
 from toile.core.bases import resolve_base
@@ -47,23 +48,20 @@ def deploy(settings: Settings, *, ray_address: str, port: int = 0) -> int:
         ComputeUnavailableError: The cluster is away, the application does not start, or Serve
             runs already at another port.
     """
+    warm_base = _default_base_artifact(settings)
     with _connected(ray_address):
         chosen = port or _free_port()
-        serve.start(
-            proxy_location="HeadOnly",
-            # Nobody speaks HTTP to it, but Serve has no switch for that alone.
-            http_options=HTTPOptions(host="127.0.0.1", port=_free_port()),
-            grpc_options=gRPCOptions(
-                port=chosen, grpc_servicer_functions=[SERVICER], enable_reflection=False
-            ),
-        )
         try:
-            serve.run(
-                build_app(settings, warm_base=_default_base_artifact(settings)),
-                name=APPLICATION,
-                route_prefix=None,
+            serve.start(
+                proxy_location="HeadOnly",
+                # Nobody speaks HTTP to it, but Serve has no switch for that alone.
+                http_options=HTTPOptions(host="127.0.0.1", port=_free_port()),
+                grpc_options=gRPCOptions(
+                    port=chosen, grpc_servicer_functions=[SERVICER], enable_reflection=False
+                ),
             )
-        except RuntimeError as error:
+            serve.run(build_app(settings, warm_base=warm_base), name=APPLICATION, route_prefix=None)
+        except (RuntimeError, RayError) as error:
             raise ComputeUnavailableError(f"the models do not start: {error}") from error
         # Serve keeps its first port until the cluster ends, whatever it is asked for later.
         check_models(settings.model_copy(update={"inference_address": f"127.0.0.1:{chosen}"}))
@@ -77,7 +75,10 @@ def status(*, ray_address: str) -> ApplicationStatus:
         ComputeUnavailableError: The cluster is away.
     """
     with _connected(ray_address):
-        application = serve.status().applications.get(APPLICATION)
+        try:
+            application = serve.status().applications.get(APPLICATION)
+        except RayError as error:
+            raise ComputeUnavailableError(f"Ray Serve does not answer: {error}") from error
         if application is None:
             return ApplicationStatus("NOT_DEPLOYED", "", {})
         replicas: dict[str, int] = {}
