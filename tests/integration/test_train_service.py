@@ -135,9 +135,11 @@ async def test_killed_process_is_replaced(
     responses = await platform.watch(job.name)
     end = responses[-1].job
     assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, attempts), end.error
-    steps = [r.event.progress.step for r in responses if r.event.progress.phase == "train"]
-    first_again = next(b for a, b in zip(steps, steps[1:], strict=False) if b <= a)
-    assert first_again > 10, "it went on from a checkpoint"
+    progress = [response.event.progress for response in responses]
+    starts = [place for place, one in enumerate(progress) if one.phase == "prepare"]
+    assert len(starts) == 2
+    again = next(one for one in progress[starts[1] :] if one.phase == "train")
+    assert again.step > 10, "it goes on from a checkpoint"
 
 
 async def test_killed_ray_head_costs_an_attempt_and_no_more(home: Path, own_head: RayHead) -> None:

@@ -145,6 +145,8 @@ class JobContext:
                 return
             except ToileError as error:  # the catalog is away: the work itself may not notice
                 _log.warning("heartbeat: %s", error.message)
+            except Exception:  # noqa: BLE001 - without a heartbeat the job would be started again
+                _log.exception("heartbeat")
 
 
 @contextlib.contextmanager
