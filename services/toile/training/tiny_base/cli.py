@@ -46,7 +46,6 @@ def _unet(config: RecipeConfig) -> None:
     def snapshot(average: nn.Module, step: int) -> None:
         if isinstance(average, UNet2DConditionModel):
             export_bundle(config, config.bundle, unet=average)
-            _write_classifier(config)
         _LOG.info("tiny_base.snapshot", step=step, bundle=config.bundle.name)
 
     train_unet(config, snapshot)

@@ -53,13 +53,13 @@ class RecipeConfig:
         default_factory=lambda: StageConfig(900, 96, 1.0e-3, weight_decay=0.05, ema_decay=0.995)
     )
     tower: StageConfig = field(
-        default_factory=lambda: StageConfig(1500, 64, 8.0e-4, weight_decay=0.05, ema_decay=0.995)
+        default_factory=lambda: StageConfig(1000, 64, 8.0e-4, weight_decay=0.05, ema_decay=0.995)
     )
     segmenter: StageConfig = field(
-        default_factory=lambda: StageConfig(1200, 16, 2.0e-3, ema_decay=0.99)
+        default_factory=lambda: StageConfig(600, 12, 3.0e-3, ema_decay=0.99)
     )
-    unet: StageConfig = field(default_factory=lambda: StageConfig(4200, 32, 1.0e-3))
-    refiner: StageConfig = field(default_factory=lambda: StageConfig(2000, 32, 8.0e-4))
+    unet: StageConfig = field(default_factory=lambda: StageConfig(3400, 32, 1.0e-3))
+    refiner: StageConfig = field(default_factory=lambda: StageConfig(1200, 32, 1.0e-3))
 
     @property
     def bundle(self) -> Path:

@@ -102,7 +102,7 @@ def _encode_chunk(task: tuple[RecipeConfig, str, int]) -> None:
             encoded.append(vae.encode(batch).latent_dist.mean.float())
     latents = torch.cat(encoded) * float(vae.config.scaling_factor)
     part = folder / f"{name}-{start:06d}.part"
-    save_file({"latents": latents.half()}, part)
+    save_file({"latents": latents.half().contiguous()}, part)
     part.replace(part.with_suffix(".safetensors"))
 
 

@@ -1,5 +1,7 @@
 """Stage `vae`: the autoencoder, on crops of renders and photographs."""
 
+import json
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -15,6 +17,7 @@ from toile.training.tiny_base.vae_start import start_linear
 _SMALL_CROP = 64
 _SMALL_SHARE = 0.7
 _KL_WEIGHT = 2e-6
+_SCALING_RENDERS = 256
 
 
 def train_vae(config: RecipeConfig) -> AutoencoderKL:
@@ -74,11 +77,19 @@ def load_vae(config: RecipeConfig) -> AutoencoderKL:
     if (config.workdir / "decoder" / "checkpoint.safetensors").exists():
         vae.decoder.load_state_dict(averaged_state(config.workdir, "decoder"))
     vae.eval().requires_grad_(False)
-    images = to_tensor(load_renders(config).images[:256])
-    with torch.inference_mode():
-        deviation = vae.encode(images).latent_dist.mean.std().item()
-    vae.register_to_config(scaling_factor=round(1.0 / deviation, 5))
+    vae.register_to_config(scaling_factor=_scaling_factor(config, vae))
     return vae
+
+
+def _scaling_factor(config: RecipeConfig, vae: AutoencoderKL) -> float:
+    """What brings latents to unit variance; measured once and kept, as the denoisers rely on it."""
+    kept = config.workdir / "vae" / "scaling.json"
+    if not kept.exists():
+        images = to_tensor(load_renders(config).images[:_SCALING_RENDERS])
+        with torch.inference_mode():
+            deviation = vae.encode(images).latent_dist.mean.std().item()
+        kept.write_text(json.dumps({"scaling_factor": round(1.0 / deviation, 5)}), encoding="utf-8")
+    return float(json.loads(kept.read_text(encoding="utf-8"))["scaling_factor"])
 
 
 def reconstruction_loss(vae: AutoencoderKL, images: Tensor, *, seed: int) -> Tensor:
@@ -105,7 +116,7 @@ def pixel_loss(decoded: Tensor, images: Tensor) -> Tensor:
 
 def to_tensor(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
     """`[N, H, W, 3]` bytes to `[N, 3, H, W]` in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def crop_schedule(step: int, config: RecipeConfig) -> tuple[int, int]:
