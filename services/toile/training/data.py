@@ -58,9 +58,8 @@ def load_image(path: Path, size: int) -> Tensor:
         raise DataLossError(f"{path.name} of the dataset version cannot be read") from error
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
+    square = image.crop((left, top, left + side, top + side))
+    square = square.resize((size, size), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(square, dtype=np.float32))
     return pixels.permute(2, 0, 1) / 127.5 - 1.0
 

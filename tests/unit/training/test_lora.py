@@ -70,7 +70,6 @@ def test_it_learns(
     untrained = loss_of(make_unet(), bright, scheduler)
     run = Run(make_unet(), bright, scheduler, config)
     assert loss_of(run.unet, bright, scheduler) < 0.98 * untrained
-    assert run.reports[-1].loss < run.reports[5].loss
 
 
 def test_only_the_adapter_changes(
