@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -17,11 +18,12 @@ from toile.cli.loop.config import LoopConfig, load_config
 from toile.cli.loop.display import Display
 from toile.cli.loop.figures import Figures, show_figures
 from toile.cli.loop.memory import MemorySampler
-from toile.cli.loop.results import collect, write_results
+from toile.cli.loop.results import collect, write_pictures, write_report
 from toile.cli.loop.runner import Outcome, Runner
 from toile.cli.names import Names
 from toile.cli.output import Output
 from toile.cli.platform import launcher
+from toile.core.errors import FailedPreconditionError
 from toile.core.rpc.client import Clients
 from toile.core.settings import Settings
 
@@ -34,6 +36,7 @@ def run_loop(path: Path, *, keep: bool, as_json: bool) -> None:
         ToileError: A step failed.
     """
     output, settings = Output(as_json=as_json), Settings()
+    _check_packages()
     config = load_config(path)
     folder = read_folder(config.dataset.folder)
     display = Display(output)
@@ -57,6 +60,15 @@ def run_loop(path: Path, *, keep: bool, as_json: bool) -> None:
     show_figures(output, figures, config.out)
 
 
+def _check_packages() -> None:
+    """Say at once, not after the training, that the report cannot be drawn."""
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise FailedPreconditionError(
+            f"toile run needs {' and '.join(missing)}: pip install 'toile[report]'"
+        )
+
+
 def _write(
     config: LoopConfig,
     clients: Clients,
@@ -69,8 +81,9 @@ def _write(
     report_began = time.monotonic()
     with display.running("report"):
         found = collect(config, clients, outcome.results)
+        write_pictures(found)
         figures = Figures.of(outcome, memory, started, began, report_began)
-        write_results(found, figures)
+        write_report(found, figures)
     display.done("report", str(config.out / "report.html"), time.monotonic() - report_began)
     return figures
 

@@ -94,23 +94,34 @@ def collect(config: LoopConfig, clients: Clients, results: Mapping[str, Result])
     )
 
 
-def write_results(found: LoopResults, figures: Figures) -> None:
-    """Write pictures, report and summary; the summary, which names the rest, comes last."""
+def write_pictures(found: LoopResults) -> None:
+    """Write the best designs, the contact sheet, the loss curve and the refinement."""
     from toile.cli.loop.report import pictures
-    from toile.cli.loop.report.page import render_report
 
     out = found.config.out
-    best_paths = []
-    for place, design in enumerate(found.best, start=1):
-        path = out / "best" / f"{place}-{short(design.image.name)}.png"
+    for path, design in zip(_best_paths(found), found.best, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(design.path.read_bytes())
-        best_paths.append(path)
     pictures.write_contact_sheet(found, out / "contact-sheet.png")
     pictures.write_loss_curve(found, out / "loss.png")
     pictures.write_refinement(found, out / "refinement.png")
-    (out / "report.html").write_text(render_report(found, figures), encoding="utf-8")
-    _write_summary(found, figures, best_paths)
+
+
+def write_report(found: LoopResults, figures: Figures) -> None:
+    """Write the page, then the summary, which names all the rest."""
+    from toile.cli.loop.report.page import render_report
+
+    page = render_report(found, figures)
+    (found.config.out / "report.html").write_text(page, encoding="utf-8")
+    _write_summary(found, figures)
+
+
+def _best_paths(found: LoopResults) -> list[Path]:
+    folder = found.config.out / "best"
+    return [
+        folder / f"{place}-{short(design.image.name)}.png"
+        for place, design in enumerate(found.best, start=1)
+    ]
 
 
 def _designs(
@@ -137,7 +148,7 @@ def _designs(
     return sorted(designs, key=lambda design: design.ranked.rank)
 
 
-def _write_summary(found: LoopResults, figures: Figures, best_paths: list[Path]) -> None:
+def _write_summary(found: LoopResults, figures: Figures) -> None:
     out = found.config.out
     summary = {
         "title": found.config.title,
@@ -158,7 +169,7 @@ def _write_summary(found: LoopResults, figures: Figures, best_paths: list[Path])
             }
             for design in found.designs
         ],
-        "best": [path.relative_to(out).as_posix() for path in best_paths],
+        "best": [path.relative_to(out).as_posix() for path in _best_paths(found)],
         "refined": {
             "image": found.refinement.image.name,
             "file": found.refined_path.relative_to(out).as_posix(),

@@ -20,7 +20,7 @@ from toile.cli.output import duration_text, size_text
 _STRIP_PHOTOGRAPHS = 10
 _STRIP_PIXELS = 320
 _THUMBNAIL_PIXELS = 96
-_LINEAGE_PHOTOGRAPHS = 12
+_LINEAGE_PHOTOGRAPHS = 18
 _QUALITY = 90
 
 

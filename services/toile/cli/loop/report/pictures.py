@@ -15,7 +15,6 @@ from toile.imaging.sheet import SheetItem, contact_sheet
 PAPER, INK, ACCENT, FAINT = "#faf9f6", "#22222a", "#b07e26", "#7a7874"
 # A sum over the channels below this is what PNG or rounding may move, not an edit.
 _CHANGED_LEVELS = 6
-_SMOOTHING = 0.08
 
 
 def write_contact_sheet(found: LoopResults, path: Path) -> None:
@@ -54,7 +53,7 @@ def losses(found: LoopResults) -> list[tuple[int, float]]:
 
 
 def loss_curve(points: Sequence[tuple[int, float]], kind: str) -> bytes:
-    """Draw losses and their moving average, as "png" or "svg"."""
+    """Draw losses, which the job has smoothed, as "png" or "svg"."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -64,12 +63,11 @@ def loss_curve(points: Sequence[tuple[int, float]], kind: str) -> bytes:
     axes.set_facecolor("none")
     steps = [step for step, _ in points]
     values = [value for _, value in points]
-    axes.plot(steps, values, color=ACCENT, alpha=0.35, linewidth=1.0)
-    axes.plot(steps, _smoothed(values), color=ACCENT, linewidth=2.2)
+    axes.plot(steps, values, color=ACCENT, linewidth=2.2)
     if points:
         axes.annotate(
-            f"{_smoothed(values)[-1]:.4f}",
-            (steps[-1], _smoothed(values)[-1]),
+            f"{values[-1]:.4f}",
+            (steps[-1], values[-1]),
             xytext=(0, 10),
             textcoords="offset points",
             ha="right",
@@ -128,13 +126,3 @@ def highlight(image: Image.Image, region: NDArray[np.bool_]) -> Image.Image:
     edge = np.asarray(inside.filter(ImageFilter.MaxFilter(3))) != np.asarray(inside)
     shown[edge] = (176, 126, 38)
     return Image.fromarray(shown.clip(0, 255).astype(np.uint8))
-
-
-def _smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    mean, weight, result = 0.0, 0.0, []
-    for value in values:
-        mean = (1 - _SMOOTHING) * mean + _SMOOTHING * value
-        weight = (1 - _SMOOTHING) * weight + _SMOOTHING
-        result.append(mean / weight)
-    return result
