@@ -31,7 +31,7 @@ class _Group(TyperGroup):
 def _tell(error: ToileError) -> None:
     console = Console(stderr=True, highlight=False)
     if isinstance(error, PlatformFailedError) and error.tail:
-        console.print(f"[dim]{escape(error.tail)}[/dim]")
+        console.print(f"[dim]{escape(error.tail)}[/dim]", soft_wrap=True)
     console.print(f"[bold red]error:[/bold red] {escape(error.message)}", soft_wrap=True)
 
 

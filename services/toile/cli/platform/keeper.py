@@ -19,7 +19,7 @@ from toile.cli.platform.parts import Part, empty_folder
 from toile.cli.platform.state import PartStatus, Paths, ProcessId
 
 _FIRST_START_SECONDS = 600.0
-_POLL_SECONDS = 0.3
+_POLL_SECONDS = 0.5
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 

@@ -28,17 +28,16 @@ def health_serving(address: str) -> Probe:
 
 def ray_head_alive(url: str) -> Probe:
     """Ask a Ray dashboard whether a node has joined and whether it takes jobs."""
+    # One client for all times: each new one would load the system's certificates.
+    client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False)
 
     async def probe() -> bool:
-        async with httpx.AsyncClient(
-            base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False
-        ) as client:
-            try:
-                nodes = await client.get("/nodes", params={"view": "hostnamelist"})
-                jobs = await client.get("/api/jobs/")
-                names = nodes.json()["data"]["hostNameList"] if nodes.is_success else []
-            except (httpx.HTTPError, ValueError, KeyError, TypeError):
-                return False
-            return bool(names) and jobs.is_success
+        try:
+            nodes = await client.get("/nodes", params={"view": "hostnamelist"})
+            jobs = await client.get("/api/jobs/")
+            names = nodes.json()["data"]["hostNameList"] if nodes.is_success else []
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return False
+        return bool(names) and jobs.is_success
 
     return probe

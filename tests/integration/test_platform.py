@@ -1,0 +1,113 @@
+"""`toile up`, `status` and `down` with Ray, the models and the five services."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from integration.platform_home import PATIENCE_SECONDS, Home, nothing_left, part
+
+pytestmark = pytest.mark.timeout(2 * PATIENCE_SECONDS)
+GRPCURL = Path(__file__).parents[2] / "examples" / "clients" / "grpcurl.sh"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[Home]:
+    """A platform that runs for all tests of this file; the last one stops it."""
+    home = Home(tmp_path_factory.mktemp("home"), tiny_bundle)
+    up = home.toile("up")
+    assert up.returncode == 0, up.stderr
+    try:
+        yield home
+    finally:
+        home.toile("down")
+
+
+def test_everything_is_ready_and_a_second_up_says_that_it_runs(home: Home) -> None:
+    status = home.json("status")
+    assert status["status"] == "ready"
+    assert {p["name"] for p in status["parts"]} == {
+        *("catalog", "ray", "models", "dataset", "train", "generate", "rank", "refine")
+    }
+    assert status["memory_bytes"] < 8 << 30
+    supervisor = status["supervisor_pid"]
+    again = home.toile("up")
+    assert again.returncode == 0
+    assert "The platform is running" in again.stdout
+    assert home.json("status")["supervisor_pid"] == supervisor
+
+
+def test_services_describe_themselves_to_clients_without_protos(home: Home) -> None:
+    addresses = home.json("status")["addresses"]
+    names = {
+        "dataset": ("DatasetService", "JobService"),
+        "train": ("TrainService", "JobService"),
+        "generate": ("GenerateService",),
+        "rank": ("RankService",),
+        "refine": ("RefineService",),
+    }
+    for service, expected in names.items():
+        with grpc.insecure_channel(addresses[f"{service}_address"]) as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            listed = set(database.get_services())
+            assert {f"toile.v1.{name}" for name in expected} <= listed
+            assert "grpc.health.v1.Health" in listed
+            for name in expected:
+                file = database.FindFileContainingSymbol(f"toile.v1.{name}")
+                assert isinstance(file, descriptor_pb2.FileDescriptorProto)
+                assert any(s.name == name and s.method for s in file.service)
+
+
+def test_the_calls_by_grpcurl(home: Home) -> None:
+    if shutil.which("grpcurl") is None:
+        pytest.skip("grpcurl is not installed; reflection is tested above")
+    done = subprocess.run(
+        ["sh", str(GRPCURL)],
+        env=home.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"generation"' in done.stdout
+
+
+def test_a_service_that_is_killed_comes_back(home: Home) -> None:
+    before = part(home.json("status"), "rank")
+    psutil.Process(before["pid"]).kill()
+    status = home.wait(lambda s: s["status"] == "ready" and part(s, "rank")["restarts"] == 1)
+    after = part(status, "rank")
+    assert after["pid"] != before["pid"]
+    assert after["address"] == before["address"]
+
+
+def test_a_ray_head_that_is_killed_comes_back_with_the_models(home: Home) -> None:
+    before = home.json("status")
+    head = psutil.Process(part(before, "ray")["pid"])
+    head.kill()
+    status = home.wait(lambda s: s["status"] == "ready" and part(s, "ray")["restarts"] >= 1)
+    assert part(status, "models")["restarts"] >= 1
+    assert part(status, "generate")["pid"] == part(before, "generate")["pid"]
+    made = home.json("generate", "a red dress", "--steps", 1, "--out", home.folder / "designs")
+    assert Path(made["files"][0]).stat().st_size > 0
+
+
+def test_after_down_nothing_of_it_is_left(home: Home) -> None:
+    mark, scratch = home.platform_id(), home.json("status")["ray_address"]
+    assert scratch
+    assert not nothing_left(mark)
+    assert home.json("down") == {"stopped": True}
+    assert nothing_left(mark)
+    assert not (home.folder / "run" / "platform.json").exists()
+    late = home.toile("dataset", "list")
+    assert late.returncode == 3
+    assert "toile up" in late.stderr
