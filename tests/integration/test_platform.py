@@ -31,6 +31,17 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterato
         home.toile("down")
 
 
+def test_a_platform_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home", bundle=tmp_path / "no-bundle")
+    done = home.toile("up")
+    assert done.returncode == 1
+    assert "there is no base bundle at" in done.stderr
+    assert "catalog ended with exit code 1; the platform was stopped" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert nothing_left(home.platform_id())
+    assert home.toile("status").returncode == 3
+
+
 def test_everything_is_ready_and_a_second_up_says_that_it_runs(home: Home) -> None:
     status = home.json("status")
     assert status["status"] == "ready"

@@ -28,7 +28,7 @@ from toile.core.settings import Settings
 
 _POLL_SECONDS = 0.25
 _APPEARS_SECONDS = 30.0
-_STOP_SECONDS = 60.0
+_STOP_SECONDS = 120.0
 _TAIL_LINES = 15
 _ALREADY_RUNNING = 75
 

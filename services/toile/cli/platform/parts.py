@@ -129,7 +129,8 @@ def plan_platform(settings: Settings, platform_id: str) -> Plan:
                 name,
                 _module(f"toile.{name}"),
                 {**common, **own.environment()},
-                needs=("catalog",),
+                # Ray is the long way to ready; while it starts nothing else should take its time.
+                needs=("catalog", "ray"),
                 ready=health_serving(addresses[f"{name}_address"]),
                 address=addresses[f"{name}_address"],
                 metrics_address=f"{host}:{metrics}",
@@ -218,5 +219,5 @@ def _ray_head(
         grace_seconds=15.0,
         scratch=scratch,
         # On a machine that is busy it gives itself up after 30 s.
-        first_attempts=3,
+        first_attempts=5,
     )
