@@ -41,7 +41,20 @@ class RayHead:
         return f"127.0.0.1:{self.ports[0]}"
 
     def start(self) -> None:
-        """Start the head and wait until it takes jobs."""
+        """Start the head and wait until it takes jobs.
+
+        Ray gives its own processes 30 seconds, which a busy machine exceeds: then again.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            self._spawn()
+            if self._came_up(deadline):
+                return
+            self.kill()
+        log = (self.folder / "head.log").read_text(errors="replace")
+        raise RuntimeError(f"Ray did not start:\n{log[-3000:]}")
+
+    def _spawn(self) -> None:
         gcs, dashboard, agent, agent_grpc, env_agent = (str(port) for port in self.ports)
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
@@ -59,14 +72,14 @@ class RayHead:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        self._wait()
 
     def kill(self) -> None:
         """Kill every process of the head at once, as a power cut would."""
         if self.process is None:
             return
-        family = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
-        family += [child for process in family for child in process.children(recursive=True)]
+        # By group too: what the head started stays in its group even when the head is gone.
+        family = [p for p in psutil.process_iter() if _group(p) == self.process.pid]
+        family += [child for process in family for child in _descendants(process)]
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
@@ -79,19 +92,28 @@ class RayHead:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process is not None
-            if self.process.poll() is not None:
-                break
+    def _came_up(self, deadline: float) -> bool:
+        assert self.process is not None
+        while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.jobs_url}/api/version", trust_env=False).is_success:
-                    return
+                    return True
             time.sleep(0.2)
-        log = (self.folder / "head.log").read_text(errors="replace")
-        self.kill()
-        raise RuntimeError(f"Ray did not start:\n{log[-3000:]}")
+        return False
+
+
+def _group(process: psutil.Process) -> int:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _free_ports(count: int) -> list[int]:

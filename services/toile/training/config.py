@@ -26,8 +26,8 @@ class LoraRecipeConfig(BaseModel):
         16.0, gt=0, le=1024, description="The update is multiplied by alpha / rank."
     )
     learning_rate: float = Field(1e-3, gt=0, le=0.1, description="Peak learning rate.")
-    steps: int = Field(200, ge=1, le=1_000_000, description="Optimizer steps.")
-    batch_size: int = Field(4, ge=1, le=256, description="Images in a step, over all workers.")
+    steps: int = Field(160, ge=1, le=1_000_000, description="Optimizer steps.")
+    batch_size: int = Field(8, ge=1, le=256, description="Images in a step, over all workers.")
     seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of everything random in the run.")
     caption_dropout: float = Field(
         0.1, ge=0, le=1, description="Share of captions replaced by the empty caption."
