@@ -19,6 +19,7 @@ import pytest
 
 START_SECONDS = 240.0
 LOGICAL_CPUS = 16
+STARTED = "Ray runtime started"  # what `ray start` says last
 
 
 @dataclass
@@ -68,7 +69,7 @@ class RayHead:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TOILE_"))}
         environment["RAY_USAGE_STATS_ENABLED"] = "0"
         environment["RAY_worker_niceness"] = "0"  # 15 by default: a busy machine starves them
-        with (self.folder / "head.log").open("ab") as log:
+        with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
@@ -95,10 +96,13 @@ class RayHead:
     def _came_up(self, deadline: float) -> bool:
         assert self.process is not None
         while time.monotonic() < deadline and self.process.poll() is None:
+            time.sleep(0.2)
+            # The dashboard answers before the node is there, and even if it never comes.
+            if STARTED not in (self.folder / "head.log").read_text(errors="replace"):
+                continue
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.jobs_url}/api/version", trust_env=False).is_success:
                     return True
-            time.sleep(0.2)
         return False
 
 

@@ -23,6 +23,7 @@ from toile.v1 import job_pb2, job_pb2_grpc, train_pb2, train_pb2_grpc
 
 DATASET = "projects/p/datasets/lace"
 IMAGES = 4
+PATIENCE_SECONDS = 1500
 
 
 @dataclass
@@ -39,11 +40,13 @@ class Platform:
     async def watch(self, name: str, after: int = 0) -> list[job_pb2.WatchJobResponse]:
         """Follow a job to its end."""
         request = job_pb2.WatchJobRequest(name=name, after_sequence=after)
-        return [response async for response in self.jobs.WatchJob(request)]
+        responses = self.jobs.WatchJob(request, timeout=PATIENCE_SECONDS)
+        return [response async for response in responses]
 
     async def wait_for_step(self, name: str, step: int) -> None:
         """Wait until a job has trained so far."""
-        async for response in self.jobs.WatchJob(job_pb2.WatchJobRequest(name=name)):
+        request = job_pb2.WatchJobRequest(name=name)
+        async for response in self.jobs.WatchJob(request, timeout=PATIENCE_SECONDS):
             progress = response.event.progress
             if progress.phase == "train" and progress.step >= step:
                 return
