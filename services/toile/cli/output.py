@@ -14,14 +14,19 @@ JsonFlag = Annotated[
     bool, typer.Option("--json", help="Write the result as JSON to standard output.")
 ]
 
+_WIDE = 200
+
 
 class Output:
     """Writes for a person, or for a program when `as_json`."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False)
-        self.notes = Console(stderr=True, highlight=False)
+        # What is piped is read by a program or searched: its lines are not cut to fit.
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+        self.notes = Console(
+            stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE
+        )
 
     def data(self, data: Any) -> None:
         """Write the result, when a program reads it."""
@@ -35,7 +40,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """Write a line about what is going on."""
-        self.notes.print(text)
+        self.notes.print(text, soft_wrap=True)
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
@@ -43,9 +48,15 @@ class Output:
         """Write a table, when a person reads it. Cells are plain text."""
         if self.as_json:
             return
-        table = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        table = Table(
+            title=title or None,
+            box=None,
+            pad_edge=False,
+            header_style="bold",
+            show_header=any(columns),
+        )
+        for place, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=place == 0)
         for row in rows:
             table.add_row(*(escape(str(cell)) for cell in row))
         self.console.print(table)

@@ -169,7 +169,7 @@ def _say_imported(s: Session, answer: Any, skipped: tuple[str, ...]) -> None:
     _say_rejected(s, answer.rejected)
     if skipped:
         s.output.say(
-            f"[dim]{len(skipped)} other files were left out, such as {escape(skipped[0])}[/]"
+            f"[dim]files that are no photographs: {len(skipped)}, such as {escape(skipped[0])}[/]"
         )
 
 

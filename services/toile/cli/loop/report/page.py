@@ -4,6 +4,7 @@ import base64
 import io
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,7 @@ def _embedded(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+@lru_cache(maxsize=512)
 def _thumbnail(path: Path, side: int) -> str:
     """Return a square JPEG of a picture; nothing when it cannot be read."""
     try:
