@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+import tenacity
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, gRPCOptions
@@ -18,6 +19,12 @@ from toile.core.settings import Settings
 from toile.serving.app import APPLICATION, build_app
 
 SERVICER = "toile.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server"
+
+CONTROLLER_VARIABLES = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""Serve kills a proxy that is not up in 5 seconds, which a busy machine does not always manage."""
+
+ROUTES_SECONDS = 60.0
+"""How long the proxy may take to hear of the application."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,13 @@ def deploy(settings: Settings, *, ray_address: str, port: int = 0) -> int:
                 grpc_options=gRPCOptions(
                     port=chosen, grpc_servicer_functions=[SERVICER], enable_reflection=False
                 ),
+                controller_options={"runtime_env": {"env_vars": CONTROLLER_VARIABLES}},
             )
-            serve.run(build_app(settings, warm_base=warm_base), name=APPLICATION, route_prefix=None)
+            # Without a route Serve leaves an application out of its gRPC proxy, too.
+            serve.run(build_app(settings, warm_base=warm_base), name=APPLICATION, route_prefix="/")
         except (RuntimeError, RayError) as error:
             raise ComputeUnavailableError(f"the models do not start: {error}") from error
-        # Serve keeps its first port until the cluster ends, whatever it is asked for later.
-        check_models(settings.model_copy(update={"inference_address": f"127.0.0.1:{chosen}"}))
+        _wait_for_routes(settings, chosen)
         return chosen
 
 
@@ -98,6 +106,21 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _wait_for_routes(settings: Settings, port: int) -> None:
+    """Wait until the application answers at the port.
+
+    Serve keeps its first port until the cluster ends, whatever it is asked for later.
+    """
+    told = settings.model_copy(update={"inference_address": f"127.0.0.1:{port}"})
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(ComputeUnavailableError),
+        wait=tenacity.wait_fixed(0.2),
+        stop=tenacity.stop_after_delay(ROUTES_SECONDS),
+        reraise=True,
+    )
+    retrying(check_models, told)
 
 
 def _default_base_artifact(settings: Settings) -> str:
