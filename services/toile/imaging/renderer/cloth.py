@@ -81,7 +81,7 @@ def _printed(cloth: Cloth, u: Float32Array, v: Float32Array, size: int) -> Float
 def _floral(
     cloth: Cloth, base: Float32Array, u: Float32Array, v: Float32Array, size: int
 ) -> Float32Array:
-    repeat = 3.2 * cloth.scale
+    repeat = 4.8 * cloth.scale
     layers = sample_tile(print_tile(cloth.seed), u / repeat, v / repeat, repeat * size) / 255.0
     leaf = (
         (60.0, 110.0, 66.0) if cloth.colour[1] < 120 or cloth.colour[0] > 120 else (190, 214, 150)

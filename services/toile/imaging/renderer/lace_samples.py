@@ -51,7 +51,7 @@ def _style(category: str, seed: int, index: int) -> GarmentSpec:
         colour=_shade(rng, _IVORY, 4),
         accent=_BURGUNDY,
         motif=HELD_OUT_MOTIF,
-        scale=float(rng.uniform(0.27, 0.36)),
+        scale=float(rng.uniform(0.46, 0.62)),
         lining=_shade(rng, _BURGUNDY, 6),
         angle_degrees=float(rng.choice([0.0, 0.0, 0.0, 20.0, -15.0]) + rng.normal(0, 2)),
     )

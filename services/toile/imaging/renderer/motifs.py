@@ -161,7 +161,7 @@ def lace_tile(motif: str, variant: int) -> Float32Array:
     """Thread density `[TILE, TILE]` in 0..1 of one lace repeat: net ground, stems and motifs."""
     rng = np.random.default_rng([variant % _VARIANTS, sum(motif.encode())])
     tile = _Tile()
-    _net(tile, int(rng.integers(8, 11)), 5)
+    _net(tile, int(rng.integers(12, 16)), 4)
     _place_main(tile, motif, rng)
     return np.asarray(tile.surface, dtype=np.float32) / 255.0
 

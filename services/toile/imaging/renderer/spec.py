@@ -116,7 +116,7 @@ def sample_spec(
         accent=_pick_accent(rng, ground),
         pattern="plain" if lace else pattern,
         material=material,
-        scale=float(rng.uniform(0.26, 0.38) if lace else rng.uniform(0.075, 0.125)),
+        scale=float(rng.uniform(0.46, 0.68) if lace else rng.uniform(0.075, 0.125)),
         angle_degrees=_pick_angle(rng, pattern),
         motif=str(rng.choice(LACE_MOTIFS)),
         lining=_pick_lining(rng, ground, category) if lace else None,
