@@ -2,7 +2,6 @@
 # ruff: noqa: N802 - gRPC's names
 
 import hashlib
-import io
 import signal
 import threading
 import time
@@ -25,6 +24,7 @@ from toile.core.errors import (
     ToileError,
 )
 from toile.core.rpc.mapping import to_status
+from toile.imaging import png
 from toile.v1 import (
     common_pb2,
     dataset_pb2,
@@ -81,12 +81,10 @@ class World:
     def add_image(
         self, colour: tuple[int, int, int], origin: Any, **fields: Any
     ) -> common_pb2.Image:
-        buffer = io.BytesIO()
         picture = Image.new("RGB", (64, 64), (245, 244, 240))
         picture.paste(colour, (16, 8, 48, 56))
-        picture.save(buffer, "PNG")
-        data = buffer.getvalue()
         name = f"{PROJECT}/images/img-{len(self.images) + 1}"
+        data = png.encode(picture, toile={"image": name})
         image = common_pb2.Image(
             name=name,
             origin=origin,
@@ -402,6 +400,10 @@ class _Generation(generate_pb2_grpc.GenerateServiceServicer):
         list(request_iterator)
         image = self.world.add_image((9, 9, 9), common_pb2.IMAGE_ORIGIN_UPLOADED)
         return generate_pb2.UploadImageResponse(image=image)
+
+    def GetImage(self, request: Any, context: Context) -> Any:
+        image, _ = _get(self.world.images, request.name)
+        return generate_pb2.GetImageResponse(image=image)
 
     def DownloadImage(self, request: Any, context: Context) -> Any:
         _, data = _get(self.world.images, request.name)

@@ -111,6 +111,27 @@ def test_files_are_uploaded_before_they_are_ranked_or_refined(
     assert "neither a file nor the name of an image" in result.stderr
 
 
+def test_a_file_that_the_platform_wrote_keeps_its_lineage(
+    cli, world: World, tmp_path: Path
+) -> None:
+    out = tmp_path / "designs"
+    first = cli.json("generate", "a dress", "-n", 2, "--out", out)
+    second = cli.json("generate", "a dress", "--out", out)
+    names = [Path(f).name for f in first["files"] + second["files"]]
+    assert names == ["0001.png", "0002.png", "0003.png"]
+    refined = cli.json("refine", out / "0002.png", "make it blue", "--out", tmp_path / "blue.png")
+    assert refined["source_image"] == first["images"][1]["name"]
+    assert world.calls["UploadImage"] == 0
+    lineage = cli.json("lineage", tmp_path / "blue.png")
+    assert [i["name"] for i in lineage["images"]][1] == first["images"][1]["name"]
+
+    with Image.open(out / "0002.png") as image:
+        image.rotate(90).save(out / "0002.png")
+    cli.json("rank", out / "0002.png")
+    assert world.calls["UploadImage"] == 1
+    assert cli("lineage", out / "0002.png").exit_code == 1
+
+
 def test_training_names_what_the_service_says_is_wrong(cli, world: World) -> None:
     result = cli("train", "lora", "--dataset", "lace", "--name", "lace")
     assert result.exit_code == 1

@@ -10,7 +10,7 @@ from rich.tree import Tree
 from toile.cli.commands.common import session
 from toile.cli.names import short
 from toile.cli.output import JsonFlag
-from toile.core.errors import InvalidArgumentError
+from toile.core.errors import InvalidArgumentError, NotFoundError
 
 
 def generate(
@@ -65,13 +65,14 @@ def generate(
             refiner=stage,
         )
         written: list[Path] = []
+        number = _last_number(out)
         with bar(s.output, "generate", None) as line:
 
             def show(event: generate_pb2.GenerateResponse) -> None:
                 if event.HasField("step"):
                     line.show_step(len(written), count, event.step)
                 elif event.HasField("image"):
-                    path = out / f"{short(event.image.name)}.png"
+                    path = out / f"{number + len(written) + 1:04d}.png"
                     operations.download_image(s.clients, event.image, path)
                     written.append(path)
 
@@ -82,15 +83,20 @@ def generate(
 
 
 def lineage(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Id or whole name of an image.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="File or name of an image.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Follow an image back to the photographs that its style came from."""
     from toile.cli import operations
+    from toile.cli.commands.sources import image_name, known_image
     from toile.v1 import generate_pb2
 
     with session(as_json=as_json) as s:
-        request = generate_pb2.GetImageLineageRequest(name=s.names.image(image))
+        path = Path(image)
+        name = known_image(s, path) if path.is_file() else image_name(s, image)
+        if name is None:
+            raise NotFoundError(f"the platform does not know {image}, or it was changed since")
+        request = generate_pb2.GetImageLineageRequest(name=name)
         found = s.clients.generate.GetImageLineage(request)
         s.output.data(operations.as_data(found))
         root = Tree(f"[bold]{escape(short(found.images[0].name))}[/bold]")
@@ -110,3 +116,9 @@ def lineage(
                 data.add(f"{escape(photograph.file_name)}  [dim]{photograph.digest[:12]}[/dim]")
         if not s.output.as_json:
             s.output.console.print(root)
+
+
+def _last_number(folder: Path) -> int:
+    """Return the highest number of an image in a folder, so that none is overwritten."""
+    numbers = [int(p.stem) for p in folder.glob("[0-9][0-9][0-9][0-9].png") if p.stem.isdecimal()]
+    return max(numbers, default=0)

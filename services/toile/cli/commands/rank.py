@@ -1,12 +1,11 @@
 """`toile rank`: score images and order them."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toile.cli.commands.common import Session, session
-from toile.cli.names import short
+from toile.cli.commands.common import session
+from toile.cli.commands.sources import resolve_images
 from toile.cli.output import JsonFlag
 from toile.core.errors import InvalidArgumentError
 
@@ -59,36 +58,6 @@ def rank(
                 for image in best
             ],
         )
-
-
-def resolve_images(s: Session, texts: list[str], prompt: str = "") -> dict[str, str]:
-    """Return image names with what the person called them; files are uploaded.
-
-    Raises:
-        InvalidArgumentError: A folder has no images, or a text is neither a file nor a name.
-    """
-    from toile.cli.folder import read_folder
-    from toile.cli.operations import upload_image
-
-    found: dict[str, str] = {}
-    for text in texts:
-        path = Path(text)
-        if path.is_dir():
-            files = [photograph.path for photograph in read_folder(path).photographs]
-        elif path.is_file():
-            files = [path]
-        else:
-            try:
-                found[s.names.image(text)] = short(text)
-            except InvalidArgumentError:
-                raise InvalidArgumentError(
-                    f"{text} is neither a file nor the name of an image", field="image"
-                ) from None
-            continue
-        for file in files:
-            image = upload_image(s.clients, s.names.project, file, prompt)
-            found.setdefault(image.name, str(file))
-    return found
 
 
 def _scorer(text: str) -> "rank_pb2.ScorerWeight":

@@ -6,14 +6,12 @@ from typing import Annotated
 import typer
 
 from toile.cli.commands.common import session
-from toile.cli.commands.rank import resolve_images
+from toile.cli.commands.sources import resolve_images
 from toile.cli.output import JsonFlag
 
 
 def refine(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="File (uploaded first) or name of an image.")
-    ],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="File or name of an image.")],
     instruction: Annotated[
         str, typer.Argument(metavar="INSTRUCTION", help='What to do, such as "make it blue".')
     ],
