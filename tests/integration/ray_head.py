@@ -68,6 +68,7 @@ class RayHead:
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TOILE_"))}
         environment["RAY_USAGE_STATS_ENABLED"] = "0"
+        environment["RAY_AUTH_MODE"] = "disabled"  # whatever token lies in the home folder
         environment["RAY_worker_niceness"] = "0"  # 15 by default: a busy machine starves them
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -133,8 +134,10 @@ def ray_head() -> Iterator[RayHead]:
     """The session's Ray head: `jobs_url` and `address`."""
     pytest.importorskip("ray", reason="the compute extra is not installed")
     head = RayHead()
-    try:
-        head.start()
-        yield head
-    finally:
-        head.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # for drivers in this process, as for the head
+        try:
+            head.start()
+            yield head
+        finally:
+            head.stop()

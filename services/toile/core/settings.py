@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     refine_address: str = Field("", description="host:port of the refine service.")
     inference_address: str = Field("", description="host:port of the Ray Serve gRPC proxy.")
     ray_jobs_url: str = Field("", description="URL of the Ray dashboard, for the Jobs API.")
+    ray_auth_token: SecretStr = Field(
+        SecretStr(""), description="Token that the Ray cluster asks for; none when empty."
+    )
 
     default_base: str = Field("bases/tiny", description="Base used when a request names none.")
     base_path: Path | None = Field(
@@ -118,7 +121,9 @@ class Settings(BaseSettings):
         variables: dict[str, str] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, BaseModel):
+            if isinstance(value, SecretStr):
+                variables[f"TOILE_{name}".upper()] = value.get_secret_value()
+            elif isinstance(value, BaseModel):
                 for key in type(value).model_fields:
                     inner = getattr(value, key)
                     text = inner.get_secret_value() if isinstance(inner, SecretStr) else str(inner)

@@ -32,7 +32,7 @@ def build_service(settings: Settings) -> Service:
             "catalog": catalog.check,
             "artifacts": store.check,
             "base": handler.check_base,
-            "ray": RayJobs(settings.ray_jobs_url).check,
+            "ray": RayJobs.of(settings).check,
         },
         background=[supervisor.run],
     )

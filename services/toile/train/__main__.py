@@ -30,7 +30,7 @@ def build_service(settings: Settings) -> Service:
         checks={
             "catalog": catalog.check,
             "artifacts": store.check,
-            "ray": RayJobs(settings.ray_jobs_url).check,
+            "ray": RayJobs.of(settings).check,
         },
         background=[supervisor.run],
     )

@@ -3,6 +3,7 @@
 import getpass
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -10,6 +11,8 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from toile.cli.platform.ports import free_ports
 from toile.cli.platform.probes import Probe, health_serving, ray_head_alive
@@ -104,7 +107,10 @@ def plan_platform(settings: Settings, platform_id: str) -> Plan:
     addresses = {f"{name}_address": f"{host}:{ports[name]}" for name in SERVICES}
     addresses["inference_address"] = f"{host}:{ports['inference']}"
     addresses["ray_jobs_url"] = f"http://{host}:{ports['dashboard-port']}"
-    told = settings.model_copy(update={"home": settings.home_path, **addresses})
+    token = secrets.token_hex(32)
+    told = settings.model_copy(
+        update={"home": settings.home_path, "ray_auth_token": SecretStr(token), **addresses}
+    )
     common = _common_environment(platform_id)
     ray_address = f"{host}:{ports['port']}"
     scratch = scratch_folder(settings)
@@ -114,7 +120,7 @@ def plan_platform(settings: Settings, platform_id: str) -> Plan:
         Part(
             "models",
             _module("toile.serving", "deploy", "--port", str(ports["inference"])),
-            {**common, **told.environment(), "RAY_ADDRESS": ray_address},
+            {**common, **told.environment(), **_ray_token(told), "RAY_ADDRESS": ray_address},
             needs=("catalog", "ray"),
             again_with="ray",
             first_attempts=3,
@@ -185,6 +191,12 @@ def _common_environment(platform_id: str) -> dict[str, str]:
     }
 
 
+def _ray_token(settings: Settings) -> dict[str, str]:
+    """Have Ray ask for the platform's own token: some of its ports listen on every interface."""
+    token = settings.ray_auth_token.get_secret_value()
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
 def _ray_head(
     settings: Settings, common: Mapping[str, str], ports: Mapping[str, int], scratch: Path
 ) -> Part:
@@ -212,8 +224,10 @@ def _ray_head(
             *(f"--{name}={value}" for name, value in options.items()),
         ),
         # Jobs inherit the head's variables, and with them the settings.
-        {**common, **_SERVE_PATIENCE, **settings.environment()},
-        ready=ray_head_alive(f"http://{host}:{dashboard}"),
+        {**common, **_SERVE_PATIENCE, **settings.environment(), **_ray_token(settings)},
+        ready=ray_head_alive(
+            f"http://{host}:{dashboard}", settings.ray_auth_token.get_secret_value()
+        ),
         address=f"{host}:{dashboard}",
         metrics_address=f"{host}:{ports['metrics-export-port']}",
         grace_seconds=15.0,

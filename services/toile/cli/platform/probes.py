@@ -26,10 +26,15 @@ def health_serving(address: str) -> Probe:
     return probe
 
 
-def ray_head_alive(url: str) -> Probe:
+def ray_head_alive(url: str, token: str) -> Probe:
     """Ask a Ray dashboard whether a node has joined and whether it takes jobs."""
     # One client for all times: each new one would load the system's certificates.
-    client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False)
+    client = httpx.AsyncClient(
+        base_url=url,
+        timeout=_TIMEOUT_SECONDS,
+        trust_env=False,
+        headers={"Authorization": f"Bearer {token}"},
+    )
 
     async def probe() -> bool:
         try:

@@ -10,12 +10,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
 
 from toile.core.errors import ComputeUnavailableError
+from toile.core.settings import Settings
 
 _TIMEOUT_SECONDS = 10.0
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
@@ -37,11 +38,26 @@ class RayJob:
 class RayJobs:
     """Submits, looks up and stops jobs of one Ray cluster. Safe to share between threads."""
 
-    def __init__(self, url: str) -> None:
-        """Point at a dashboard, such as `http://127.0.0.1:8265`; empty means that there is none."""
+    def __init__(self, url: str, token: str = "") -> None:
+        """Point at a dashboard.
+
+        Args:
+            url: Such as `http://127.0.0.1:8265`; empty means that there is none.
+            token: Ray's authentication token (`RAY_AUTH_TOKEN`); empty where Ray asks for none.
+        """
         self._url = url.rstrip("/")
         # No proxies from the environment: a cluster's dashboard is never behind one.
-        self._http = httpx.Client(base_url=self._url, timeout=_TIMEOUT_SECONDS, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self._url,
+            timeout=_TIMEOUT_SECONDS,
+            trust_env=False,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+        )
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Point at the cluster of the settings."""
+        return cls(settings.ray_jobs_url, settings.ray_auth_token.get_secret_value())
 
     def check(self) -> None:
         """Make sure that Ray answers.

@@ -39,7 +39,7 @@ class JobSupervisor:
         self._kind = kind
         self._module = entrypoint_module
         self._jobs = JobStore(catalog)
-        self._ray = RayJobs(settings.ray_jobs_url)
+        self._ray = RayJobs.of(settings)
         self._cancel_seen: dict[str, float] = {}  # job → monotonic time
         self._ray_away = False
 
@@ -150,7 +150,13 @@ class JobSupervisor:
     def _environment(self) -> Mapping[str, str]:
         own = self._settings.environment()
         # Those are of this process, and a relative home would move with the working directory.
-        for name in ("TOILE_PORT", "TOILE_METRICS_PORT", "TOILE_READY_FILE"):
+        not_theirs = (
+            "TOILE_PORT",
+            "TOILE_METRICS_PORT",
+            "TOILE_READY_FILE",
+            "TOILE_RAY_AUTH_TOKEN",
+        )
+        for name in not_theirs:
             own.pop(name, None)
         return {**own, "TOILE_HOME": str(self._settings.home_path), "RAY_USAGE_STATS_ENABLED": "0"}
 
