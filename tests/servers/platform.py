@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from servers.inference import FakeModels, running_models
-from toile.core.artifacts import ArtifactStore, open_store
+from toile.core.artifacts import ArtifactStore, open_store, publish
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.catalog.models import (
     BaseRow,
@@ -72,6 +72,8 @@ class Platform:
         """Publish a dataset version of these pictures; returns its name."""
         digest = hashlib.sha256(b"".join(p.tobytes() for p in pictures)).hexdigest()
         artifact = f"{DATASET}/versions/1/job"
+        files = {f"images/{i:04}.png": png(p) for i, p in enumerate(pictures, start=1)}
+        publish(self.store, artifact, files)
         with self.catalog.transaction() as session:
             session.add(DatasetRow(name=DATASET, project=PROJECT, trigger_word="<lace>"))
             session.flush()
@@ -90,9 +92,7 @@ class Platform:
                 )
             )
             session.flush()
-            for index, picture in enumerate(pictures, start=1):
-                file_name = f"images/{index:04}.png"
-                self.store.put(f"{artifact}/{file_name}", png(picture))
+            for index, file_name in enumerate(files, start=1):
                 session.add(
                     DatasetItemRow(
                         version=VERSION,

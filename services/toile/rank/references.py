@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 from sqlalchemy import select
 
-from toile.core.artifacts import ArtifactStore
+from toile.core.artifacts import ArtifactStore, read_manifest
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, DatasetItemRow, DatasetVersionRow
 from toile.core.errors import DataLossError, FailedPreconditionError, NotFoundError
@@ -67,7 +67,9 @@ class References:
             .order_by(DatasetItemRow.file_name)
         )
         with self._catalog.reading() as session:
-            return [f"{version.artifact}/{name}" for name in session.scalars(statement)]
+            names = list(session.scalars(statement))
+        published = read_manifest(self._store, version.artifact)
+        return [published.key(version.artifact, name) for name in names]
 
     def _load(self, artifact: str) -> bytes:
         return encode(self._witness.load(artifact))
