@@ -22,8 +22,9 @@ POLL_INTERVAL_SECONDS = 0.5
 FRESH_SECONDS = 5.0
 # Without a heartbeat for so long the process hangs or its machine is cut off, whatever Ray says.
 SILENT_SECONDS = 120.0
-# The same while Ray is away: there is nobody to ask, and the attempt number keeps it safe.
-SILENT_WITHOUT_RAY_SECONDS = 15.0
+# The same while Ray is away: there is nobody to ask, and the attempt number keeps it safe. On a
+# machine that is overloaded both are slow to answer and yet alive.
+SILENT_WITHOUT_RAY_SECONDS = 60.0
 # A cancelled process has so long to notice by itself.
 CANCEL_GRACE_SECONDS = 15.0
 _log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class JobSupervisor:
                 if known.ended:
                     self._lost(row, known.message)
                 return
+            self._stop_if_running(submission_id(row.name, attempt - 1))
         self._ray.submit(
             submission_id(row.name, attempt),
             self._module,
@@ -103,6 +105,12 @@ class JobSupervisor:
             metadata={"toile_job": row.name},
         )
         _log.info("submitted attempt %d of %s", attempt, row.name)
+
+    def _stop_if_running(self, submission: str) -> None:
+        """End an attempt that was given up but lives: it would use what its successor needs."""
+        known = self._ray.get(submission)
+        if known is not None and not known.ended:
+            self._ray.stop(submission)
 
     def _look_after(self, row: JobRow) -> None:
         known = self._ray.get(submission_id(row.name, row.attempt))

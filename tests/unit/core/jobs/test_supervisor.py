@@ -138,11 +138,22 @@ def test_ray_away(settings: Settings, catalog: Catalog, jobs: JobStore, job: str
     run(jobs, job, 1, heartbeat_seconds_ago=6)
     supervisor.reconcile()
     assert jobs.get(job).state == JobState.RUNNING  # it may live yet
-    run_again = now() - timedelta(seconds=20)
     with catalog.transaction() as session:
-        session.get_one(JobRow, job).heartbeat_time = run_again
+        session.get_one(JobRow, job).heartbeat_time = now() - timedelta(seconds=61)
     supervisor.reconcile()
     assert (jobs.get(job).state, jobs.get(job).attempt) == ("QUEUED", 2)
+
+
+def test_silent_process_is_stopped_before_its_successor_starts(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    run(jobs, job, 1, heartbeat_seconds_ago=61)
+    jobs.next_attempt(job, after=1, message="Ray went away")  # as while Ray did not answer
+    ray.jobs[submission_id(job, 1)].update(status="RUNNING")
+    supervisor.reconcile()
+    assert ray.stopped == [submission_id(job, 1)]
+    assert submission_id(job, 2) in ray.jobs
 
 
 def test_cancelled_process_that_hangs_is_stopped(
