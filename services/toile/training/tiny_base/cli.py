@@ -12,27 +12,25 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from toile.diffusion.segmenter import Segmenter
+from toile.training.tiny_base.classifier import save_classifier, train_classifier
 from toile.training.tiny_base.clip import train_clip
 from toile.training.tiny_base.config import RecipeConfig
-from toile.training.tiny_base.data import load_photographs, load_renders, write_renders
+from toile.training.tiny_base.data import load_photographs, write_renders
 from toile.training.tiny_base.evaluate import (
     evaluate,
     held_out_renders,
     reconstruction_decibels,
-    save_classifier,
     segmenter_agreement,
-    train_classifier,
     write_evaluation,
 )
 from toile.training.tiny_base.export import export_bundle
 from toile.training.tiny_base.segmenter import train_segmenter
 from toile.training.tiny_base.sheet import write_sheet
-from toile.training.tiny_base.tower import load_image_encoder, train_tower
+from toile.training.tiny_base.tower import train_tower
 from toile.training.tiny_base.unet import train_refiner, train_unet, write_latents
 from toile.training.tiny_base.vae import load_vae, train_decoder, train_vae
 
 _LOG = structlog.get_logger(__name__)
-_CLASSIFIER_RENDERS = 6000
 _RECONSTRUCTED_RENDERS = 64
 _AGREEMENT_RENDERS = 200
 
@@ -51,19 +49,9 @@ def _unet(config: RecipeConfig) -> None:
     train_unet(config, snapshot)
 
 
-def _write_classifier(config: RecipeConfig) -> None:
-    renders = load_renders(config)
-    count = min(_CLASSIFIER_RENDERS, len(renders.records))
-    records = renders.records[:count]
-    categories = [str(record["attributes"]["category"]) for record in records]
-    tower = load_image_encoder(config)
-    probe = train_classifier(tower, list(renders.images[:count]), categories)
-    save_classifier(probe, config.bundle)
-
-
 def _export(config: RecipeConfig) -> None:
     export_bundle(config, config.bundle)
-    _write_classifier(config)
+    save_classifier(config)
 
 
 def _evaluate(config: RecipeConfig) -> None:
@@ -95,6 +83,7 @@ STAGES: dict[str, Callable[[RecipeConfig], object]] = {
     "clip": train_clip,
     "tower": train_tower,
     "segmenter": train_segmenter,
+    "classifier": train_classifier,
     "latents": write_latents,
     "unet": _unet,
     "refiner": train_refiner,

@@ -1,8 +1,8 @@
 """Stage `evaluate`: does the base draw what it is asked for, measured without a person.
 
 Colours are measured inside the mask the bundle's segmenter predicts. Categories are judged by a
-linear probe on the bundle's image tower, which is trained on renders and must itself reach 95 % on
-renders it has not seen before its word counts.
+small classifier that is trained on renders and must itself reach 95 % on renders it has not seen
+before its word counts.
 """
 
 import itertools
@@ -17,17 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  torch's own convention
-from transformers import CLIPVisionModelWithProjection
 
 from toile.diffusion.architecture import NATIVE_SIZE
 from toile.diffusion.segmenter import Segmenter
 from toile.imaging.colours import dominant_colour, nearest_colour_name
 from toile.imaging.renderer import Render, render, sample_spec
-from toile.imaging.renderer.vocabulary import CATEGORIES, GARMENTS
-from toile.training.tiny_base.clip import augment
+from toile.imaging.renderer.vocabulary import GARMENTS
+from toile.training.tiny_base.classifier import CategoryClassifier, load_classifier
 from toile.training.tiny_base.vae import to_tensor
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -45,7 +41,6 @@ PROMPTS = (
 STEPS = 20
 GUIDANCE_SCALE = 5.0
 _HELD_OUT_SEED = 900_001
-_PROBE_FILE = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,62 +81,10 @@ def held_out_prompts(count: int) -> list[tuple[str, str, str]]:
     return chosen
 
 
-@torch.no_grad()
-def image_features(tower: CLIPVisionModelWithProjection, images: Sequence[UInt8Array]) -> Tensor:
-    """Unit vectors `[N, p]` of pictures of the native size."""
-    features = []
-    for start in range(0, len(images), 128):
-        batch = to_tensor(np.stack(images[start : start + 128]))
-        features.append(tower(pixel_values=batch).image_embeds)
-    return F.normalize(torch.cat(features), dim=1)
-
-
-def train_classifier(
-    tower: CLIPVisionModelWithProjection, images: Sequence[UInt8Array], categories: Sequence[str]
-) -> nn.Linear:
-    """A linear probe from image features to `CATEGORIES`."""
-    rng = np.random.default_rng(1)
-    features = image_features(tower, [augment(rng, image) for image in images])
-    target = torch.tensor([CATEGORIES.index(category) for category in categories])
-    torch.manual_seed(0)
-    probe = nn.Linear(features.shape[1], len(CATEGORIES))
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=0.05, weight_decay=1e-4)
-    for _ in range(400):
-        loss = F.cross_entropy(probe(features) * 4.0, target)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return probe.eval().requires_grad_(False)
-
-
-def save_classifier(probe: nn.Linear, bundle: Path) -> None:
-    """Write the probe into a bundle."""
-    save_file(dict(probe.state_dict()), bundle / _PROBE_FILE)
-
-
-def load_classifier(bundle: Path) -> nn.Linear:
-    """The probe of a bundle."""
-    state = load_file(bundle / _PROBE_FILE)
-    probe = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
-    probe.load_state_dict(state)
-    return probe.eval().requires_grad_(False)
-
-
-def classify(
-    tower: CLIPVisionModelWithProjection, probe: nn.Linear, images: Sequence[UInt8Array]
-) -> list[str]:
-    """The category of each picture."""
-    chosen = probe(image_features(tower, images)).argmax(dim=1)
-    return [CATEGORIES[int(index)] for index in chosen]
-
-
-def classifier_accuracy(
-    tower: CLIPVisionModelWithProjection, probe: nn.Linear, renders: Sequence[Render]
-) -> float:
-    """Share of renders whose category the probe names."""
-    named = classify(tower, probe, [drawn.image for drawn in renders])
-    right = [name == r.attributes["category"] for name, r in zip(named, renders, strict=True)]
-    return float(np.mean(right))
+def classifier_accuracy(classifier: CategoryClassifier, renders: Sequence[Render]) -> float:
+    """Share of renders whose category the classifier names."""
+    named = classifier.name([drawn.image for drawn in renders])
+    return _share(named, [drawn.attributes["category"] for drawn in renders])
 
 
 def measured_colour(segmenter: Segmenter, image: UInt8Array) -> str:
@@ -173,20 +116,19 @@ def evaluate(bundle: Path, *, images: int = 240, renders: int = 600) -> Evaluati
     """Measure a bundle on held-out prompts and renders."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(bundle)
     pipeline.set_progress_bar_config(disable=True)
-    segmenter, probe = Segmenter.load(bundle / "segmenter"), load_classifier(bundle)
-    tower = pipeline.image_encoder
+    segmenter, classifier = Segmenter.load(bundle / "segmenter"), load_classifier(bundle)
     asked = held_out_prompts(images)
     generate(pipeline, [asked[0][0]])  # the first call pays for warming up
     started = time.monotonic()
     pictures = generate(pipeline, [prompt for prompt, _, _ in asked])
     seconds = (time.monotonic() - started) / images
     colours = [measured_colour(segmenter, picture) for picture in pictures]
-    categories = classify(tower, probe, pictures)
+    categories = classifier.name(pictures)
     return Evaluation(
         images=images,
         colour_accuracy=_share(colours, [colour for _, colour, _ in asked]),
         category_accuracy=_share(categories, [category for _, _, category in asked]),
-        classifier_accuracy=classifier_accuracy(tower, probe, held_out_renders(renders)),
+        classifier_accuracy=classifier_accuracy(classifier, held_out_renders(renders)),
         classifier_renders=renders,
         seconds_per_image=round(seconds, 3),
         colour_errors=_errors(colours, [colour for _, colour, _ in asked]),

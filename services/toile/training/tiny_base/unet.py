@@ -212,7 +212,7 @@ class _Sampler:
             latents.append(source.latents[index])
             captions.append(source.pictures.caption(index, rng))
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        clean = torch.stack(latents).float()
+        clean = torch.stack(latents)
         # Spread evenly over the schedule, so that one batch sees all noise levels.
         spread = (np.arange(self.batch_size) + rng.random(self.batch_size)) / self.batch_size
         timesteps = torch.from_numpy((spread * max_timestep).astype(np.int64))
@@ -237,7 +237,7 @@ def _latent_sets(config: RecipeConfig) -> list[tuple[LatentSet, float]]:
 
 def _latent_set(config: RecipeConfig, name: str, pictures: Pictures) -> LatentSet:
     files = sorted((config.workdir / "latents").glob(f"{name}-*.safetensors"))
-    latents = torch.cat([load_file(file)["latents"] for file in files])
+    latents = torch.cat([load_file(file)["latents"] for file in files]).float()
     if len(latents) != len(pictures.records):
         raise FileNotFoundError(f"latents of the {name} are incomplete; run the stage `latents`")
     return LatentSet(latents, pictures)
