@@ -60,6 +60,9 @@ protos: setup-dev ## Generate services/toile/v1 from protos/
 constraints: setup-dev ## Pin the versions of .venv in constraints.txt
 	$(BIN)/python scripts/freeze_constraints.py
 
+tiny-base: setup ## Train the tiny base from nothing; PHOTOS=folder adds photographs
+	$(BIN)/python -m toile.training.tiny_base all --workdir out/tiny-base $(if $(PHOTOS),--photos "$(PHOTOS)")
+
 bench-demo: setup ## Measure the demo; writes benchmarks/demo/results.json
 	$(BIN)/python -m benchmarks.demo
 

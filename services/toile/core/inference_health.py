@@ -25,7 +25,10 @@ def check_models(settings: Settings) -> None:
     ) as channel:
         try:
             # Messages stay bytes: their classes come with Ray, which services do without.
-            answer: bytes = channel.unary_unary(_METHOD)(b"", timeout=_TIMEOUT_SECONDS)
+            call = channel.unary_unary(
+                _METHOD, request_serializer=bytes, response_deserializer=bytes
+            )
+            answer = call(b"", timeout=_TIMEOUT_SECONDS)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return

@@ -269,10 +269,10 @@ def _steps_in_all(bundle: Bundle, request: DiffusionRequest) -> int:
     """Count the calls of the UNets for one image; some schedulers make two a step."""
     scheduler = make_scheduler(request.scheduler, bundle.scheduler_config)
     scheduler.set_timesteps(request.steps)
-    calls = len(scheduler.timesteps)
+    calls: int = len(scheduler.timesteps)
     if request.init_image is not None:
         skipped = request.steps - min(int(request.steps * request.strength), request.steps)
-        return calls - skipped * scheduler.order
+        return calls - skipped * int(scheduler.order)
     if request.refiner_strength:
         # As the stock pipelines cut: a refiner never begins in the middle of a double step.
         trained = scheduler.config.num_train_timesteps

@@ -94,7 +94,7 @@ def write_refinement(found: LoopResults, path: Path) -> None:
         SheetItem(after, caption="after"),
     ]
     plan = found.refinement.plan
-    subtitle = f"{plan.operation} of {plan.region} → {plan.value}, {plan.region_share:.0%}"
+    subtitle = f"{plan.operation} of {plan.region} to {plan.value}, {plan.region_share:.0%}"
     title = f"“{found.refinement.instruction}”"
     contact_sheet(items, title=title, subtitle=subtitle, columns=3, cell_pixels=384).save(path)
 

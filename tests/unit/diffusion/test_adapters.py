@@ -1,0 +1,268 @@
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from toile.core.errors import InvalidArgumentError
+from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapters import (
+    DIFFUSERS_FILE,
+    KOHYA_FILE,
+    AdapterWeights,
+    LoraLayer,
+    check_fits,
+    linear_targets,
+    load_lora,
+    read_diffusers,
+    read_kohya,
+    write_adapter,
+    write_lora,
+)
+from toile.diffusion.bundle import Bundle
+
+PATHS = ("down_blocks.0.attn.to_q", "down_blocks.0.attn.to_out.0", "mid_block.attn_1.to_k")
+CARD = AdapterCard(
+    title="lace",
+    base="bases/tiny",
+    base_digest="d" * 64,
+    resolution=128,
+    trigger_word="<lace>",
+    dataset_version="projects/p/datasets/lace/versions/3",
+    dataset_digest="e" * 64,
+    license="CC0-1.0",
+    tags=("lace", "white"),
+    tag_frequency={"lace": 24},
+    image_count=24,
+    seed=7,
+    created=datetime(2026, 11, 21, 12, tzinfo=UTC),
+)
+
+
+def header_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def assert_same(one: AdapterWeights, other: AdapterWeights) -> None:
+    assert one.layers.keys() == other.layers.keys()
+    for path, layer in one.layers.items():
+        assert layer.alpha == other.layers[path].alpha
+        assert torch.equal(layer.down, other.layers[path].down)
+        assert torch.equal(layer.up, other.layers[path].up)
+
+
+@st.composite
+def adapters(draw: st.DrawFn) -> AdapterWeights:
+    dtype = draw(st.sampled_from((torch.float32, torch.float16, torch.bfloat16)))
+    layers = {}
+    for path in draw(st.sets(st.sampled_from(PATHS), min_size=1)):
+        rank = draw(st.integers(1, 5))
+        alpha = draw(st.floats(0.0625, 64, width=32))
+        numbers = torch.arange(rank * 7, dtype=torch.float32).to(dtype)
+        layers[path] = LoraLayer(
+            numbers[: rank * 4].view(rank, 4), numbers[-rank * 3 :].view(3, rank), alpha
+        )
+    return AdapterWeights(layers)
+
+
+@given(weights=adapters())
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_both_files_give_back_what_was_written(weights: AdapterWeights, tmp_path: Path) -> None:
+    write_adapter(tmp_path, weights, CARD)
+    assert_same(read_diffusers(tmp_path / DIFFUSERS_FILE), weights)
+    assert_same(read_kohya(tmp_path / KOHYA_FILE, PATHS), weights)
+
+
+def test_a_trained_state_keeps_its_alpha_in_both_files(tmp_path: Path) -> None:
+    state = {
+        "down_blocks.0.attn.to_q.lora_A.weight": torch.ones(4, 8),
+        "down_blocks.0.attn.to_q.lora_B.weight": torch.ones(6, 4),
+    }
+    write_lora(tmp_path, state, 4, 1.5, CARD)
+    kohya = load_file(tmp_path / KOHYA_FILE)
+    assert set(kohya) == {
+        f"lora_unet_down_blocks_0_attn_to_q{end}"
+        for end in (".lora_down.weight", ".lora_up.weight", ".alpha")
+    }
+    assert float(kohya["lora_unet_down_blocks_0_attn_to_q.alpha"]) == 1.5
+    config = json.loads(header_of(tmp_path / DIFFUSERS_FILE)["lora_adapter_metadata"])
+    assert (config["unet.r"], config["unet.lora_alpha"]) == (4, 1.5)
+    assert set(load_file(tmp_path / DIFFUSERS_FILE)) == {f"unet.{key}" for key in state}
+    assert load_lora(tmp_path).layers["down_blocks.0.attn.to_q"].alpha == 1.5
+
+
+def test_a_state_of_another_rank_is_refused(tmp_path: Path) -> None:
+    state = {"a.lora_A.weight": torch.ones(4, 8), "a.lora_B.weight": torch.ones(6, 4)}
+    with pytest.raises(InvalidArgumentError, match="rank 4, not 8"):
+        write_lora(tmp_path, state, 8, 8, CARD)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_header_is_the_golden_one(tmp_path: Path) -> None:
+    weights = AdapterWeights({"a.to_q": LoraLayer(torch.ones(2, 3), torch.ones(4, 2), 1.0)})
+    write_adapter(tmp_path, weights, CARD)
+    header = header_of(tmp_path / KOHYA_FILE)
+    whole = header.pop("modelspec.hash_sha256")
+    assert header.pop("sshs_model_hash") == whole.removeprefix("0x")
+    assert header == {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "lace",
+        "modelspec.resolution": "128x128",
+        "modelspec.date": "2026-11-21T12:00:00+00:00",
+        "modelspec.license": "CC0-1.0",
+        "modelspec.trigger_phrase": "<lace>",
+        "modelspec.usage_hint": "Put <lace> in the prompt.",
+        "modelspec.tags": "lace, white",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "2",
+        "ss_network_alpha": "1",
+        "ss_output_name": "lace",
+        "ss_resolution": "(128, 128)",
+        "ss_seed": "7",
+        "ss_num_train_images": "24",
+        "ss_tag_frequency": '{"lace": {"lace": 24}}',
+        "ss_dataset_dirs": '{"lace": {"n_repeats": 1, "img_count": 24}}',
+        "ss_bucket_info": '{"buckets": {"0": {"resolution": [128, 128], "count": 24}}}',
+        "sshs_legacy_hash": "e3b0c442",  # sha256 of nothing: the file ends before 1 MiB
+        "toile.base": "bases/tiny",
+        "toile.base_digest": "d" * 64,
+        "toile.dataset_version": "projects/p/datasets/lace/versions/3",
+        "toile.dataset_digest": "e" * 64,
+        "toile.version": header["toile.version"],
+    }
+
+
+def test_the_model_hash_is_of_the_data_after_the_header(tmp_path: Path) -> None:
+    weights = AdapterWeights({"a.to_q": LoraLayer(torch.ones(2, 3), torch.ones(4, 2), 1.0)})
+    write_adapter(tmp_path, weights, CARD)
+    data = (tmp_path / KOHYA_FILE).read_bytes()
+    start = int.from_bytes(data[:8], "little") + 8
+    assert header_of(tmp_path / KOHYA_FILE)["sshs_model_hash"] == (
+        hashlib.sha256(data[start:]).hexdigest()
+    )
+
+
+GOOD = {
+    "unet.a.to_q.lora_A.weight": torch.ones(2, 3),
+    "unet.a.to_q.lora_B.weight": torch.ones(4, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"unet.a.to_q.lora_magnitude_vector": torch.ones(4)}, "lora_magnitude_vector"),
+        ({"text_encoder.x.lora_A.weight": torch.ones(2, 3)}, "text_encoder"),
+        ({"unet.b.lora_A.weight": torch.ones(2, 3)}, "half"),
+        ({"unet.a.to_q.lora_B.weight": torch.ones(4, 3)}, "ranks 2 and 3"),
+        ({"unet.a.to_q.lora_A.weight": torch.full((2, 3), torch.nan)}, "not finite"),
+        (
+            {
+                "unet.c.lora_A.weight": torch.ones(2, 3, 3, 3),
+                "unet.c.lora_B.weight": torch.ones(4, 2, 1, 1),
+            },
+            "Linear",
+        ),
+        ({"unet.x.hada_w1_a": torch.ones(2, 3)}, "hada_w1_a"),
+    ],
+)
+def test_nothing_of_a_file_is_left_out(
+    tmp_path: Path, change: dict[str, torch.Tensor], says: str
+) -> None:
+    save_file({**GOOD, **change}, tmp_path / DIFFUSERS_FILE)
+    with pytest.raises(InvalidArgumentError, match=says) as caught:
+        load_lora(tmp_path)
+    assert caught.value.reason == "BAD_ADAPTER"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["lora_te1_x.lora_down.weight", "lora_unet_elsewhere.lora_down.weight", "lora_unet_a_to_q.oft"],
+)
+def test_unknown_kohya_keys_are_refused(tmp_path: Path, key: str) -> None:
+    good = {
+        "lora_unet_a_to_q.lora_down.weight": torch.ones(2, 3),
+        "lora_unet_a_to_q.lora_up.weight": torch.ones(4, 2),
+    }
+    save_file(good, tmp_path / KOHYA_FILE)
+    assert load_lora(tmp_path, targets=["a.to_q"]).layers["a.to_q"].alpha == 2  # none said: rank
+    save_file({**good, key: torch.ones(2, 3)}, tmp_path / KOHYA_FILE)
+    with pytest.raises(InvalidArgumentError, match="is not a LoRA tensor of the UNet"):
+        load_lora(tmp_path, targets=["a.to_q"])
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"lora_adapter_metadata": "{"},
+        {"lora_adapter_metadata": "[]"},
+        {"lora_adapter_metadata": '{"unet.use_dora": true}'},
+        {"lora_adapter_metadata": '{"unet.r": 8, "unet.lora_alpha": 8}'},
+    ],
+)
+def test_headers_that_contradict_are_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
+    save_file(GOOD, tmp_path / DIFFUSERS_FILE, metadata=metadata)
+    with pytest.raises(InvalidArgumentError):
+        load_lora(tmp_path)
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="neither"):
+        load_lora(tmp_path)
+    (tmp_path / DIFFUSERS_FILE).write_bytes(b"\x80\x04pickle")
+    with pytest.raises(InvalidArgumentError, match="not a safetensors file"):
+        load_lora(tmp_path)
+
+
+def test_what_does_not_fit_the_base_is_refused(bundle: Bundle, lora: AdapterWeights) -> None:
+    targets = linear_targets(bundle.unet)
+    check_fits(lora, targets)
+    path = next(iter(lora.layers))
+    inputs, outputs = targets[path]
+    for layers, says in (
+        ({"elsewhere": lora.layers[path]}, "no Linear elsewhere"),
+        ({path: LoraLayer(torch.ones(2, 3), torch.ones(outputs, 2), 1)}, "the base's is"),
+        ({path: LoraLayer(torch.ones(65, inputs), torch.ones(outputs, 65), 1)}, "rank 65"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=says) as caught:
+            check_fits(AdapterWeights(layers), targets)
+        assert caught.value.reason == "ADAPTER_MISMATCH"
+
+
+@pytest.mark.parametrize("file", [DIFFUSERS_FILE, KOHYA_FILE])
+def test_diffusers_itself_applies_the_files_at_the_right_strength(
+    bundle: Bundle, lora: AdapterWeights, tmp_path: Path, file: str
+) -> None:
+    """Strength equal by output: alpha differs from the rank here."""
+    write_adapter(tmp_path, lora, CARD)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(bundle.path, local_files_only=True)
+    inputs = {
+        "sample": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.ones(1, 77, pipeline.unet.config.cross_attention_dim),
+        "added_cond_kwargs": {
+            "text_embeds": torch.ones(1, pipeline.text_encoder_2.config.projection_dim),
+            "time_ids": torch.ones(1, 6),
+        },
+    }
+    merged = StableDiffusionXLPipeline.from_pretrained(bundle.path, local_files_only=True).unet
+    for path, layer in lora.layers.items():
+        merged.get_submodule(path).weight.data += layer.alpha / layer.rank * layer.up @ layer.down
+    pipeline.load_lora_weights(tmp_path, weight_name=file)
+    with torch.inference_mode():
+        want = merged(**inputs).sample
+        have = pipeline.unet(**inputs).sample
+    assert torch.allclose(have, want, atol=1e-4)
