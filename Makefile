@@ -63,6 +63,9 @@ constraints: setup-dev ## Pin the versions of .venv in constraints.txt
 tiny-base: setup ## Train the tiny base from nothing; PHOTOS=folder adds photographs
 	$(BIN)/python -m toile.training.tiny_base all --workdir out/tiny-base $(if $(PHOTOS),--photos "$(PHOTOS)")
 
+lace-samples: setup ## Draw the sample photographs of examples/lace anew
+	$(BIN)/python -m toile.imaging.renderer.lace_samples examples/lace/photos
+
 bench-demo: setup ## Measure the demo; writes benchmarks/demo/results.json
 	$(BIN)/python -m benchmarks.demo
 
