@@ -6,6 +6,7 @@ Shapes: B images in a step on this rank, C channels of a text embedding, P of a 
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -139,7 +140,7 @@ def train(
         model = nn.parallel.DistributedDataParallel(unet)
     time_ids = torch.tensor([[native_size, native_size, 0, 0, native_size, native_size]])
     time_ids = time_ids.to(device=device, dtype=torch.float32)
-    pace = _Pace(config, first)
+    pace = _Pace(config)
     for step in range(first, config.steps):
         _agree_to_go_on(stopped(), world_size)
         rate = learning_rate(config, step)
@@ -239,27 +240,22 @@ def _loss_sum(
 
 
 class _Pace:
-    """How fast it goes; the first step of a process warms up and does not count."""
+    """How fast the last steps went; the first step of a process warms up and seldom counts."""
 
-    def __init__(self, config: LoraRecipeConfig, first: int) -> None:
+    def __init__(self, config: LoraRecipeConfig) -> None:
         self._config = config
-        self._first = first + 1
-        self._started = time.monotonic()
+        self._ends = deque([time.monotonic()], maxlen=SMOOTHING_STEPS + 1)
 
     def report(self, step: int, loss: float, rate: float) -> StepReport:
-        counted = step - self._first
-        elapsed = time.monotonic() - self._started
-        if counted == 0:
-            self._started = time.monotonic()
-            seconds_per_step = elapsed
-        else:
-            seconds_per_step = elapsed / counted
+        self._ends.append(time.monotonic())
+        counted = list(self._ends)[1:] if len(self._ends) > 2 else list(self._ends)
+        seconds_per_step = max((counted[-1] - counted[0]) / (len(counted) - 1), 1e-9)
         return StepReport(
             step=step,
             total_steps=self._config.steps,
             loss=loss,
             learning_rate=rate,
-            images_per_second=self._config.batch_size / max(seconds_per_step, 1e-9),
+            images_per_second=self._config.batch_size / seconds_per_step,
             seconds_left=seconds_per_step * (self._config.steps - step),
         )
 
