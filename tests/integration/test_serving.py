@@ -285,7 +285,12 @@ def _command(settings: Settings, ray_address: str, command: str) -> dict[str, ob
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TOILE_"))}
     done = subprocess.run(
         [sys.executable, "-m", "toile.serving", command, "--ray-address", ray_address],
-        env={**environment, **settings.environment(), "RAY_USAGE_STATS_ENABLED": "0"},
+        env={
+            **environment,
+            **settings.environment(),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+        },
         stdout=subprocess.PIPE,
         timeout=180,
         check=True,

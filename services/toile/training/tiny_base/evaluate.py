@@ -39,7 +39,7 @@ PROMPTS = (
     "a plain {colour} {category} against a {background} backdrop",
 )
 STEPS = 20
-GUIDANCE_SCALE = 5.0
+GUIDANCE_SCALE = 3.0
 _HELD_OUT_SEED = 900_001
 
 
@@ -112,7 +112,7 @@ def generate(
     return pictures
 
 
-def evaluate(bundle: Path, *, images: int = 240, renders: int = 600) -> Evaluation:
+def evaluate(bundle: Path, *, images: int = 160, renders: int = 300) -> Evaluation:
     """Measure a bundle on held-out prompts and renders."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(bundle)
     pipeline.set_progress_bar_config(disable=True)
