@@ -22,6 +22,8 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 _SAMPLED_SIDE_PIXELS = 512  # the cloth's colour and contrast are measured at most this large
 _BAND_ROWS = 256  # rows in hand at a time, so that a large photograph needs little memory
 _EDGE_PIXELS = 1.0  # masks end between pixels; a soft rim hides the steps
+_RIM_SHARE = 0.02  # of the longer side: how wide the rim is where cloth and surroundings are alike
+_ALIKE = 25.0  # CIELAB distance below which a rim pixel cannot be told from the cloth
 _DARKEST, _LIGHTEST = 2.0, 98.5  # CIELAB L* that recoloured cloth stays between
 _CLOTH_RADIUS = 14.0  # CIELAB distance from the lit cloth within which a pixel is all cloth
 _LIGHTNESS_RADIUS = 26.0  # the same for lightness alone: folds are far darker than the cloth
@@ -48,7 +50,7 @@ def recolour(
     if not region.any():
         return result
     dye = _measure(image, region, colour)
-    weights = feather(region, _EDGE_PIXELS)
+    weights = feather(region, _edge_pixels(image, region, dye))
     for top in range(0, image.shape[0], _BAND_ROWS):
         rows = slice(top, top + _BAND_ROWS)
         wanted = region[rows]
@@ -61,6 +63,20 @@ def recolour(
             rgb = cv2.cvtColor(mixed.reshape(-1, 1, 3), cv2.COLOR_LAB2RGB).reshape(-1, 3)
             result[rows][wanted] = np.clip(rgb * 255.0, 0, 255).round().astype(np.uint8)
     return result
+
+
+def _edge_pixels(image: UInt8Array, region: npt.NDArray[np.bool_], dye: "_Dye") -> float:
+    """How soft the region's edge must be.
+
+    Where the cloth stands out from what surrounds it, mixed pixels are told apart one by one, and a
+    narrow rim does. White cloth before a white wall needs a gentle slope.
+    """
+    around = cv2.dilate(region.astype(np.uint8), np.ones((5, 5), dtype=np.uint8)) != 0
+    outside = image[around & ~region]
+    if not outside.size:
+        return _EDGE_PIXELS
+    contrast = float(np.linalg.norm(rgb_to_lab(np.median(outside, axis=0)) - dye.cloth))
+    return _EDGE_PIXELS if contrast > _ALIKE else max(1.0, _RIM_SHARE * max(region.shape))
 
 
 def _measure(image: UInt8Array, region: npt.NDArray[np.bool_], colour: RGB) -> "_Dye":

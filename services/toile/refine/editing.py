@@ -12,7 +12,7 @@ from toile.refine.prompts import names_material
 from toile.refine.regions import Region
 
 STRENGTHS: dict[Operation, float] = {
-    Operation.COLOUR: 0.45,
+    Operation.COLOUR: 0.3,
     Operation.PATTERN: 0.85,
     Operation.MATERIAL: 0.8,
 }

@@ -16,6 +16,7 @@ from toile.refine.words import BACKGROUND, GARMENT
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
+_RIM_SHARE = 0.016  # of the longer side: how far a drawn garment's colour bleeds
 _LEAST_SHARE = 0.002  # of the image; less is a slip of the segmenter
 
 
@@ -77,7 +78,7 @@ def _scale(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
 
 def _grow(mask: BoolArray, into: BoolArray) -> BoolArray:
     """Take in the blurred pixels at the edge towards `into`, never those of another part."""
-    radius = max(1, round(0.004 * max(mask.shape)))
+    radius = max(1, round(_RIM_SHARE * max(mask.shape)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     grown = cv2.dilate(mask.astype(np.uint8), kernel) != 0
     return np.asarray(mask | (grown & into), dtype=np.bool_)
