@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from toile.core.errors import (
     DataLossError,
     DeadlineError,
     NotFoundError,
-    ToileError,
     UnavailableError,
 )
 from toile.core.names import DatasetName
 from toile.core.rpc.client import Clients
+from toile.core.rpc.streams import reading
 from toile.core.rpc.uploads import chunks
 from toile.v1 import (
     common_pb2,
@@ -106,20 +107,19 @@ def follow_job(clients: Clients, name: str, on_event: OnEvent = lambda _: None) 
     sequence, away_since = 0, time.monotonic()
     while True:
         request = job_pb2.WatchJobRequest(name=name, after_sequence=sequence)
-        call = clients.jobs.WatchJob(request, timeout=LONG_SECONDS)
+        watch = partial(clients.jobs.WatchJob, request, timeout=LONG_SECONDS)
         try:
-            for answer in call:
-                away_since = time.monotonic()
-                if answer.HasField("event"):
-                    sequence = max(sequence, answer.event.sequence)
-                    on_event(answer.event)
-                if answer.HasField("job"):
-                    return checked(answer.job)
+            with reading(watch) as answers:
+                for answer in answers:
+                    away_since = time.monotonic()
+                    if answer.HasField("event"):
+                        sequence = max(sequence, answer.event.sequence)
+                        on_event(answer.event)
+                    if answer.HasField("job"):
+                        return checked(answer.job)
         except (UnavailableError, DeadlineError):
             if time.monotonic() - away_since > _AWAY_SECONDS:
                 raise
-        finally:
-            call.cancel()
         job = clients.jobs.GetJob(job_pb2.GetJobRequest(name=name)).job
         if job.state in _ENDED:
             return checked(job)
@@ -169,14 +169,12 @@ def generate(
     Raises:
         UnavailableError: The stream ended before the generation did.
     """
-    call = clients.generate.Generate(request, timeout=LONG_SECONDS)
-    try:
-        for answer in call:
+    start = partial(clients.generate.Generate, request, timeout=LONG_SECONDS)
+    with reading(start) as answers:
+        for answer in answers:
             on_event(answer)
             if answer.HasField("generation"):
                 return answer.generation
-    finally:
-        call.cancel()
     raise UnavailableError("the generation ended without its images")
 
 
@@ -190,14 +188,12 @@ def rank(
     Raises:
         UnavailableError: The stream ended before the ranking did.
     """
-    call = clients.rank.RankImages(request, timeout=LONG_SECONDS)
-    try:
-        for answer in call:
+    start = partial(clients.rank.RankImages, request, timeout=LONG_SECONDS)
+    with reading(start) as answers:
+        for answer in answers:
             if answer.HasField("ranking"):
                 return answer.ranking
             on_scored(answer.scored)
-    finally:
-        call.cancel()
     raise UnavailableError("the ranking ended without its result")
 
 
@@ -211,14 +207,12 @@ def refine(
     Raises:
         UnavailableError: The stream ended before the refinement did.
     """
-    call = clients.refine.RefineImage(request, timeout=LONG_SECONDS)
-    try:
-        for answer in call:
+    start = partial(clients.refine.RefineImage, request, timeout=LONG_SECONDS)
+    with reading(start) as answers:
+        for answer in answers:
             on_event(answer)
             if answer.HasField("refinement"):
                 return answer.refinement
-    finally:
-        call.cancel()
     raise UnavailableError("the refinement ended without its image")
 
 
@@ -241,8 +235,8 @@ def download_image(clients: Clients, image: common_pb2.Image, path: Path) -> Non
         DataLossError: What came is not what was stored.
     """
     request = generate_pb2.DownloadImageRequest(name=image.name)
-    pieces = (answer.chunk for answer in clients.generate.DownloadImage(request))
-    write_whole(path, pieces, image.digest)
+    with reading(partial(clients.generate.DownloadImage, request)) as answers:
+        write_whole(path, (answer.chunk for answer in answers), image.digest)
 
 
 def download_model_file(
@@ -254,8 +248,8 @@ def download_model_file(
         DataLossError: What came is not what was published.
     """
     request = train_pb2.DownloadModelFileRequest(name=version, path=file.path)
-    pieces = (answer.chunk for answer in clients.train.DownloadModelFile(request))
-    write_whole(path, pieces, file.digest)
+    with reading(partial(clients.train.DownloadModelFile, request)) as answers:
+        write_whole(path, (answer.chunk for answer in answers), file.digest)
 
 
 def write_whole(path: Path, pieces: Iterable[bytes], digest: str) -> None:
@@ -275,7 +269,7 @@ def write_whole(path: Path, pieces: Iterable[bytes], digest: str) -> None:
         if found.hexdigest() != digest:
             raise DataLossError(f"{path.name} came damaged; nothing was written")
         part.replace(path)
-    except (ToileError, OSError):
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
 

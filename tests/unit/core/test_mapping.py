@@ -46,8 +46,12 @@ def tree(kind: type[errors.ToileError]) -> Iterator[type[errors.ToileError]]:
         yield from tree(child)
 
 
+# Those that every side of a call knows; the CLI's own never cross a wire.
+KINDS = [kind for kind in tree(errors.ToileError) if kind.__module__ == errors.__name__]
+
+
 @pytest.mark.parametrize("reason", [None, "SOMETHING_SPECIAL"])
-@pytest.mark.parametrize("kind", list(tree(errors.ToileError)))
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_error_arrives_as_it_was_sent(kind: type[errors.ToileError], reason: str | None) -> None:
     sent = kind("what went wrong", reason=reason, metadata={"field": "prompt", "limit": "7"})
     got = from_rpc_error(Answered(to_status(sent)))
