@@ -33,6 +33,7 @@ from toile.v1 import (
     inference_pb2,
     inference_pb2_grpc,
     job_pb2,
+    job_pb2_grpc,
     rank_pb2,
     rank_pb2_grpc,
 )
@@ -114,6 +115,14 @@ class Generator(generate_pb2_grpc.GenerateServiceServicer):
         yield generate_pb2.GenerateResponse(accepted=accepted)
 
 
+class Watched(job_pb2_grpc.JobServiceServicer):
+    """A job that ends after a second."""
+
+    async def WatchJob(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await asyncio.sleep(1.0)
+        yield job_pb2.WatchJobResponse(job=job_pb2.Job(name=request.name))
+
+
 @pytest.fixture
 def ranker() -> Ranker:
     return Ranker()
@@ -139,8 +148,9 @@ def service(ranker: Ranker, problems: set[str]) -> Service:
         add=[
             (rank_pb2_grpc.add_RankServiceServicer_to_server, ranker),
             (generate_pb2_grpc.add_GenerateServiceServicer_to_server, Generator()),
+            (job_pb2_grpc.add_JobServiceServicer_to_server, Watched()),
         ],
-        full_names=[NAME, "toile.v1.GenerateService"],
+        full_names=[NAME, "toile.v1.GenerateService", "toile.v1.JobService"],
         checks={"catalog": check("catalog"), "store": check("store")},
     )
 
@@ -334,6 +344,22 @@ async def test_without_a_deadline_the_default_one_holds(
             async for _ in stub.RankImages(rank_pb2.RankImagesRequest()):
                 pass
     assert ranker.ended.is_set()
+
+
+async def test_a_watch_without_a_deadline_lasts_as_long_as_what_it_watches(
+    service: Service, server_settings: Settings
+) -> None:
+    settings = server_settings.model_copy(update={"default_deadline_seconds": 0.3})
+    async with serving(service, settings) as running:
+        address = f"127.0.0.1:{running.port}"
+        async with grpc.aio.insecure_channel(address) as channel:
+            plain: Any = job_pb2_grpc.JobServiceStub(channel)
+            answers = [a async for a in plain.WatchJob(job_pb2.WatchJobRequest(name="j"))]
+            assert [a.job.name for a in answers] == ["j"]
+        with Clients(settings.model_copy(update={"train_address": address})) as clients:
+            request = job_pb2.WatchJobRequest(name="j")
+            ours = await in_thread(lambda: list(clients.jobs.WatchJob(request)))
+            assert [a.job.name for a in ours] == ["j"]
 
 
 async def test_cancelling_reaches_the_generator(clients: Clients, ranker: Ranker) -> None:

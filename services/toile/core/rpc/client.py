@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from toile.core.context import current, new_id
 from toile.core.errors import ToileError, UnavailableError
-from toile.core.rpc.wire import REQUEST_ID_KEY, from_rpc_error
+from toile.core.rpc.wire import REQUEST_ID_KEY, ends_by_default, from_rpc_error
 from toile.core.settings import Settings
 from toile.v1 import (
     dataset_pb2,
@@ -38,8 +38,8 @@ _READING = ("Get", "List", "Watch", "Download", "Cancel")  # safe to repeat with
 class Clients:
     """Blocking stubs of all services, over channels that are opened on first use.
 
-    Every call carries a request id, gets a deadline when it is given none, and raises
-    `ToileError`s; so does the iteration of a streamed answer. A request message whose
+    Every call carries a request id, gets a deadline when it is given none (but for `Watch*`), and
+    raises `ToileError`s; so does the iteration of a streamed answer. A request message whose
     `request_id` is empty gets one, so that a call can be repeated when the connection breaks.
     """
 
@@ -207,7 +207,9 @@ class _ClientInterceptor(
         metadata = tuple(details.metadata or ())
         if REQUEST_ID_KEY not in (key for key, _ in metadata):
             metadata = (*metadata, (REQUEST_ID_KEY, current().request_id or new_id()))
-        timeout = self._timeout_seconds if details.timeout is None else details.timeout
+        timeout = details.timeout
+        if timeout is None and ends_by_default(str(details.method)):
+            timeout = self._timeout_seconds
         ours = _Details(details, metadata, timeout)
         return _Answer(continuation(ours, request), self._convert)
 

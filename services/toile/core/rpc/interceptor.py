@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterator
@@ -17,7 +18,7 @@ from toile.core.errors import DeadlineError
 from toile.core.metrics import RPC_DURATION, RPC_IN_FLIGHT
 from toile.core.names import ID
 from toile.core.rpc.mapping import to_status
-from toile.core.rpc.wire import REQUEST_ID_KEY
+from toile.core.rpc.wire import REQUEST_ID_KEY, ends_by_default
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -41,7 +42,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
         Args:
             services: Full names of the services whose calls must end; a health watch need not.
-            default_deadline_seconds: Deadline of a call whose client gave none.
+            default_deadline_seconds: Deadline of a call whose client gave none; `Watch*` have no
+                default one.
         """
         self._services = frozenset(services)
         self._default_deadline_seconds = default_deadline_seconds
@@ -56,13 +58,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:  # a method that nobody serves: gRPC answers UNIMPLEMENTED
             return None
         service, method = handler_call_details.method.lstrip("/").split("/", 1)
+        ours = service in self._services
         call = _Call(
             service=service,
             method=method,
             metadata=dict(handler_call_details.invocation_metadata or ()),
             deadline_seconds=(
-                self._default_deadline_seconds if service in self._services else None
+                self._default_deadline_seconds if ours and ends_by_default(method) else None
             ),
+            quiet=not ours,  # health checks come every few seconds
         )
         codec = {
             "request_deserializer": handler.request_deserializer,
@@ -95,9 +99,11 @@ class _Call:
         method: str,
         metadata: dict[str, str | bytes],
         deadline_seconds: float | None,
+        quiet: bool,
     ) -> None:
         self.service = service
         self.method = method
+        self.quiet = quiet
         self.deadline_seconds = deadline_seconds
         given = metadata.get(REQUEST_ID_KEY)
         valid = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
@@ -168,9 +174,8 @@ class _Call:
                 self._tell(code, seconds)
 
     def _tell(self, code: grpc.StatusCode, seconds: float) -> None:
-        ours = self.deadline_seconds is not None
         _log.log(
-            20 if ours else 10,  # health checks come every few seconds
+            logging.DEBUG if self.quiet else logging.INFO,
             "call",
             service=self.service,
             method=self.method,

@@ -20,6 +20,14 @@ _MAX_VALUE_CHARACTERS = 300
 _MAX_FACTS = 8
 
 
+def ends_by_default(method: str) -> bool:
+    """Say whether a call that was given no deadline gets the default one.
+
+    What watches other work lasts as long as that work does.
+    """
+    return not method.rpartition("/")[2].startswith("Watch")
+
+
 def pack(error: ToileError) -> status_pb2.Status:
     """Return the status that an error travels as."""
     message = _cut(error.message, _MAX_MESSAGE_CHARACTERS)

@@ -76,7 +76,7 @@ def write_lace_samples(folder: Path) -> list[Path]:
         _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         path.write_bytes(data.tobytes())
         if index % _CAPTIONED_EVERY == 0:
-            subject = _SUBJECTS.get(spec.category, "a {lace} " + spec.category)
+            subject = _SUBJECTS.get(spec.category, "an {lace} " + spec.category)
             caption = subject.format(lace="ivory rose lace")
             path.with_suffix(".txt").write_text(f"{caption} over burgundy\n", encoding="utf-8")
         written.append(path)

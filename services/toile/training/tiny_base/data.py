@@ -1,6 +1,7 @@
 """Training data: shards of renders with their part masks, and photographs with simple captions."""
 
 import json
+import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ def write_renders(config: RecipeConfig) -> None:
     missing = [
         shard for shard in range(config.render_shards) if not _records(folder, shard).exists()
     ]
-    with ProcessPoolExecutor(max_workers=config.threads, initializer=_one_thread) as pool:
+    # Not forked: a copy of a process with threads may wait for ever on a lock one of them held.
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.threads, spawned, initializer=_one_thread) as pool:
         count, seed = config.renders_per_shard, config.seed
         list(pool.map(_write_shard, [(folder, shard, count, seed) for shard in missing]))
 
