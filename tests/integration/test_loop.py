@@ -40,7 +40,8 @@ def loop(tmp_path: Path) -> Path:
     content["out"] = "out"
     content["dataset"]["folder"] = photographs.name
     content["train"].update(steps=4, checkpoint_interval_steps=2, batch_size=2)
-    content["generate"].update(count=2, steps=2, prompts=content["generate"]["prompts"][:2])
+    few = {"count": 2, "steps": 2, "refiner": {"strength": 0.5}}
+    content["generate"].update(few, prompts=content["generate"]["prompts"][:2])
     content["rank"] = {"keep": 2}
     content["refine"]["steps"] = 2
     path = tmp_path / "loop.yaml"

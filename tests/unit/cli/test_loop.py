@@ -141,6 +141,10 @@ def test_a_loop_whose_platform_forgot_everything_begins_anew(cli, world: World, 
         (("name: lace", "name: Lace"), "loop.yaml:4: dataset.name: must be"),
         (("title: ", "title: ["), "is not YAML"),
         (("count: 3", "count: 65"), "generate.count"),
+        (
+            ("  count: 3", "  steps: 2\n  count: 3"),
+            "generate.refiner: 2 steps leave none",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_loop_file_is_named_with_its_line(

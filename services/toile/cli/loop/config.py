@@ -12,6 +12,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from toile.core.errors import InvalidArgumentError, NotFoundError
@@ -74,6 +76,17 @@ class GenerateSection(_Section):
     guidance_scale: PositiveFloat | None = Field(None, description="Strength of the prompt.")
     adapter_weight: float = Field(1.0, description="Strength of the trained style.")
     refiner: RefinerSection | None = Field(None, description="Refiner stage; none if left out.")
+
+    @field_validator("refiner")
+    @classmethod
+    def _refiner_has_steps(
+        cls, refiner: RefinerSection | None, info: ValidationInfo
+    ) -> RefinerSection | None:
+        # Known now, it need not cost the training that comes before.
+        steps = info.data.get("steps")
+        if refiner is not None and steps and steps * refiner.strength < 1:
+            raise ValueError(f"{steps} steps leave none for a strength of {refiner.strength:g}")
+        return refiner
 
 
 class RankSection(_Section):
