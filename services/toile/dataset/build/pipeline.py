@@ -36,6 +36,8 @@ def see_all(
     """Run photographs through the pipeline; rows come as they are done, in any order."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Wrapped as a `UserCodeException`, an error loses its type and reason between processes.
+    context.raise_original_map_exception = True
     dataset = (
         ray.data.from_items(
             [dict(source) for source in sources],

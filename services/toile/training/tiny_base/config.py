@@ -46,7 +46,7 @@ class RecipeConfig:
     )
     decoder: StageConfig = field(
         default_factory=lambda: StageConfig(
-            700, 4, 6.0e-4, warmup_steps=50, weight_decay=0.0, ema_decay=0.995
+            2400, 4, 5.0e-4, warmup_steps=50, weight_decay=0.0, ema_decay=0.995
         )
     )
     clip: StageConfig = field(
@@ -61,8 +61,8 @@ class RecipeConfig:
     classifier: StageConfig = field(
         default_factory=lambda: StageConfig(1000, 64, 2.0e-3, ema_decay=0.99)
     )
-    unet: StageConfig = field(default_factory=lambda: StageConfig(3600, 32, 1.0e-3))
-    refiner: StageConfig = field(default_factory=lambda: StageConfig(800, 32, 1.0e-3))
+    unet: StageConfig = field(default_factory=lambda: StageConfig(8000, 32, 1.0e-3))
+    refiner: StageConfig = field(default_factory=lambda: StageConfig(1600, 32, 1.0e-3))
 
     @property
     def bundle(self) -> Path:

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  torch's own convention
 
 from toile.diffusion.architecture import NATIVE_SIZE, VAE_CONFIG
 from toile.training.tiny_base.config import RecipeConfig
+from toile.training.tiny_base.critic import PatchCritic, critic_loss, deception_loss
 from toile.training.tiny_base.data import Pictures, load_photographs, load_renders
 from toile.training.tiny_base.loop import averaged_state, run_stage, workers
 from toile.training.tiny_base.vae_start import start_linear
@@ -18,6 +19,8 @@ _SMALL_CROP = 64
 _SMALL_SHARE = 0.7
 _KL_WEIGHT = 2e-6
 _SCALING_RENDERS = 256
+_PIXELS_ALONE_SHARE = 0.15  # of the decoder's steps, before the critic has a say
+_DECEPTION_WEIGHT = 0.05
 
 
 def train_vae(config: RecipeConfig) -> AutoencoderKL:
@@ -45,11 +48,14 @@ def train_vae(config: RecipeConfig) -> AutoencoderKL:
 def train_decoder(config: RecipeConfig) -> None:
     """Train the decoder on alone, from the fixed encoder's latents of whole pictures.
 
-    The latents stay what they are, so the denoisers need not wait for this stage.
+    The latents stay what they are, so the denoisers need not wait for this stage. A critic joins
+    in after a while: pixels' errors alone leave lace and other fine texture blurred.
     """
     renders, photos = load_renders(config), load_photographs(config)
     vae = load_vae(config)
     decoder = vae.decoder.requires_grad_(True).to(memory_format=torch.channels_last)
+    critic = PatchCritic()
+    critic_start = int(_PIXELS_ALONE_SHARE * config.decoder.steps)
     rank, _ = workers()
 
     def loss(step: int) -> Tensor:
@@ -58,11 +64,15 @@ def train_decoder(config: RecipeConfig) -> None:
         images = _crops(rng, renders, photos, config.photo_share_vae, NATIVE_SIZE, size)
         with torch.no_grad():
             latents = vae.post_quant_conv(vae.encode(images).latent_dist.mean)
-        return pixel_loss(decoder(latents).float(), images)
+        decoded = decoder(latents).float()
+        total = pixel_loss(decoded, images) + critic_loss(critic, decoded, images)
+        if step >= critic_start:
+            total = total + _DECEPTION_WEIGHT * deception_loss(critic, decoded)
+        return total
 
     run_stage(
         "decoder",
-        decoder,
+        nn.ModuleDict({"decoder": decoder, "critic": critic}),
         loss,
         config.decoder,
         config.workdir,
@@ -75,7 +85,9 @@ def load_vae(config: RecipeConfig) -> AutoencoderKL:
     vae = AutoencoderKL(**VAE_CONFIG)
     vae.load_state_dict(averaged_state(config.workdir, "vae"))
     if (config.workdir / "decoder" / "checkpoint.safetensors").exists():
-        vae.decoder.load_state_dict(averaged_state(config.workdir, "decoder"))
+        trained = averaged_state(config.workdir, "decoder")
+        own = {n.removeprefix("decoder."): t for n, t in trained.items() if "critic." not in n}
+        vae.decoder.load_state_dict(own)
     vae.eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=_scaling_factor(config, vae))
     return vae
