@@ -22,7 +22,7 @@ class MemorySampler:
         self._supervisor = state.supervisor.process() if state is not None else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="memory", daemon=True)
-        self._step_peak = 0
+        self._step_peak = self._held = 0
         self.peak_bytes = 0
 
     def __enter__(self) -> "MemorySampler":
@@ -37,15 +37,16 @@ class MemorySampler:
 
     def take_step_peak(self) -> int:
         """Return the peak since the last call."""
-        peak, self._step_peak = self._step_peak, 0
+        # What was held at the last look still is: a step may end before the next one.
+        peak, self._step_peak = self._step_peak, self._held
         return peak
 
     def _sample(self) -> None:
         me = psutil.Process(os.getpid())
         while self._supervisor is not None:
             members = {p.pid: p for p in (me, *processes.family(self._supervisor))}
-            held = processes.memory_bytes(members.values())
-            self._step_peak = max(self._step_peak, held)
-            self.peak_bytes = max(self.peak_bytes, held)
+            self._held = processes.memory_bytes(members.values())
+            self._step_peak = max(self._step_peak, self._held)
+            self.peak_bytes = max(self.peak_bytes, self._held)
             if self._stop.wait(_INTERVAL_SECONDS):
                 return
