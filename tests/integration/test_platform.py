@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from integration.platform_home import PATIENCE_SECONDS, Home, nothing_left, part
+from toile.imaging.png import read
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE_SECONDS)
-GRPCURL = Path(__file__).parents[2] / "examples" / "clients" / "grpcurl.sh"
+ROOT = Path(__file__).parents[2]
+EXAMPLES, STAND_IN = ROOT / "examples", ROOT / "tests" / "servers" / "grpcurl.py"
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +80,37 @@ def test_services_describe_themselves_to_clients_without_protos(home: Home) -> N
                 assert any(s.name == name and s.method for s in file.service)
 
 
-def test_the_calls_by_grpcurl(home: Home) -> None:
-    if shutil.which("grpcurl") is None:
-        pytest.skip("grpcurl is not installed; reflection is tested above")
+def test_the_whole_loop_by_grpcurl(home: Home, tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for path in sorted((EXAMPLES / "lace" / "photos").glob("*.jpg"))[:3]:
+        shutil.copy(path, photographs)
     done = subprocess.run(
-        ["sh", str(GRPCURL)],
-        env=home.environment,
+        ["sh", str(EXAMPLES / "clients" / "grpcurl.sh"), str(photographs)],
+        env={**home.environment, "GRPCURL": grpcurl(tmp_path), "STEPS": "2"},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=2 * PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert '"generation"' in done.stdout
+    assert "toile.v1.DatasetService" in done.stdout
+    assert done.stdout.count("JOB_STATE_SUCCEEDED") >= 2
+    metadata = read((tmp_path / "refined.png").read_bytes())
+    assert metadata.parameters is not None
+    assert metadata.parameters.seed == 7
+
+
+def grpcurl(folder: Path) -> str:
+    """The program, or what stands in for it where it is not installed."""
+    found = shutil.which("grpcurl")
+    if found is not None:
+        return found
+    path = folder / "grpcurl"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
 
 
 def test_a_service_that_is_killed_comes_back(home: Home) -> None:

@@ -204,7 +204,8 @@ async def test_what_a_killed_supervisor_left_is_removed(tmp_path: Path, paths: P
         ),
     )
     await asyncio.to_thread(remove_remains, paths)
-    assert await left.wait() == -signal.SIGKILL
+    await left.wait()  # whoever killed it may have taken its status
+    assert processes.marked(plan_id) == []
     assert stranger.returncode is None
     assert not scratch.exists()
     assert not paths.state.exists()
