@@ -201,6 +201,7 @@ def bundle_description() -> dict[str, Any]:
         "name": "tiny-base",
         "licence": "Apache-2.0",
         "native_size": NATIVE_SIZE,
+        "guidance_scale": 3.0,
         "categories": list(CATEGORIES),
         "garments": list(GARMENTS),
         "colours": list(NAMED_COLOURS),

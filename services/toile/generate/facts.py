@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from toile.core.artifacts import ArtifactStore, read_manifest
+from toile.core.artifacts import ArtifactStore, Manifest, read_manifest
 from toile.core.errors import DataLossError, InvalidArgumentError
 from toile.core.tokens import read_tokenizer
 
+DESCRIPTION_FILE = "toile.json"
+DEFAULT_GUIDANCE_SCALE = 5.0  # of a base that names none; SDXL's own default in diffusers
 PROMPT_TOKENS = 75
 """Tokens that CLIP's text encoders read, without the two that frame a prompt."""
 
@@ -22,6 +24,8 @@ class BaseFacts:
     """diffusers' class name of its own sampler."""
     has_refiner: bool
     tokenizer: Tokenizer
+    guidance_scale: float
+    """What it draws best with."""
 
     def check_prompt(self, prompt: str, field: str) -> None:
         """Refuse a prompt whose end the base would not read.
@@ -70,4 +74,14 @@ class BaseFactsReader:
             scheduler=scheduler,
             has_refiner="refiner/unet/config.json" in manifest.files,
             tokenizer=read_tokenizer(self._store, artifact),
+            guidance_scale=self._guidance_scale(artifact, manifest),
         )
+
+    def _guidance_scale(self, artifact: str, manifest: Manifest) -> float:
+        if DESCRIPTION_FILE not in manifest.files:
+            return DEFAULT_GUIDANCE_SCALE
+        try:
+            description = json.loads(self._store.get(manifest.key(artifact, DESCRIPTION_FILE)))
+            return float(description.get("guidance_scale", DEFAULT_GUIDANCE_SCALE))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataLossError(f"the description of {artifact} is damaged") from error

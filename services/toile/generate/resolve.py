@@ -18,7 +18,6 @@ from toile.generate.facts import BaseFacts
 from toile.v1 import common_pb2, generate_pb2
 
 DEFAULT_STEPS = 20
-DEFAULT_GUIDANCE_SCALE = 5.0
 MAX_GUIDANCE_SCALE = 30.0
 DEFAULT_REFINER_STRENGTH = 0.2
 MAX_REFINER_STRENGTH = 0.5
@@ -97,9 +96,8 @@ def _resolve_numbers(request: generate_pb2.GenerateRequest, settings: Settings) 
     if not request.HasField("seed"):
         request.seed = secrets.randbelow(RANDOM_SEEDS)
     _within("seed", request.seed, 0, MAX_SEED - request.count)
-    if not request.HasField("guidance_scale"):
-        request.guidance_scale = DEFAULT_GUIDANCE_SCALE
-    _within_floats("guidance_scale", request.guidance_scale, 1.0, MAX_GUIDANCE_SCALE)
+    if request.HasField("guidance_scale"):
+        _within_floats("guidance_scale", request.guidance_scale, 1.0, MAX_GUIDANCE_SCALE)
 
 
 def _check_texts(request: generate_pb2.GenerateRequest, settings: Settings) -> None:
@@ -132,6 +130,8 @@ def _resolve_size(request: generate_pb2.GenerateRequest, native: int, longest: i
 
 def _resolve_for_base(request: generate_pb2.GenerateRequest, facts: BaseFacts) -> None:
     request.scheduler = check_scheduler_name(request.scheduler) or facts.scheduler
+    if not request.HasField("guidance_scale"):
+        request.guidance_scale = facts.guidance_scale
     facts.check_prompt(request.prompt, "prompt")
     facts.check_prompt(request.negative_prompt, "negative_prompt")
     if not request.HasField("refiner"):

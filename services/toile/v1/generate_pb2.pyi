@@ -108,7 +108,7 @@ class GenerateRequest(google.protobuf.message.Message):
     steps: builtins.int
     """Denoising steps, 20 when unset, 1 to 150."""
     guidance_scale: builtins.float
-    """Strength of the prompt (classifier-free guidance), 5 when unset, 1 to 30."""
+    """Strength of the prompt (classifier-free guidance), 1 to 30; the base's own when unset."""
     width: builtins.int
     """Pixels, a multiple of 8; the base's native size when unset."""
     height: builtins.int

@@ -87,7 +87,8 @@ async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
             "scheduler/scheduler_config.json": b'{"_class_name": "EulerDiscreteScheduler"}',
             "tokenizer/tokenizer.json": words.to_str().encode(),
         }
-        publish(running.store, "bases/tiny/0123", {**files, "refiner/unet/config.json": b"{}"})
+        own = {"refiner/unet/config.json": b"{}", "toile.json": b'{"guidance_scale": 3}'}
+        publish(running.store, "bases/tiny/0123", {**files, **own})
         publish(running.store, "bases/other/0123", files)
         yield running
 
@@ -190,7 +191,7 @@ async def test_defaults_are_filled_in_and_asked_of_the_models(
 ) -> None:
     resolved = (await generate(platform, refiner={}))[-1].generation.request
 
-    assert (resolved.steps, resolved.guidance_scale, resolved.count) == (20, 5, 1)
+    assert (resolved.steps, resolved.guidance_scale, resolved.count) == (20, 3, 1)
     assert (resolved.width, resolved.height) == (128, 128)
     assert resolved.base == "bases/tiny"
     assert resolved.scheduler == "EulerDiscreteScheduler"
@@ -198,6 +199,9 @@ async def test_defaults_are_filled_in_and_asked_of_the_models(
     assert asked.base_artifact == "bases/tiny/0123"
     assert asked.refiner_strength == pytest.approx(0.2)
     assert (asked.steps, asked.width, asked.height) == (20, 128, 128)
+
+    other = (await generate(platform, base="bases/other"))[-1].generation.request
+    assert other.guidance_scale == 5
 
 
 async def test_a_random_seed_is_recorded(platform: Platform, painter: Painter) -> None:
