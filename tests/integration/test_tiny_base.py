@@ -29,12 +29,6 @@ _SAMPLE = 80
 
 DESCRIPTION = json.loads((BUNDLE / "toile.json").read_text(encoding="utf-8"))
 
-promised = pytest.mark.skipif(
-    DESCRIPTION.get("interim", False),
-    reason="the shipped base is an interim training that promises nothing; see its model card",
-)
-
-
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionXLPipeline:
     loaded = StableDiffusionXLPipeline.from_pretrained(BUNDLE)
@@ -48,17 +42,14 @@ def test_the_shipped_bundle_is_whole_and_small():
     assert sum(file.stat().st_size for file in files) <= _LIMIT_BYTES
 
 
-@promised
 def test_the_classifier_knows_renders_it_never_saw():
     assert classifier_accuracy(load_classifier(BUNDLE), held_out_renders(120)) >= 0.95
 
 
-@promised
 def test_the_segmenter_finds_garments_it_never_saw():
     assert segmenter_agreement(Segmenter.load(BUNDLE / "segmenter"), held_out_renders(40)) >= 0.9
 
 
-@promised
 def test_garments_come_in_the_colour_and_kind_that_was_asked_for():
     torch.set_num_threads(2)
     asked = held_out_prompts(_SAMPLE)
@@ -69,7 +60,6 @@ def test_garments_come_in_the_colour_and_kind_that_was_asked_for():
     assert measured.category_accuracy >= 0.80
 
 
-@promised
 def test_the_refiner_changes_a_picture_a_little_and_keeps_its_subject(pipeline):
     refiner = load_refiner(BUNDLE, pipeline)
     refiner.set_progress_bar_config(disable=True)
