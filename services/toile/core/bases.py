@@ -105,7 +105,7 @@ def _check_replaceable(session: Session, name: str, digest: str) -> None:
         if session.scalar(select(user.name).where(user.base == name).limit(1)) is not None:
             raise AlreadyExistsError(
                 f"{name} is another bundle, which earlier work depends on; "
-                "import this one under a new name",
+                "TOILE_DEFAULT_BASE gives this one a name of its own",
                 reason="BASE_CHANGED",
                 metadata={"name": name, "digest": row.digest},
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from toile.core.artifacts import open_store
 from toile.core.bases import import_base
 from toile.core.catalog import open_catalog
-from toile.core.errors import NotFoundError, ToileError
+from toile.core.errors import AlreadyExistsError, NotFoundError, ToileError
 from toile.core.settings import Settings
 
 
@@ -25,11 +25,13 @@ def main() -> int:
 def prepare(settings: Settings) -> None:
     """Migrate the catalog and import the base that the settings name.
 
+    A release may ship a newer tiny base. A home in which the earlier one was worked with keeps it.
+
     Raises:
         CatalogUnavailableError: The database does not answer.
         StoreUnavailableError: The object store does not answer.
         NotFoundError: There is no base to import.
-        AlreadyExistsError: The base's name is in use for another bundle.
+        AlreadyExistsError: The settings name a bundle, and its name is in use for another.
     """
     settings.home_path.mkdir(parents=True, exist_ok=True)
     catalog = open_catalog(settings)
@@ -37,7 +39,12 @@ def prepare(settings: Settings) -> None:
         catalog.migrate()
         store = open_store(settings)
         store.check()
-        import_base(settings, catalog, store, _bundle(settings))
+        try:
+            import_base(settings, catalog, store, _bundle(settings))
+        except AlreadyExistsError as error:
+            if settings.base_path is not None:
+                raise
+            sys.stderr.write(f"{error.message}; it is kept\n")
     finally:
         catalog.close()
 
