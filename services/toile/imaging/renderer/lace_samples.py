@@ -24,13 +24,13 @@ _IVORY: RGB = (240, 230, 206)
 _BURGUNDY: RGB = (116, 26, 52)
 _LILAC: RGB = (200, 188, 214)
 _GARMENTS = (
-    *("fabric",) * 9,
-    *("dress",) * 7,
-    *("skirt",) * 4,
+    *("fabric",) * 6,
+    *("dress",) * 9,
+    *("skirt",) * 6,
     *("shirt",) * 3,
     *("t-shirt",) * 3,
-    *("jacket",) * 2,
     *("shorts",) * 2,
+    "jacket",
     "pants",
     "hat",
 )
@@ -51,11 +51,11 @@ def _style(category: str, seed: int, index: int) -> GarmentSpec:
         colour=_shade(rng, _IVORY, 4),
         accent=_BURGUNDY,
         motif=HELD_OUT_MOTIF,
-        scale=float(rng.uniform(0.46, 0.62)),
+        scale=float(rng.uniform(0.85, 1.1)),
         lining=_shade(rng, _BURGUNDY, 6),
         angle_degrees=float(rng.choice([0.0, 0.0, 0.0, 20.0, -15.0]) + rng.normal(0, 2)),
     )
-    pose = replace(spec.pose, scale=float(rng.uniform(0.82, 1.0)))
+    pose = replace(spec.pose, scale=float(rng.uniform(0.94, 1.04)))
     kinds = ("plain", "gradient", "spot", "floor")
     backdrop = Background(_shade(rng, _LILAC, 5), kinds[index % len(kinds)], index)
     return replace(spec, cloth=cloth, pose=pose, background=backdrop)
