@@ -62,7 +62,7 @@ class RecipeConfig:
         default_factory=lambda: StageConfig(1000, 64, 2.0e-3, ema_decay=0.99)
     )
     unet: StageConfig = field(default_factory=lambda: StageConfig(10500, 32, 1.0e-3))
-    refiner: StageConfig = field(default_factory=lambda: StageConfig(800, 32, 1.0e-3))
+    refiner: StageConfig = field(default_factory=lambda: StageConfig(5000, 32, 1.0e-3))
 
     @property
     def bundle(self) -> Path:
