@@ -3,11 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BUILDER ?= tensorrt-rtx
+COMPUTE_CAPABILITY ?= 7.5 8.0 8.6 8.9 12.0
 export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base lace-samples bench-demo clean
+.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine lace-samples bench-demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -26,7 +28,7 @@ $(VENV)/.setup: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.setup-dev: $(VENV)/.setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,report,postgres,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,engine,rtx,report,postgres,dev]'
 	@touch $@
 
 setup: $(VENV)/.setup ## Make .venv with all that runs Toile on this machine
@@ -62,6 +64,14 @@ constraints: setup-dev ## Pin the versions of .venv in constraints.txt
 
 tiny-base: setup ## Train the tiny base from nothing; PHOTOS=folder adds photographs
 	$(BIN)/python -m toile.training.tiny_base all --workdir out/tiny-base $(if $(PHOTOS),--photos "$(PHOTOS)")
+
+engine: setup-dev ## Export the tiny base's UNets and compile them; BUILDER, COMPUTE_CAPABILITY, BASE
+	@for part in unet refiner; do \
+	  $(BIN)/python tensorrt/export_unet.py --part $$part --out out/engines/$$part.onnx \
+	    $(if $(BASE),--base "$(BASE)") && \
+	  $(BIN)/python tensorrt/build_engine.py --onnx out/engines/$$part.onnx \
+	    --builder $(BUILDER) --compute-capability $(COMPUTE_CAPABILITY) || exit 1; \
+	done
 
 lace-samples: setup ## Draw the sample photographs of examples/lace anew
 	$(BIN)/python -m toile.imaging.renderer.lace_samples examples/lace/photos

@@ -29,6 +29,7 @@ _SAMPLE = 80
 
 DESCRIPTION = json.loads((BUNDLE / "toile.json").read_text(encoding="utf-8"))
 
+
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionXLPipeline:
     loaded = StableDiffusionXLPipeline.from_pretrained(BUNDLE)

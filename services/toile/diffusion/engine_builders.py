@@ -1,0 +1,214 @@
+"""Builders of engines: TensorRT for RTX, which needs no GPU to build, and TensorRT itself.
+
+Both libraries share one API; they differ in their module, in that the first compiles ahead of
+time for named compute capabilities, and in the GPUs they know: RTX 7.5 to 8.9 and 12.x, TensorRT
+that of the machine, Hopper and data-centre Blackwell included. Neither is a dependency: extra
+`rtx`, or NVIDIA's own installation. Source: NVIDIA TensorRT for RTX documentation, "Ahead-of-time
+compilation", and the TensorRT Python API.
+"""
+
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from toile.core.errors import FailedPreconditionError, InvalidArgumentError
+from toile.diffusion.engines import EngineProfile, Fingerprint, onnx_digest
+
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
+_MODULES = {TENSORRT: ("tensorrt",), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+_EXTRA = {TENSORRT: "tensorrt, from NVIDIA", TENSORRT_RTX: "the extra `rtx`"}
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine on disk, and what making it cost."""
+
+    path: Path
+    fingerprint: Fingerprint
+    size_bytes: int
+    seconds: float
+
+
+class EngineBuilder(Protocol):
+    """Compiles ONNX to engines."""
+
+    name: str
+    version: str
+
+    def build(
+        self,
+        onnx: Path,
+        engine: Path,
+        *,
+        profile: EngineProfile,
+        compute_capabilities: Sequence[str] = (),
+        base_digest: str = "",
+    ) -> BuiltEngine:
+        """Compile a network and write the engine with its fingerprint.
+
+        Args:
+            onnx: From `export_onnx`; its types are the engine's precision.
+            engine: Where to; appears when it is whole.
+            profile: Shapes it takes.
+            compute_capabilities: GPUs it is for, such as `8.6`.
+            base_digest: Digest of the base that the network comes from.
+
+        Raises:
+            InvalidArgumentError: The network cannot be compiled (`BAD_NETWORK`), or a compute
+                capability not be built for (`BAD_COMPUTE_CAPABILITY`).
+        """
+        ...
+
+
+def open_builder(name: str) -> EngineBuilder:
+    """Return the builder of a name.
+
+    Raises:
+        InvalidArgumentError: There is no such builder.
+        FailedPreconditionError: Its library is not installed (`NO_ENGINE_BUILDER`).
+    """
+    if name not in _MODULES:
+        raise InvalidArgumentError(
+            f"there is no builder {name!r}; there are {', '.join(_MODULES)}", field="builder"
+        )
+    for module_name in _MODULES[name]:
+        try:
+            library = importlib.import_module(module_name)
+        except ImportError:
+            continue
+        # A folder called tensorrt/ on the path would be imported as an empty namespace.
+        if hasattr(library, "Builder"):
+            return _Builder(name, library)
+    raise FailedPreconditionError(
+        f"{name} is not installed; it comes with {_EXTRA[name]}", reason="NO_ENGINE_BUILDER"
+    )
+
+
+class _Builder:
+    def __init__(self, name: str, library: Any) -> None:
+        self.name = name
+        self.version = str(library.__version__)
+        self._trt = library
+        self._messages = _messages(library)
+
+    def build(
+        self,
+        onnx: Path,
+        engine: Path,
+        *,
+        profile: EngineProfile,
+        compute_capabilities: Sequence[str] = (),
+        base_digest: str = "",
+    ) -> BuiltEngine:
+        """Compile a network and write the engine with its fingerprint."""
+        started = time.monotonic()
+        self._messages.problems.clear()
+        builder = self._trt.Builder(self._messages)
+        # The parser holds what the network points into, so it must live as long.
+        network, parser = self._parse(builder, onnx)
+        config = builder.create_builder_config()
+        capabilities = self._target(config, compute_capabilities)
+        shapes = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            shapes.set_shape(tensor.name, *profile.shapes(tensor.name, tuple(tensor.shape)))
+        config.add_optimization_profile(shapes)
+        serialized = builder.build_serialized_network(network, config)
+        del parser
+        if serialized is None:
+            raise self._refused("does not compile", onnx)
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        partial = engine.with_name(engine.name + ".part")
+        try:
+            partial.write_bytes(serialized)
+            fingerprint = Fingerprint(
+                builder=self.name,
+                builder_version=self.version,
+                compute_capabilities=capabilities,
+                profile=profile,
+                onnx_digest=onnx_digest(onnx),
+                base_digest=base_digest,
+            )
+            fingerprint.save(engine)
+            partial.replace(engine)
+        finally:
+            partial.unlink(missing_ok=True)
+        return BuiltEngine(engine, fingerprint, int(serialized.nbytes), time.monotonic() - started)
+
+    def _parse(self, builder: Any, onnx: Path) -> tuple[Any, Any]:
+        trt = self._trt
+        typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = builder.create_network(typed)
+        parser = trt.OnnxParser(network, self._messages)
+        if not parser.parse_from_file(str(onnx)):
+            self._messages.problems.extend(
+                parser.get_error(index).desc() for index in range(parser.num_errors)
+            )
+            raise self._refused("is not parsed", onnx)
+        return network, parser
+
+    def _target(self, config: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+        """Set what is built for, and return it."""
+        if self.name == TENSORRT:
+            here = _capability_here()
+            if set(wanted) - {here}:
+                raise self._bad_capability(wanted[0], [here])
+            return (here,)
+        known = {
+            f"{int(value) // 10}.{int(value) % 10}": value
+            for name, value in self._trt.ComputeCapability.__members__.items()
+            if name.startswith("SM")
+        }
+        if not wanted:
+            raise self._bad_capability("none", known)
+        config.num_compute_capabilities = len(wanted)
+        for index, capability in enumerate(wanted):
+            if capability not in known:
+                raise self._bad_capability(capability, known)
+            config.set_compute_capability(known[capability], index)
+        return tuple(wanted)
+
+    def _bad_capability(self, wanted: str, known: Any) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            f"{self.name} cannot build for compute capability {wanted}; it can for "
+            + ", ".join(sorted(known, key=lambda text: [int(p) for p in text.split(".")])),
+            field="compute_capability",
+            reason="BAD_COMPUTE_CAPABILITY",
+        )
+
+    def _refused(self, what: str, onnx: Path) -> InvalidArgumentError:
+        why = "; ".join(self._messages.problems[:3]) or "no reason was given"
+        return InvalidArgumentError(
+            f"{onnx.name} {what} by {self.name}: {why}", field="onnx", reason="BAD_NETWORK"
+        )
+
+
+def _messages(library: Any) -> Any:
+    """Return a logger of the library's that keeps errors, which it otherwise prints."""
+
+    class Messages(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.problems: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= library.ILogger.Severity.ERROR:
+                self.problems.append(message)
+
+    return Messages()
+
+
+def _capability_here() -> str:
+    import torch  # heavy, and only asked on a machine with a GPU
+
+    if not torch.cuda.is_available():
+        raise FailedPreconditionError(
+            "TensorRT builds on the GPU that the engine is for, and there is none here; "
+            "tensorrt-rtx builds without one",
+            reason="NO_GPU",
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}"

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+
+from toile.core.errors import FailedPreconditionError, InvalidArgumentError
+from toile.diffusion.engine_builders import TENSORRT, TENSORRT_RTX, open_builder
+from toile.diffusion.engines import EngineProfile, Fingerprint, onnx_digest
+
+FINGERPRINT = Fingerprint(
+    builder=TENSORRT_RTX,
+    builder_version="1.7.1",
+    compute_capabilities=("8.6", "8.9"),
+    profile=EngineProfile(batch=(1, 4, 8)),
+    onnx_digest="a" * 64,
+    base_digest="b" * 64,
+)
+HERE = {"builder": TENSORRT_RTX, "builder_version": "1.7.1", "compute_capability": "8.9"}
+
+
+def test_a_profile_gives_each_input_its_shapes():
+    profile = EngineProfile(batch=(1, 2, 4), rank=(1, 8, 16), latent_size=(16, 16, 32))
+    assert profile.shapes("sample", (-1, 4, -1, -1)) == (
+        (1, 4, 16, 16),
+        (2, 4, 16, 16),
+        (4, 4, 32, 32),
+    )
+    assert profile.shapes("down_64_64", (-1, 30, -1, 64))[2] == (4, 30, 16, 64)
+    assert profile.shapes("up_64_64", (-1, 30, 64, -1))[1] == (2, 30, 64, 8)
+    assert profile.shapes("encoder_hidden_states", (-1, -1, 256))[2] == (4, 231, 256)
+    with pytest.raises(ValueError, match="batch"):
+        EngineProfile(batch=(2, 1, 4))
+
+
+def test_a_fingerprint_comes_back_as_it_was(tmp_path: Path):
+    FINGERPRINT.save(tmp_path / "unet.engine")
+    assert Fingerprint.load(tmp_path / "unet.engine") == FINGERPRINT
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"profile": {"batch": [3, 2, 1]}}'])
+def test_an_engine_without_a_readable_fingerprint_is_refused(tmp_path: Path, text: str | None):
+    if text is not None:
+        (tmp_path / "unet.json").write_text(text)
+    with pytest.raises(FailedPreconditionError) as caught:
+        Fingerprint.load(tmp_path / "unet.engine")
+    assert caught.value.reason == "ENGINE_UNKNOWN"
+
+
+def test_an_engine_that_was_built_for_what_is_here_is_taken():
+    FINGERPRINT.check(**HERE)
+    FINGERPRINT.check(**HERE, base_digest="b" * 64)
+
+
+@pytest.mark.parametrize(
+    ("differs", "says"),
+    [
+        ({"builder_version": "1.8.0"}, "1.8.0 is here"),
+        ({"builder": TENSORRT}, "tensorrt 1.7.1 is here"),
+        ({"compute_capability": "9.0"}, "8.6, 8.9, and 9.0 is here"),
+        ({"base_digest": "c" * 64}, "another base"),
+    ],
+)
+def test_an_engine_for_something_else_is_refused_with_the_command(differs, says):
+    with pytest.raises(FailedPreconditionError, match=says) as caught:
+        FINGERPRINT.check(**{**HERE, **differs})
+    assert caught.value.reason == "ENGINE_MISMATCH"
+    capability = differs.get("compute_capability", "8.9")
+    assert f"make engine BUILDER={differs.get('builder', TENSORRT_RTX)}" in caught.value.message
+    assert caught.value.metadata["command"].endswith(f"COMPUTE_CAPABILITY={capability}")
+
+
+def test_the_digest_covers_the_data_beside_the_network(tmp_path: Path):
+    (tmp_path / "a.onnx").write_bytes(b"network")
+    alone = onnx_digest(tmp_path / "a.onnx")
+    (tmp_path / "a.onnx.data").write_bytes(b"weights")
+    assert onnx_digest(tmp_path / "a.onnx") != alone
+
+
+def test_an_unknown_builder_is_refused():
+    with pytest.raises(InvalidArgumentError, match="tensorrt-rtx"):
+        open_builder("openvino")
+
+
+def test_tensorrt_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("toile.diffusion.engine_builders._MODULES", {TENSORRT: ("no_such_module",)})
+    with pytest.raises(FailedPreconditionError) as caught:
+        open_builder(TENSORRT)
+    assert caught.value.reason == "NO_ENGINE_BUILDER"
