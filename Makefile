@@ -77,7 +77,7 @@ lace-samples: setup ## Draw the sample photographs of examples/lace anew
 	$(BIN)/python -m toile.imaging.renderer.lace_samples examples/lace/photos
 
 bench-demo: setup ## Measure the demo; writes benchmarks/demo/results.json
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python benchmarks/demo/__main__.py
 
 clean: ## Remove what make and the demo made, .venv included
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,7 +13,7 @@ _GOLD = (176, 126, 38)
 
 _TITLE_POINTS, _SUBTITLE_POINTS, _CAPTION_POINTS, _NOTE_POINTS = 34, 17, 16, 14
 _LEADING = 1.4
-_CAPTION_LINES = 2
+_CAPTION_LINES = _NOTE_LINES = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _header_height(subtitle: str) -> int:
 
 def _text_height(items: Sequence[SheetItem]) -> int:
     captions = _CAPTION_LINES * _line(_CAPTION_POINTS) if any(i.caption for i in items) else 0
-    notes = _line(_NOTE_POINTS) if any(item.note for item in items) else 0
+    notes = _NOTE_LINES * _line(_NOTE_POINTS) if any(item.note for item in items) else 0
     return captions + notes + (10 if captions or notes else 0)
 
 
@@ -112,12 +112,12 @@ def _draw_item(
     if item.badge:
         _draw_badge(draw, item, x, y)
     y = top + cell + 10
-    for line in _wrap(draw, item.caption, _CAPTION_POINTS, cell):
+    for line in _wrap(draw, item.caption, _CAPTION_POINTS, cell, _CAPTION_LINES):
         draw.text((left, y), line, _INK, font=_font(_CAPTION_POINTS))
         y += _line(_CAPTION_POINTS)
-    if item.note:
-        note = _fit(draw, item.note, _NOTE_POINTS, cell)
-        draw.text((left, y), note, _FAINT, font=_font(_NOTE_POINTS))
+    for line in _wrap(draw, item.note, _NOTE_POINTS, cell, _NOTE_LINES):
+        draw.text((left, y), line, _FAINT, font=_font(_NOTE_POINTS))
+        y += _line(_NOTE_POINTS)
 
 
 def _draw_badge(draw: ImageDraw.ImageDraw, item: SheetItem, x: int, y: int) -> None:
@@ -147,13 +147,13 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, points: int, room: int) -> str:
     return f"{text.rstrip()}…"
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, points: int, room: int) -> list[str]:
-    """A text in at most `_CAPTION_LINES` lines."""
+def _wrap(draw: ImageDraw.ImageDraw, text: str, points: int, room: int, most: int) -> list[str]:
+    """A text in at most so many lines."""
     font = _font(points)
     lines: list[str] = []
     words = text.split()
-    while words and len(lines) < _CAPTION_LINES:
-        if len(lines) == _CAPTION_LINES - 1:
+    while words and len(lines) < most:
+        if len(lines) == most - 1:
             lines.append(_fit(draw, " ".join(words), points, room))
             break
         taken = 1
