@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+TRITON_VENV := .venv-triton
 BIN := $(VENV)/bin
 BUILDER ?= tensorrt-rtx
 COMPUTE_CAPABILITY ?= 7.5 8.0 8.6 8.9 12.0
@@ -9,7 +10,7 @@ export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine lace-samples bench-demo clean
+.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine triton lace-samples bench-demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -34,10 +35,18 @@ $(VENV)/.setup-dev: $(VENV)/.setup
 setup: $(VENV)/.setup ## Make .venv with all that runs Toile on this machine
 setup-dev: $(VENV)/.setup-dev ## The same, with what tests and checks need
 
+# Triton's Python wants numpy below 2, so it has an environment of its own.
+$(TRITON_VENV)/.setup: $(VENV)/.python constraints-triton.txt
+	@$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-triton.txt
+	@touch $@
+
+triton: $(TRITON_VENV)/.setup ## Make .venv-triton, which holds the Triton server
+
 demo: setup ## Run the whole loop on the sample lace photographs; writes out/demo
 	$(BIN)/toile run examples/lace/loop.yaml
 
-test: setup-dev ## Run all tests that need no GPU
+test: setup-dev triton ## Run all tests that need no GPU
 	$(BIN)/pytest -m "not gpu"
 
 test-quick: setup-dev ## Run the tests that start no platform
@@ -80,5 +89,5 @@ bench-demo: setup ## Measure the demo; writes benchmarks/demo/results.json
 	$(BIN)/python benchmarks/demo/__main__.py
 
 clean: ## Remove what make and the demo made, .venv included
-	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON_VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
