@@ -1,0 +1,126 @@
+"""The Triton model repository of a base: written from an exported UNet, then read by the server."""
+
+import importlib.resources
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toile.diffusion import bank
+from toile.diffusion.bank import RANK_LIMITS, BankLayout
+
+VERSION = "1"
+ENGINE_FILE = "unet.onnx"
+
+
+@dataclass(frozen=True)
+class FrontConfig:
+    """How a front batches and what it holds."""
+
+    max_batch: int = 16
+    """Samples in one engine call; classifier-free guidance makes two of an image."""
+    queue_delay_microseconds: int = 500
+    """How long the first request of a batch waits for others."""
+    queue_limit: int = 256
+    """Requests that may wait; more are refused at once."""
+    queue_timeout_seconds: float = 30.0
+    """A request that waited so long is refused."""
+    bank_bytes: int = 512 << 20
+    max_rank: int = RANK_LIMITS[-1]
+    threads: int = 2
+    """Of ONNX Runtime."""
+
+
+def write_model(
+    repository: Path,
+    name: str,
+    *,
+    onnx: Path,
+    layout: BankLayout,
+    unet_config: Any,
+    adapters: Path,
+    time_ids: int,
+    pooled_width: int,
+    config: FrontConfig | None = None,
+) -> Path:
+    """Write one model and return its folder.
+
+    Args:
+        repository: The repository's folder.
+        name: Of the model.
+        onnx: From `export_onnx`, in fp32; its data beside it is taken along.
+        layout: Of its bank.
+        unet_config: The UNet's config, for the widths of its inputs.
+        adapters: Folder in which the front looks for packed adapters, `{key}.safetensors`.
+        time_ids: 6, or 5 for a refiner.
+        pooled_width: Width of the pooled text.
+        config: How it batches.
+    """
+    config = config or FrontConfig()
+    folder = repository / name
+    version = folder / VERSION
+    version.mkdir(parents=True, exist_ok=True)
+    front = importlib.resources.files("toile.diffusion.triton") / "front.py"
+    (version / "model.py").write_text(front.read_text(encoding="utf-8"), encoding="utf-8")
+    shutil.copyfile(str(bank.__file__), version / "bank.py")
+    shutil.copyfile(onnx, version / ENGINE_FILE)
+    data = onnx.with_name(onnx.name + ".data")
+    if data.is_file():  # the graph names it, so it keeps its name
+        shutil.copyfile(data, version / data.name)
+    (version / "layout.json").write_text(layout.to_json() + "\n", encoding="utf-8")
+    inputs = {
+        "sample": [unet_config["in_channels"], -1, -1],
+        "timestep": [1],
+        "encoder_hidden_states": [-1, unet_config["cross_attention_dim"]],
+        "text_embeds": [pooled_width],
+        "time_ids": [time_ids],
+    }
+    (folder / "config.pbtxt").write_text(
+        _CONFIG.format(
+            name=name,
+            max_batch=config.max_batch,
+            delay=config.queue_delay_microseconds,
+            limit=config.queue_limit,
+            timeout=int(config.queue_timeout_seconds * 1e6),
+            inputs=",\n".join(
+                f'  {{ name: "{key}" data_type: TYPE_FP32 dims: {dims} }}'
+                for key, dims in inputs.items()
+            ),
+            channels=unet_config["out_channels"],
+            parameters="\n".join(
+                f'parameters: {{ key: "{key}" value: {{ string_value: "{value}" }} }}'
+                for key, value in {
+                    "engine": ENGINE_FILE,
+                    "adapters": adapters,
+                    "bank_bytes": config.bank_bytes,
+                    "max_rank": config.max_rank,
+                    "threads": config.threads,
+                }.items()
+            ),
+        ),
+        encoding="utf-8",
+    )
+    return folder
+
+
+_CONFIG = """\
+name: "{name}"
+backend: "python"
+max_batch_size: {max_batch}
+input [
+{inputs},
+  {{ name: "adapters" data_type: TYPE_STRING dims: [1] }}
+]
+output [ {{ name: "prediction" data_type: TYPE_FP32 dims: [{channels}, -1, -1] }} ]
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+dynamic_batching {{
+  max_queue_delay_microseconds: {delay}
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {timeout}
+    allow_timeout_override: true
+    max_queue_size: {limit}
+  }}
+}}
+{parameters}
+"""

@@ -1,0 +1,211 @@
+"""A real Triton on this machine, from the `nvidia-pytriton` wheel in an environment of its own.
+
+The wheel holds the server and its Python backend. Its Python needs `numpy<2` (with a newer one
+outputs come back empty), so it cannot share the services' environment; `make triton` makes it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from toile.core.errors import ComputeUnavailableError, FailedPreconditionError
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+_PROBE = (
+    "import json,sys,sysconfig;"
+    "print(json.dumps([sysconfig.get_config_var('Py_ENABLE_SHARED'),sysconfig.get_config_var('LIBDIR'),"
+    "sysconfig.get_path('purelib'),'%d.%d'%sys.version_info[:2]]))"
+)
+
+
+@dataclass(frozen=True)
+class TritonEnvironment:
+    """An environment that holds the server; made once, then read only."""
+
+    folder: Path
+    """Of the virtual environment."""
+    site_packages: Path
+    library_folder: Path
+    """Of the interpreter's own libpython: the only one the server may see."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Look at an environment, and put the backend's parts where the server looks for them.
+
+        Raises:
+            FailedPreconditionError: It is not there or lacks the server (`NO_TRITON`), or its
+                Python was built without a shared library (`NO_LIBPYTHON`).
+        """
+        python = folder / "bin" / "python"
+        if not python.is_file():
+            raise _missing(f"there is no environment at {folder}")
+        probe = subprocess.run(
+            [python, "-c", _PROBE], capture_output=True, text=True, check=False, timeout=30
+        )
+        if probe.returncode:
+            raise _missing(f"{python} does not run: {probe.stderr.strip()[-200:]}")
+        shared, library_folder, site_packages, version = json.loads(probe.stdout)
+        if not shared:
+            raise FailedPreconditionError(
+                f"the Python of {folder} has no shared libpython, which Triton's Python backend "
+                "needs; make the environment with another: make triton PYTHON=python3.11",
+                reason="NO_LIBPYTHON",
+            )
+        environment = cls(folder, Path(site_packages), Path(library_folder))
+        if not environment.server.is_file():
+            raise _missing(f"{folder} does not hold nvidia-pytriton")
+        environment.server.chmod(0o755)
+        stub = environment.root / "python_backend_stubs" / version / "triton_python_backend_stub"
+        placed = environment.backends / "python" / stub.name
+        if not stub.is_file():
+            raise _missing(f"nvidia-pytriton has no Python backend for Python {version}")
+        if not placed.is_file():
+            partial = placed.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(stub, partial)
+            partial.chmod(0o755)
+            partial.replace(placed)
+        return environment
+
+    @property
+    def root(self) -> Path:
+        """Folder of the server and its backends."""
+        return self.site_packages / "pytriton" / "tritonserver"
+
+    @property
+    def server(self) -> Path:
+        """The server."""
+        return self.root / "bin" / "tritonserver"
+
+    @property
+    def backends(self) -> Path:
+        """The backends."""
+        return self.root / "backends"
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables that the server runs with."""
+        return {
+            "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', '/usr/bin:/bin')}",
+            "VIRTUAL_ENV": str(self.folder),
+            "PYTHONPATH": str(self.site_packages),
+            # Another libpython beside it gives empty outputs.
+            "LD_LIBRARY_PATH": str(self.library_folder),
+            "HOME": os.environ.get("HOME", "/"),
+        }
+
+
+@dataclass(frozen=True)
+class TritonPorts:
+    """Where a server listens, on the loopback interface."""
+
+    grpc: int
+    http: int
+    metrics: int
+
+
+def server_command(
+    environment: TritonEnvironment,
+    repository: Path,
+    ports: TritonPorts,
+    models: Sequence[str],
+    *,
+    drain_seconds: int = 10,
+) -> list[str]:
+    """Return the command that serves these models of a repository."""
+    return [
+        str(environment.server),
+        f"--model-repository={repository}",
+        f"--backend-directory={environment.backends}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={model}" for model in models),
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={ports.grpc}",
+        "--http-address=127.0.0.1",
+        f"--http-port={ports.http}",
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={ports.metrics}",
+        f"--exit-timeout-secs={drain_seconds}",
+        "--disable-auto-complete-config",
+    ]
+
+
+@dataclass
+class TritonServer:
+    """A server as a child of this process."""
+
+    environment: TritonEnvironment
+    repository: Path
+    ports: TritonPorts
+    models: Sequence[str]
+    log: Path
+    extra_variables: Mapping[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """host:port of its gRPC."""
+        return f"127.0.0.1:{self.ports.grpc}"
+
+    def start(self, timeout_seconds: float = READY_SECONDS) -> None:
+        """Start it, and return when all its models are ready.
+
+        Raises:
+            ComputeUnavailableError: It ended, or was not ready in time; the message names its log.
+        """
+        command = server_command(self.environment, self.repository, self.ports, self.models)
+        variables = {**self.environment.variables(), **self.extra_variables}
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            if (code := self.process.poll()) is not None:
+                raise ComputeUnavailableError(
+                    f"Triton ended with exit code {code}; its log: {self.log}"
+                )
+            if are_ready(self.address, self.models):
+                return
+            time.sleep(0.1)
+        self.stop()
+        raise ComputeUnavailableError(
+            f"Triton was not ready in {timeout_seconds:.0f} s; its log: {self.log}"
+        )
+
+    def stop(self) -> None:
+        """Let it finish what it works on, then end it."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+
+def are_ready(address: str, models: Sequence[str]) -> bool:
+    """Say whether a server answers with all these models ready."""
+    client = triton.InferenceServerClient(address)
+    try:
+        return all(client.is_model_ready(model, client_timeout=2.0) for model in models)
+    except InferenceServerException:
+        return False
+    finally:
+        client.close()
+
+
+def _missing(problem: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{problem}; `make triton` makes one", reason="NO_TRITON")

@@ -1,0 +1,222 @@
+"""One UNet in a real Triton serves every LoRA, with the images of the in-process pipeline."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from toile.cli.platform.ports import free_ports
+from toile.core.errors import (
+    ComputeUnavailableError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+)
+from toile.diffusion.adapters import AdapterWeights, LoraLayer
+from toile.diffusion.banked_unet import BankedUNet, bank_layout
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.export import export_onnx
+from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.diffusion.shipped import shipped_bundle_path
+from toile.diffusion.triton.denoiser import TritonDenoiser
+from toile.diffusion.triton.repository import write_model
+from toile.diffusion.triton.server import TritonEnvironment, TritonPorts, TritonServer
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-triton"
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.load(shipped_bundle_path(), digest="d" * 64)
+
+
+@pytest.fixture(scope="module")
+def in_process(bundle: Bundle) -> TorchDenoiser:
+    return TorchDenoiser(bundle, bfloat16=False)
+
+
+@pytest.fixture(scope="module")
+def environment() -> TritonEnvironment:
+    if not ENVIRONMENT.is_dir():
+        pytest.skip("there is no .venv-triton; `make triton` makes it")
+    return TritonEnvironment.open(ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def repository(
+    bundle: Bundle, environment: TritonEnvironment, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    del environment
+    folder = tmp_path_factory.mktemp("triton")
+    for name, unet, time_ids in (("unet", bundle.unet, 6), ("refiner", bundle.refiner_unet, 5)):
+        layout = bank_layout(unet)
+        onnx = export_onnx(
+            BankedUNet(unet, layout), folder / "onnx" / f"{name}.onnx", time_ids=time_ids
+        )
+        write_model(
+            folder / "models",
+            name,
+            onnx=onnx,
+            layout=layout,
+            unet_config=unet.config,
+            adapters=folder / "adapters",
+            time_ids=time_ids,
+            pooled_width=128,
+        )
+    return folder / "models"
+
+
+@pytest.fixture(scope="module")
+def server(environment: TritonEnvironment, repository: Path) -> Iterator[TritonServer]:
+    made = TritonServer(
+        environment,
+        repository,
+        TritonPorts(*free_ports("127.0.0.1", 3)),
+        ("unet", "refiner"),
+        repository.parent / "triton.log",
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def denoiser(bundle: Bundle, server: TritonServer) -> Iterator[TritonDenoiser]:
+    made = TritonDenoiser(
+        server.address,
+        unet_config=dict(bundle.unet.config),
+        layout=bank_layout(bundle.unet),
+        adapters=server.repository.parent / "adapters",
+        refiner_config=dict(bundle.refiner_unet.config),
+        base_digest=bundle.digest,
+    )
+    yield made
+    made.close()
+
+
+def adapter(bundle: Bundle, seed: int, *, rank: int = 8, weight: float = 1.0) -> LoadedAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        path: LoraLayer(
+            torch.randn(rank, group.in_features, generator=generator) / rank,
+            torch.randn(group.out_features, rank, generator=generator) * 0.05,
+            float(rank),
+        )
+        for group in bank_layout(bundle.unet).groups
+        for path in group.targets
+    }
+    key = f"projects/p/models/m{seed}-{rank}/versions/1"
+    return LoadedAdapter(key, AdapterWeights(layers), weight)
+
+
+def decibels(one: Image.Image, other: Image.Image) -> float:
+    error = np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def request_for(adapters: list[LoadedAdapter], seed: int = 7, **more: object) -> DiffusionRequest:
+    return DiffusionRequest(
+        prompt="a red dress", seeds=[seed], steps=6, guidance_scale=3.0, adapters=adapters, **more
+    )
+
+
+def metrics(server: TritonServer) -> dict[str, float]:
+    text = httpx.get(f"http://127.0.0.1:{server.ports.metrics}/metrics").text
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels.get("model") == "unet"
+    }
+
+
+@pytest.mark.parametrize("refiner_strength", [0.0, 0.4])
+def test_images_are_those_of_the_in_process_pipeline(
+    bundle, in_process, denoiser, refiner_strength
+):
+    pictures = []
+    for adapters in (
+        [],
+        [adapter(bundle, 1)],
+        [adapter(bundle, 1, weight=0.5), adapter(bundle, 2)],
+    ):
+        wanted = request_for(adapters, refiner_strength=refiner_strength)
+        (ours,) = diffuse(bundle, denoiser, wanted)
+        (theirs,) = diffuse(bundle, in_process, wanted)
+        assert decibels(ours, theirs) >= 50
+        pictures.append(ours)
+    assert decibels(pictures[0], pictures[1]) < 30, "the adapter changes nothing"
+
+
+def test_requests_with_different_adapters_share_batches(bundle, in_process, denoiser, server):
+    adapters = [adapter(bundle, seed, rank=4 + 4 * (seed % 3)) for seed in range(10, 16)]
+    before = metrics(server)
+    drawn: dict[int, Image.Image] = {}
+    start = threading.Barrier(len(adapters))
+
+    def draw(index: int) -> None:
+        start.wait()
+        (drawn[index],) = diffuse(bundle, denoiser, request_for([adapters[index]], seed=index))
+
+    threads = [threading.Thread(target=draw, args=(index,)) for index in range(len(adapters))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = metrics(server)
+    samples = after["toile_engine_samples_total"] - before.get("toile_engine_samples_total", 0)
+    calls = after["toile_engine_calls_total"] - before.get("toile_engine_calls_total", 0)
+    assert samples == 2 * 6 * len(adapters)  # guidance makes two of an image
+    assert samples / calls > 2.5, "no two requests shared a batch"
+    assert after["toile_bank_loads_total"] - before.get("toile_bank_loads_total", 0) == 6
+    for index, loaded in enumerate(adapters):
+        (alone,) = diffuse(bundle, in_process, request_for([loaded], seed=index))
+        assert decibels(drawn[index], alone) >= 50
+
+
+def test_a_server_that_comes_back_without_the_adapter_costs_a_retry(bundle, denoiser, server):
+    mine = adapter(bundle, 30)
+    with denoiser.session([mine]) as unet:
+        arguments = {
+            "sample": torch.randn(2, 4, 16, 16),
+            "timestep": torch.tensor(500),
+            "encoder_hidden_states": torch.randn(2, 77, 256),
+            "added_cond_kwargs": {
+                "text_embeds": torch.randn(2, 128),
+                "time_ids": torch.full((2, 6), 128.0),
+            },
+        }
+        first = unet(**arguments).sample
+        server.stop()
+        with pytest.raises(ComputeUnavailableError, match="does not answer"):
+            unet(**arguments)
+        for file in (server.repository.parent / "adapters").iterdir():
+            file.unlink()
+        server.start()
+        assert torch.equal(unet(**arguments).sample, first)
+
+
+def test_what_cannot_be_served_is_refused_before_a_step(bundle, denoiser):
+    other = AdapterWeights(adapter(bundle, 1).weights.layers, {"toile.base_digest": "e" * 64})
+    for adapters, reason in (
+        ([adapter(bundle, 40, rank=40), adapter(bundle, 41, rank=32)], "RANK_TOO_HIGH"),
+        ([LoadedAdapter("x", other)], "ADAPTER_MISMATCH"),
+        ([adapter(bundle, 42), adapter(bundle, 42)], "DUPLICATE_ADAPTER"),
+    ):
+        with pytest.raises(InvalidArgumentError) as caught, denoiser.session(adapters):
+            pass
+        assert caught.value.reason == reason
+
+
+def test_an_environment_without_a_server_says_how_to_make_one(tmp_path: Path):
+    with pytest.raises(FailedPreconditionError, match="make triton") as caught:
+        TritonEnvironment.open(tmp_path)
+    assert caught.value.reason == "NO_TRITON"
