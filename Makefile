@@ -46,11 +46,11 @@ triton: $(TRITON_VENV)/.setup ## Make .venv-triton, which holds the Triton serve
 demo: setup ## Run the whole loop on the sample lace photographs; writes out/demo
 	$(BIN)/toile run examples/lace/loop.yaml
 
-test: setup-dev triton ## Run all tests that need no GPU
-	$(BIN)/pytest -m "not gpu"
+test: test-quick triton ## Run all tests that need no GPU
+	$(BIN)/pytest -m "not gpu and (integration or browser)"
 
 test-quick: setup-dev ## Run the tests that start no platform
-	$(BIN)/pytest -m "not gpu and not integration and not browser"
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not gpu and not integration and not browser"
 
 check: setup-dev ## Lint, types, layers, protos, generated code
 	$(BIN)/ruff check .

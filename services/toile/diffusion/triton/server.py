@@ -95,12 +95,11 @@ class TritonEnvironment:
     def variables(self) -> dict[str, str]:
         """Return the environment variables that the server runs with."""
         return {
-            "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', '/usr/bin:/bin')}",
+            "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
             "VIRTUAL_ENV": str(self.folder),
             "PYTHONPATH": str(self.site_packages),
             # Another libpython beside it gives empty outputs.
             "LD_LIBRARY_PATH": str(self.library_folder),
-            "HOME": os.environ.get("HOME", "/"),
         }
 
 
