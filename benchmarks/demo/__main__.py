@@ -30,6 +30,7 @@ def run_once(scratch: Path) -> dict[str, Any]:
     environment = {**os.environ, "TOILE_HOME": str(scratch / "home")}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True)
     figures: dict[str, Any] = json.loads(done.stdout)
+    del figures["out"]  # a scratch folder
     return figures
 
 
