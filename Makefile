@@ -74,10 +74,9 @@ constraints: setup-dev ## Pin the versions of .venv in constraints.txt
 tiny-base: setup ## Train the tiny base from nothing; PHOTOS=folder adds photographs
 	$(BIN)/python -m toile.training.tiny_base all --workdir out/tiny-base $(if $(PHOTOS),--photos "$(PHOTOS)")
 
-engine: setup-dev ## Export the tiny base's UNets and compile them; BUILDER, COMPUTE_CAPABILITY, BASE
+engine: setup-dev ## Export the tiny base's UNets and compile them; BUILDER, COMPUTE_CAPABILITY
 	@for part in unet refiner; do \
-	  $(BIN)/python tensorrt/export_unet.py --part $$part --out out/engines/$$part.onnx \
-	    $(if $(BASE),--base "$(BASE)") && \
+	  $(BIN)/python tensorrt/export_unet.py --part $$part --out out/engines/$$part.onnx && \
 	  $(BIN)/python tensorrt/build_engine.py --onnx out/engines/$$part.onnx \
 	    --builder $(BUILDER) --compute-capability $(COMPUTE_CAPABILITY) || exit 1; \
 	done

@@ -19,11 +19,10 @@ from safetensors.torch import save_file
 
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapter_header import AdapterCard, header
+from toile.diffusion.bank import MAX_RANK
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "kohya.safetensors"
-MAX_RANK = 64
-"""Highest rank that can be served."""
 
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"

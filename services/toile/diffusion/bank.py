@@ -20,10 +20,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-BANK_FILE = "bank.safetensors"
-"""Name of the packed file in a model version."""
-RANK_LIMITS = (8, 16, 32, 64)
-"""Ranks that an engine may be built for."""
+MAX_RANK = 64
+"""Highest sum of the ranks of a sample's adapters that can be served."""
 
 _FORMAT = "1"
 
@@ -195,7 +193,7 @@ def gather(
     samples: Sequence[WeightedAdapters],
     layout: BankLayout,
     *,
-    max_rank: int = RANK_LIMITS[-1],
+    max_rank: int = MAX_RANK,
     dtype: npt.DTypeLike = np.float32,
 ) -> dict[str, FloatArray]:
     """Return the bank inputs of a batch, by name: down `[B, n, R, in]`, up `[B, n, out, R]`.

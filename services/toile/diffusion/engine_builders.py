@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.diffusion.engines import EngineProfile, Fingerprint, onnx_digest
@@ -32,11 +32,43 @@ class BuiltEngine:
     seconds: float
 
 
-class EngineBuilder(Protocol):
-    """Compiles ONNX to engines."""
+def open_builder(name: str) -> "EngineBuilder":
+    """Return the builder of a name.
 
-    name: str
-    version: str
+    Raises:
+        InvalidArgumentError: There is no such builder.
+        FailedPreconditionError: Its library is not installed (`NO_ENGINE_BUILDER`).
+    """
+    if name not in _MODULES:
+        raise InvalidArgumentError(
+            f"there is no builder {name!r}; there are {', '.join(_MODULES)}", field="builder"
+        )
+    for module_name in _MODULES[name]:
+        try:
+            library = importlib.import_module(module_name)
+        except ImportError:
+            continue
+        # A folder called tensorrt/ on the path would be imported as an empty namespace.
+        if hasattr(library, "Builder"):
+            return EngineBuilder(name, library)
+    raise FailedPreconditionError(
+        f"{name} is not installed; it comes with {_EXTRA[name]}", reason="NO_ENGINE_BUILDER"
+    )
+
+
+class EngineBuilder:
+    """Compiles ONNX to engines with one of the two libraries; `open_builder` makes it.
+
+    Attributes:
+        name: `tensorrt` or `tensorrt-rtx`.
+        version: Of the library.
+    """
+
+    def __init__(self, name: str, library: Any) -> None:
+        self.name = name
+        self.version = str(library.__version__)
+        self._trt = library
+        self._messages = _messages(library)
 
     def build(
         self,
@@ -60,50 +92,6 @@ class EngineBuilder(Protocol):
             InvalidArgumentError: The network cannot be compiled (`BAD_NETWORK`), or a compute
                 capability not be built for (`BAD_COMPUTE_CAPABILITY`).
         """
-        ...
-
-
-def open_builder(name: str) -> EngineBuilder:
-    """Return the builder of a name.
-
-    Raises:
-        InvalidArgumentError: There is no such builder.
-        FailedPreconditionError: Its library is not installed (`NO_ENGINE_BUILDER`).
-    """
-    if name not in _MODULES:
-        raise InvalidArgumentError(
-            f"there is no builder {name!r}; there are {', '.join(_MODULES)}", field="builder"
-        )
-    for module_name in _MODULES[name]:
-        try:
-            library = importlib.import_module(module_name)
-        except ImportError:
-            continue
-        # A folder called tensorrt/ on the path would be imported as an empty namespace.
-        if hasattr(library, "Builder"):
-            return _Builder(name, library)
-    raise FailedPreconditionError(
-        f"{name} is not installed; it comes with {_EXTRA[name]}", reason="NO_ENGINE_BUILDER"
-    )
-
-
-class _Builder:
-    def __init__(self, name: str, library: Any) -> None:
-        self.name = name
-        self.version = str(library.__version__)
-        self._trt = library
-        self._messages = _messages(library)
-
-    def build(
-        self,
-        onnx: Path,
-        engine: Path,
-        *,
-        profile: EngineProfile,
-        compute_capabilities: Sequence[str] = (),
-        base_digest: str = "",
-    ) -> BuiltEngine:
-        """Compile a network and write the engine with its fingerprint."""
         started = time.monotonic()
         self._messages.problems.clear()
         builder = self._trt.Builder(self._messages)

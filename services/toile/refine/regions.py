@@ -16,7 +16,7 @@ from toile.refine.words import BACKGROUND, GARMENT
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
-_RIM_SHARE = 0.016  # of the longer side: how far a drawn garment's colour bleeds
+_RIM_SHARE = 0.012  # of the longer side: how far a drawn garment's colour bleeds
 _LEAST_SHARE = 0.002  # of the image; less is a slip of the segmenter
 
 

@@ -143,7 +143,7 @@ def test_each_sample_of_a_mixed_batch_is_what_peft_gives(unet):
     assert (plain - banked[1]).abs().max() > 1e-2, "the adapters change nothing"
     for row, adapters in enumerate(samples):
         expected = by_peft(unet, inputs, row, adapters)
-        assert (expected - banked[row]).abs().max() <= 1e-5 * max(1.0, expected.abs().max()), row
+        assert (expected - banked[row]).abs().max() <= 1e-5, row
 
 
 def test_wrapping_leaves_the_unet_as_it_was_and_shares_its_weights(unet):

@@ -27,8 +27,8 @@ from toile.core.errors import (
     InvalidArgumentError,
     ToileError,
 )
-from toile.diffusion.adapters import MAX_RANK, AdapterWeights
-from toile.diffusion.bank import BankError, BankLayout, pack
+from toile.diffusion.adapters import AdapterWeights
+from toile.diffusion.bank import MAX_RANK, BankError, BankLayout, pack
 from toile.diffusion.denoiser import LoadedAdapter
 
 MISSING = "ADAPTER_NOT_RESIDENT"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toile.diffusion import bank
-from toile.diffusion.bank import RANK_LIMITS, BankLayout
+from toile.diffusion.bank import MAX_RANK, BankLayout
 
 VERSION = "1"
 ENGINE_FILE = "unet.onnx"
@@ -26,7 +26,7 @@ class FrontConfig:
     queue_timeout_seconds: float = 30.0
     """A request that waited so long is refused."""
     bank_bytes: int = 512 << 20
-    max_rank: int = RANK_LIMITS[-1]
+    max_rank: int = MAX_RANK
     threads: int = 2
     """Of ONNX Runtime."""
 

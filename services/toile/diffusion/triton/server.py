@@ -9,8 +9,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -147,7 +147,6 @@ class TritonServer:
     ports: TritonPorts
     models: Sequence[str]
     log: Path
-    extra_variables: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -162,11 +161,14 @@ class TritonServer:
             ComputeUnavailableError: It ended, or was not ready in time; the message names its log.
         """
         command = server_command(self.environment, self.repository, self.ports, self.models)
-        variables = {**self.environment.variables(), **self.extra_variables}
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, env=variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                command,
+                env=self.environment.variables(),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
