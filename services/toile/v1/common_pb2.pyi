@@ -46,6 +46,106 @@ IMAGE_ORIGIN_UPLOADED: ImageOrigin.ValueType  # 3
 """Uploaded by a client."""
 Global___ImageOrigin: typing_extensions.TypeAlias = ImageOrigin
 
+class _ContentRating:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ContentRatingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ContentRating.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CONTENT_RATING_UNSPECIFIED: _ContentRating.ValueType  # 0
+    """Not rated."""
+    CONTENT_RATING_GENERAL: _ContentRating.ValueType  # 1
+    """For everybody."""
+    CONTENT_RATING_RESTRICTED: _ContentRating.ValueType  # 2
+    """For adults: drawn or shown only where the platform's policy allows it."""
+
+class ContentRating(_ContentRating, metaclass=_ContentRatingEnumTypeWrapper):
+    """ContentRating says for whom a picture is."""
+
+CONTENT_RATING_UNSPECIFIED: ContentRating.ValueType  # 0
+"""Not rated."""
+CONTENT_RATING_GENERAL: ContentRating.ValueType  # 1
+"""For everybody."""
+CONTENT_RATING_RESTRICTED: ContentRating.ValueType  # 2
+"""For adults: drawn or shown only where the platform's policy allows it."""
+Global___ContentRating: typing_extensions.TypeAlias = ContentRating
+
+class _Repeat:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RepeatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Repeat.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REPEAT_UNSPECIFIED: _Repeat.ValueType  # 0
+    """The picture stands alone."""
+    REPEAT_STRAIGHT: _Repeat.ValueType  # 1
+    """Rows and columns."""
+    REPEAT_HALF_DROP: _Repeat.ValueType  # 2
+    """Every other column is moved down by half a tile."""
+    REPEAT_BRICK: _Repeat.ValueType  # 3
+    """Every other row is moved right by half a tile."""
+
+class Repeat(_Repeat, metaclass=_RepeatEnumTypeWrapper):
+    """Repeat is the lattice on which copies of a tile meet without a seam."""
+
+REPEAT_UNSPECIFIED: Repeat.ValueType  # 0
+"""The picture stands alone."""
+REPEAT_STRAIGHT: Repeat.ValueType  # 1
+"""Rows and columns."""
+REPEAT_HALF_DROP: Repeat.ValueType  # 2
+"""Every other column is moved down by half a tile."""
+REPEAT_BRICK: Repeat.ValueType  # 3
+"""Every other row is moved right by half a tile."""
+Global___Repeat: typing_extensions.TypeAlias = Repeat
+
+class _Priority:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """As interactive."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody waits for it."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+    """It may wait."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Priority says whose steps go first when the engine is busy."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""As interactive."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody waits for it."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+"""It may wait."""
+Global___Priority: typing_extensions.TypeAlias = Priority
+
+class _RefinerMode:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RefinerModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RefinerMode.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REFINER_MODE_UNSPECIFIED: _RefinerMode.ValueType  # 0
+    """As split."""
+    REFINER_MODE_SPLIT: _RefinerMode.ValueType  # 1
+    """The base draws the first part of the schedule and the refiner, on its latents, the rest."""
+    REFINER_MODE_IMAGE_TO_IMAGE: _RefinerMode.ValueType  # 2
+    """The base draws the whole image, and the refiner redraws it from some noise."""
+
+class RefinerMode(_RefinerMode, metaclass=_RefinerModeEnumTypeWrapper):
+    """RefinerMode says how the refiner stage takes over."""
+
+REFINER_MODE_UNSPECIFIED: RefinerMode.ValueType  # 0
+"""As split."""
+REFINER_MODE_SPLIT: RefinerMode.ValueType  # 1
+"""The base draws the first part of the schedule and the refiner, on its latents, the rest."""
+REFINER_MODE_IMAGE_TO_IMAGE: RefinerMode.ValueType  # 2
+"""The base draws the whole image, and the refiner redraws it from some noise."""
+Global___RefinerMode: typing_extensions.TypeAlias = RefinerMode
+
 @typing.final
 class AdapterWeight(google.protobuf.message.Message):
     """AdapterWeight asks for an adapter at a strength."""
@@ -90,6 +190,8 @@ class Image(google.protobuf.message.Message):
     PRODUCER_FIELD_NUMBER: builtins.int
     PARENT_IMAGE_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    CONTENT_RATING_FIELD_NUMBER: builtins.int
+    SEAM_SCORE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/images/{image}"""
     origin: Global___ImageOrigin.ValueType
@@ -112,6 +214,12 @@ class Image(google.protobuf.message.Message):
     """Generation or refinement that made it."""
     parent_image: builtins.str
     """Image that it was refined from."""
+    content_rating: Global___ContentRating.ValueType
+    """For whom it is."""
+    seam_score: builtins.float
+    """How visible the seams of a repeat are: the step across them, as a multiple of the steps
+    between neighbouring pixels inside. 1 is none; unset for pictures that stand alone.
+    """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was stored."""
@@ -131,9 +239,14 @@ class Image(google.protobuf.message.Message):
         producer: builtins.str = ...,
         parent_image: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        content_rating: Global___ContentRating.ValueType = ...,
+        seam_score: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "create_time", b"create_time", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "create_time", b"create_time", "digest", b"digest", "height", b"height", "media_type", b"media_type", "name", b"name", "origin", b"origin", "parent_image", b"parent_image", "producer", b"producer", "prompt", b"prompt", "seed", b"seed", "size_bytes", b"size_bytes", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seam_score", b"_seam_score", "_seed", b"_seed", "create_time", b"create_time", "seam_score", b"seam_score", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seam_score", b"_seam_score", "_seed", b"_seed", "content_rating", b"content_rating", "create_time", b"create_time", "digest", b"digest", "height", b"height", "media_type", b"media_type", "name", b"name", "origin", b"origin", "parent_image", b"parent_image", "producer", b"producer", "prompt", b"prompt", "seam_score", b"seam_score", "seed", b"seed", "size_bytes", b"size_bytes", "width", b"width"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_seam_score", b"_seam_score"]) -> typing.Literal["seam_score"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 Global___Image: typing_extensions.TypeAlias = Image

@@ -21,6 +21,90 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _ImageFormat:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ImageFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ImageFormat.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    IMAGE_FORMAT_UNSPECIFIED: _ImageFormat.ValueType  # 0
+    """As PNG."""
+    IMAGE_FORMAT_PNG: _ImageFormat.ValueType  # 1
+    """Lossless."""
+    IMAGE_FORMAT_WEBP: _ImageFormat.ValueType  # 2
+    """Lossy, or lossless at quality 100."""
+    IMAGE_FORMAT_JPEG: _ImageFormat.ValueType  # 3
+    """Lossy."""
+
+class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper):
+    """ImageFormat is how an image is encoded."""
+
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
+"""As PNG."""
+IMAGE_FORMAT_PNG: ImageFormat.ValueType  # 1
+"""Lossless."""
+IMAGE_FORMAT_WEBP: ImageFormat.ValueType  # 2
+"""Lossy, or lossless at quality 100."""
+IMAGE_FORMAT_JPEG: ImageFormat.ValueType  # 3
+"""Lossy."""
+Global___ImageFormat: typing_extensions.TypeAlias = ImageFormat
+
+class _InpaintPreparation:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _InpaintPreparationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_InpaintPreparation.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    INPAINT_PREPARATION_UNSPECIFIED: _InpaintPreparation.ValueType  # 0
+    """Nothing: the drawing starts from what is there."""
+    INPAINT_PREPARATION_GREYSCALE: _InpaintPreparation.ValueType  # 1
+    """Its colours are taken away."""
+    INPAINT_PREPARATION_BLUR: _InpaintPreparation.ValueType  # 2
+    """It is blurred until only its broad colours are left."""
+    INPAINT_PREPARATION_FILL: _InpaintPreparation.ValueType  # 3
+    """It is filled from its rim inwards."""
+
+class InpaintPreparation(_InpaintPreparation, metaclass=_InpaintPreparationEnumTypeWrapper):
+    """InpaintPreparation is what is done to the region before it is drawn."""
+
+INPAINT_PREPARATION_UNSPECIFIED: InpaintPreparation.ValueType  # 0
+"""Nothing: the drawing starts from what is there."""
+INPAINT_PREPARATION_GREYSCALE: InpaintPreparation.ValueType  # 1
+"""Its colours are taken away."""
+INPAINT_PREPARATION_BLUR: InpaintPreparation.ValueType  # 2
+"""It is blurred until only its broad colours are left."""
+INPAINT_PREPARATION_FILL: InpaintPreparation.ValueType  # 3
+"""It is filled from its rim inwards."""
+Global___InpaintPreparation: typing_extensions.TypeAlias = InpaintPreparation
+
+class _PromptFileFormat:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PromptFileFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PromptFileFormat.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PROMPT_FILE_FORMAT_UNSPECIFIED: _PromptFileFormat.ValueType  # 0
+    """Unset."""
+    PROMPT_FILE_FORMAT_JSON: _PromptFileFormat.ValueType  # 1
+    """A list of prompts, or of objects with GenerateRequest's fields."""
+    PROMPT_FILE_FORMAT_CSV: _PromptFileFormat.ValueType  # 2
+    """A header with GenerateRequest's fields, then a row for each generation."""
+    PROMPT_FILE_FORMAT_YAML: _PromptFileFormat.ValueType  # 3
+    """As JSON."""
+
+class PromptFileFormat(_PromptFileFormat, metaclass=_PromptFileFormatEnumTypeWrapper):
+    """PromptFileFormat is how a file of prompts is written."""
+
+PROMPT_FILE_FORMAT_UNSPECIFIED: PromptFileFormat.ValueType  # 0
+"""Unset."""
+PROMPT_FILE_FORMAT_JSON: PromptFileFormat.ValueType  # 1
+"""A list of prompts, or of objects with GenerateRequest's fields."""
+PROMPT_FILE_FORMAT_CSV: PromptFileFormat.ValueType  # 2
+"""A header with GenerateRequest's fields, then a row for each generation."""
+PROMPT_FILE_FORMAT_YAML: PromptFileFormat.ValueType  # 3
+"""As JSON."""
+Global___PromptFileFormat: typing_extensions.TypeAlias = PromptFileFormat
+
 class _GenerationState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -62,24 +146,262 @@ class RefinerStage(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STRENGTH_FIELD_NUMBER: builtins.int
+    MODE_FIELD_NUMBER: builtins.int
     strength: builtins.float
     """Share of the schedule that the refiner redraws, above 0 and at most 0.5; 0.2 when unset."""
+    mode: toile.v1.common_pb2.RefinerMode.ValueType
+    """How it takes over; split when unset."""
     def __init__(
         self,
         *,
         strength: builtins.float | None = ...,
+        mode: toile.v1.common_pb2.RefinerMode.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_strength", b"_strength", "strength", b"strength"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_strength", b"_strength", "strength", b"strength"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_strength", b"_strength", "mode", b"mode", "strength", b"strength"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
 
 Global___RefinerStage: typing_extensions.TypeAlias = RefinerStage
+
+@typing.final
+class Palette(google.protobuf.message.Message):
+    """Palette holds an image to some colours."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLOURS_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    strength: builtins.float
+    """1, which is also unset, takes every pixel to its nearest colour; less goes part of the way."""
+    @property
+    def colours(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """"#rrggbb" or colour names; 1 to 32."""
+
+    def __init__(
+        self,
+        *,
+        colours: collections.abc.Iterable[builtins.str] | None = ...,
+        strength: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_strength", b"_strength", "strength", b"strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_strength", b"_strength", "colours", b"colours", "strength", b"strength"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
+
+Global___Palette: typing_extensions.TypeAlias = Palette
+
+@typing.final
+class Output(google.protobuf.message.Message):
+    """Output says how images are stored. Each format carries the same metadata."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
+    format: Global___ImageFormat.ValueType
+    """PNG when unset."""
+    quality: builtins.int
+    """1 to 100, 90 when unset; PNG has none."""
+    def __init__(
+        self,
+        *,
+        format: Global___ImageFormat.ValueType = ...,
+        quality: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["format", b"format", "quality", b"quality"]) -> None: ...
+
+Global___Output: typing_extensions.TypeAlias = Output
+
+@typing.final
+class Wildcard(google.protobuf.message.Message):
+    """Wildcard is a list from which `__name__` in a prompt takes a value, by the image's seed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: builtins.int
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Values; at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        values: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["values", b"values"]) -> None: ...
+
+Global___Wildcard: typing_extensions.TypeAlias = Wildcard
+
+@typing.final
+class Redesign(google.protobuf.message.Message):
+    """Redesign starts from an image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    image: builtins.str
+    """projects/{project}/images/{image}"""
+    strength: builtins.float
+    """Share of the schedule to redraw, above 0 to 1; 0.6 when unset."""
+    def __init__(
+        self,
+        *,
+        image: builtins.str = ...,
+        strength: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_strength", b"_strength", "strength", b"strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_strength", b"_strength", "image", b"image", "strength", b"strength"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
+
+Global___Redesign: typing_extensions.TypeAlias = Redesign
+
+@typing.final
+class Expansion(google.protobuf.message.Message):
+    """Expansion adds an empty border, which is drawn."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEFT_FIELD_NUMBER: builtins.int
+    TOP_FIELD_NUMBER: builtins.int
+    RIGHT_FIELD_NUMBER: builtins.int
+    BOTTOM_FIELD_NUMBER: builtins.int
+    left: builtins.int
+    """Pixels."""
+    top: builtins.int
+    """Pixels."""
+    right: builtins.int
+    """Pixels."""
+    bottom: builtins.int
+    """Pixels."""
+    def __init__(
+        self,
+        *,
+        left: builtins.int = ...,
+        top: builtins.int = ...,
+        right: builtins.int = ...,
+        bottom: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bottom", b"bottom", "left", b"left", "right", b"right", "top", b"top"]) -> None: ...
+
+Global___Expansion: typing_extensions.TypeAlias = Expansion
+
+@typing.final
+class Inpaint(google.protobuf.message.Message):
+    """Inpaint draws inside a mask."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: builtins.int
+    MASK_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    MASK_BLUR_FIELD_NUMBER: builtins.int
+    PADDING_FIELD_NUMBER: builtins.int
+    PREPARATION_FIELD_NUMBER: builtins.int
+    RESTORE_COLOURS_FIELD_NUMBER: builtins.int
+    EXPANSION_FIELD_NUMBER: builtins.int
+    image: builtins.str
+    """projects/{project}/images/{image}"""
+    mask: builtins.str
+    """Image of the same size, white where the drawing goes; may be empty with an expansion."""
+    strength: builtins.float
+    """Share of the schedule to redraw, above 0 to 1; 0.8 when unset."""
+    mask_blur: builtins.float
+    """Pixels over which the drawing fades into its surroundings, 0 to 64; 4 when unset."""
+    padding: builtins.int
+    """Draw only the region with so many pixels around it, at the base's size; all of the image
+    when unset.
+    """
+    preparation: Global___InpaintPreparation.ValueType
+    """What is done to the region first."""
+    restore_colours: builtins.bool
+    """Give the region its own colours back after it was drawn: only light and shade are new."""
+    @property
+    def expansion(self) -> Global___Expansion:
+        """Border to draw around the image."""
+
+    def __init__(
+        self,
+        *,
+        image: builtins.str = ...,
+        mask: builtins.str = ...,
+        strength: builtins.float | None = ...,
+        mask_blur: builtins.float | None = ...,
+        padding: builtins.int | None = ...,
+        preparation: Global___InpaintPreparation.ValueType = ...,
+        restore_colours: builtins.bool = ...,
+        expansion: Global___Expansion | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_mask_blur", b"_mask_blur", "_padding", b"_padding", "_strength", b"_strength", "expansion", b"expansion", "mask_blur", b"mask_blur", "padding", b"padding", "strength", b"strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_mask_blur", b"_mask_blur", "_padding", b"_padding", "_strength", b"_strength", "expansion", b"expansion", "image", b"image", "mask", b"mask", "mask_blur", b"mask_blur", "padding", b"padding", "preparation", b"preparation", "restore_colours", b"restore_colours", "strength", b"strength"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mask_blur", b"_mask_blur"]) -> typing.Literal["mask_blur"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_padding", b"_padding"]) -> typing.Literal["padding"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
+
+Global___Inpaint: typing_extensions.TypeAlias = Inpaint
+
+@typing.final
+class Upscale(google.protobuf.message.Message):
+    """Upscale enlarges an image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: builtins.int
+    FACTOR_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    OVERLAP_FIELD_NUMBER: builtins.int
+    image: builtins.str
+    """projects/{project}/images/{image}"""
+    factor: builtins.float
+    """1 to 4; 2 when unset."""
+    strength: builtins.float
+    """Share of the schedule to redraw, above 0 to 1; 0.3 when unset."""
+    overlap: builtins.int
+    """Pixels that tiles share; a quarter of a tile when unset."""
+    def __init__(
+        self,
+        *,
+        image: builtins.str = ...,
+        factor: builtins.float | None = ...,
+        strength: builtins.float | None = ...,
+        overlap: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_factor", b"_factor", "_overlap", b"_overlap", "_strength", b"_strength", "factor", b"factor", "overlap", b"overlap", "strength", b"strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_factor", b"_factor", "_overlap", b"_overlap", "_strength", b"_strength", "factor", b"factor", "image", b"image", "overlap", b"overlap", "strength", b"strength"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_factor", b"_factor"]) -> typing.Literal["factor"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_overlap", b"_overlap"]) -> typing.Literal["overlap"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
+
+Global___Upscale: typing_extensions.TypeAlias = Upscale
 
 @typing.final
 class GenerateRequest(google.protobuf.message.Message):
     """GenerateRequest describes the images that are wanted."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class WildcardsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___Wildcard: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___Wildcard | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
     PARENT_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
@@ -95,10 +417,25 @@ class GenerateRequest(google.protobuf.message.Message):
     SCHEDULER_FIELD_NUMBER: builtins.int
     REFINER_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    SEEDS_FIELD_NUMBER: builtins.int
+    ASPECT_RATIO_FIELD_NUMBER: builtins.int
+    GUIDANCE_RESCALE_FIELD_NUMBER: builtins.int
+    REPEAT_FIELD_NUMBER: builtins.int
+    PALETTE_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
+    PREVIEW_INTERVAL_FIELD_NUMBER: builtins.int
+    WILDCARDS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    REDESIGN_FIELD_NUMBER: builtins.int
+    INPAINT_FIELD_NUMBER: builtins.int
+    UPSCALE_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """projects/{project}"""
     prompt: builtins.str
-    """What to draw; at most 2000 characters."""
+    """What to draw; at most 2000 characters, however many tokens. `(words:1.2)` weighs words,
+    `{red|blue}` and `__name__` take one of several by the image's seed. May be empty with a
+    source: then it is the source's prompt, or its caption.
+    """
     negative_prompt: builtins.str
     """What to avoid."""
     count: builtins.int
@@ -119,6 +456,18 @@ class GenerateRequest(google.protobuf.message.Message):
     """Sampler, by diffusers' class name such as "EulerDiscreteScheduler"; the base's own when empty."""
     request_id: builtins.str
     """Chosen by the client; the same id with the same content replays the first answer."""
+    aspect_ratio: builtins.str
+    """Width to height, such as "3:4", at the base's native area; instead of width and height."""
+    guidance_rescale: builtins.float
+    """How far guided predictions are rescaled to the spread of unguided ones, against burnt
+    colours; 0 to 1.
+    """
+    repeat: toile.v1.common_pb2.Repeat.ValueType
+    """Draw a tile whose copies meet without a seam."""
+    preview_interval: builtins.int
+    """Steps between previews; none when unset."""
+    priority: toile.v1.common_pb2.Priority.ValueType
+    """Whose steps go first."""
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[toile.v1.common_pb2.AdapterWeight]:
         """Adapters, all of the same base."""
@@ -126,6 +475,34 @@ class GenerateRequest(google.protobuf.message.Message):
     @property
     def refiner(self) -> Global___RefinerStage:
         """Refiner stage; none when unset."""
+
+    @property
+    def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Seeds by image, instead of seed and count."""
+
+    @property
+    def palette(self) -> Global___Palette:
+        """Colours to hold the images to."""
+
+    @property
+    def output(self) -> Global___Output:
+        """How images are stored."""
+
+    @property
+    def wildcards(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Wildcard]:
+        """Lists for `__name__`, by name."""
+
+    @property
+    def redesign(self) -> Global___Redesign:
+        """An image as a whole."""
+
+    @property
+    def inpaint(self) -> Global___Inpaint:
+        """A part of an image."""
+
+    @property
+    def upscale(self) -> Global___Upscale:
+        """An image, enlarged."""
 
     def __init__(
         self,
@@ -144,15 +521,348 @@ class GenerateRequest(google.protobuf.message.Message):
         scheduler: builtins.str = ...,
         refiner: Global___RefinerStage | None = ...,
         request_id: builtins.str = ...,
+        seeds: collections.abc.Iterable[builtins.int] | None = ...,
+        aspect_ratio: builtins.str = ...,
+        guidance_rescale: builtins.float = ...,
+        repeat: toile.v1.common_pb2.Repeat.ValueType = ...,
+        palette: Global___Palette | None = ...,
+        output: Global___Output | None = ...,
+        preview_interval: builtins.int = ...,
+        wildcards: collections.abc.Mapping[builtins.str, Global___Wildcard] | None = ...,
+        priority: toile.v1.common_pb2.Priority.ValueType = ...,
+        redesign: Global___Redesign | None = ...,
+        inpaint: Global___Inpaint | None = ...,
+        upscale: Global___Upscale | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "guidance_scale", b"guidance_scale", "refiner", b"refiner", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "adapters", b"adapters", "base", b"base", "count", b"count", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "parent", b"parent", "prompt", b"prompt", "refiner", b"refiner", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "steps", b"steps", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "guidance_scale", b"guidance_scale", "inpaint", b"inpaint", "output", b"output", "palette", b"palette", "redesign", b"redesign", "refiner", b"refiner", "seed", b"seed", "source", b"source", "upscale", b"upscale"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "adapters", b"adapters", "aspect_ratio", b"aspect_ratio", "base", b"base", "count", b"count", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "inpaint", b"inpaint", "negative_prompt", b"negative_prompt", "output", b"output", "palette", b"palette", "parent", b"parent", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "redesign", b"redesign", "refiner", b"refiner", "repeat", b"repeat", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "seeds", b"seeds", "source", b"source", "steps", b"steps", "upscale", b"upscale", "width", b"width", "wildcards", b"wildcards"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["redesign", "inpaint", "upscale"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
+
+@typing.final
+class GenerateImagesRequest(google.protobuf.message.Message):
+    """GenerateImagesRequest describes the images that are wanted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    @property
+    def request(self) -> Global___GenerateRequest:
+        """As for Generate."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___GenerateRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["request", b"request"]) -> None: ...
+
+Global___GenerateImagesRequest: typing_extensions.TypeAlias = GenerateImagesRequest
+
+@typing.final
+class GenerateImagesResponse(google.protobuf.message.Message):
+    """GenerateImagesResponse holds what came of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    @property
+    def generation(self) -> Global___Generation:
+        """The generation, all of its images stored."""
+
+    def __init__(
+        self,
+        *,
+        generation: Global___Generation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["generation", b"generation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation"]) -> None: ...
+
+Global___GenerateImagesResponse: typing_extensions.TypeAlias = GenerateImagesResponse
+
+@typing.final
+class GenerateBatchRequest(google.protobuf.message.Message):
+    """GenerateBatchRequest holds a file of prompts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    DEFAULTS_FIELD_NUMBER: builtins.int
+    file: builtins.bytes
+    """The file: UTF-8, at most 1000 rows."""
+    format: Global___PromptFileFormat.ValueType
+    """How it is written."""
+    @property
+    def defaults(self) -> Global___GenerateRequest:
+        """What rows do not say; its parent is the project. Its request id, with the row's number,
+        makes each row's.
+        """
+
+    def __init__(
+        self,
+        *,
+        file: builtins.bytes = ...,
+        format: Global___PromptFileFormat.ValueType = ...,
+        defaults: Global___GenerateRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["defaults", b"defaults"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["defaults", b"defaults", "file", b"file", "format", b"format"]) -> None: ...
+
+Global___GenerateBatchRequest: typing_extensions.TypeAlias = GenerateBatchRequest
+
+@typing.final
+class GenerateBatchResponse(google.protobuf.message.Message):
+    """GenerateBatchResponse is one event of one row."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: builtins.int
+    EVENT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    row: builtins.int
+    """Row, counted from 0."""
+    @property
+    def event(self) -> Global___GenerateResponse:
+        """As for Generate."""
+
+    @property
+    def error(self) -> Global___BatchRowError:
+        """The row's end, when it failed."""
+
+    def __init__(
+        self,
+        *,
+        row: builtins.int = ...,
+        event: Global___GenerateResponse | None = ...,
+        error: Global___BatchRowError | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error", "event", b"event", "outcome", b"outcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "event", b"event", "outcome", b"outcome", "row", b"row"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["event", "error"] | None: ...
+
+Global___GenerateBatchResponse: typing_extensions.TypeAlias = GenerateBatchResponse
+
+@typing.final
+class BatchRowError(google.protobuf.message.Message):
+    """BatchRowError says why a row was not drawn."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """Reason, as in the details of the same call's error."""
+    message: builtins.str
+    """In words."""
+    def __init__(
+        self,
+        *,
+        reason: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "reason", b"reason"]) -> None: ...
+
+Global___BatchRowError: typing_extensions.TypeAlias = BatchRowError
+
+@typing.final
+class RedesignRequest(google.protobuf.message.Message):
+    """RedesignRequest asks for variations of an image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAWING_FIELD_NUMBER: builtins.int
+    REDESIGN_FIELD_NUMBER: builtins.int
+    @property
+    def drawing(self) -> Global___GenerateRequest:
+        """As for Generate; without a prompt, the image's own or its caption is used."""
+
+    @property
+    def redesign(self) -> Global___Redesign:
+        """The image."""
+
+    def __init__(
+        self,
+        *,
+        drawing: Global___GenerateRequest | None = ...,
+        redesign: Global___Redesign | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["drawing", b"drawing", "redesign", b"redesign"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["drawing", b"drawing", "redesign", b"redesign"]) -> None: ...
+
+Global___RedesignRequest: typing_extensions.TypeAlias = RedesignRequest
+
+@typing.final
+class RedesignResponse(google.protobuf.message.Message):
+    """RedesignResponse is one event of a generation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def event(self) -> Global___GenerateResponse:
+        """As for Generate."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___GenerateResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+
+Global___RedesignResponse: typing_extensions.TypeAlias = RedesignResponse
+
+@typing.final
+class RedesignWithPromptRequest(google.protobuf.message.Message):
+    """RedesignWithPromptRequest asks for an image to be redrawn by a prompt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAWING_FIELD_NUMBER: builtins.int
+    REDESIGN_FIELD_NUMBER: builtins.int
+    @property
+    def drawing(self) -> Global___GenerateRequest:
+        """As for Generate, with a prompt."""
+
+    @property
+    def redesign(self) -> Global___Redesign:
+        """The image."""
+
+    def __init__(
+        self,
+        *,
+        drawing: Global___GenerateRequest | None = ...,
+        redesign: Global___Redesign | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["drawing", b"drawing", "redesign", b"redesign"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["drawing", b"drawing", "redesign", b"redesign"]) -> None: ...
+
+Global___RedesignWithPromptRequest: typing_extensions.TypeAlias = RedesignWithPromptRequest
+
+@typing.final
+class RedesignWithPromptResponse(google.protobuf.message.Message):
+    """RedesignWithPromptResponse is one event of a generation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def event(self) -> Global___GenerateResponse:
+        """As for Generate."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___GenerateResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+
+Global___RedesignWithPromptResponse: typing_extensions.TypeAlias = RedesignWithPromptResponse
+
+@typing.final
+class InpaintRequest(google.protobuf.message.Message):
+    """InpaintRequest asks for a part of an image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAWING_FIELD_NUMBER: builtins.int
+    INPAINT_FIELD_NUMBER: builtins.int
+    @property
+    def drawing(self) -> Global___GenerateRequest:
+        """As for Generate."""
+
+    @property
+    def inpaint(self) -> Global___Inpaint:
+        """The image and the part."""
+
+    def __init__(
+        self,
+        *,
+        drawing: Global___GenerateRequest | None = ...,
+        inpaint: Global___Inpaint | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["drawing", b"drawing", "inpaint", b"inpaint"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["drawing", b"drawing", "inpaint", b"inpaint"]) -> None: ...
+
+Global___InpaintRequest: typing_extensions.TypeAlias = InpaintRequest
+
+@typing.final
+class InpaintResponse(google.protobuf.message.Message):
+    """InpaintResponse is one event of a generation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def event(self) -> Global___GenerateResponse:
+        """As for Generate."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___GenerateResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+
+Global___InpaintResponse: typing_extensions.TypeAlias = InpaintResponse
+
+@typing.final
+class UpscaleRequest(google.protobuf.message.Message):
+    """UpscaleRequest asks for a larger image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAWING_FIELD_NUMBER: builtins.int
+    UPSCALE_FIELD_NUMBER: builtins.int
+    @property
+    def drawing(self) -> Global___GenerateRequest:
+        """As for Generate."""
+
+    @property
+    def upscale(self) -> Global___Upscale:
+        """The image and how large."""
+
+    def __init__(
+        self,
+        *,
+        drawing: Global___GenerateRequest | None = ...,
+        upscale: Global___Upscale | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["drawing", b"drawing", "upscale", b"upscale"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["drawing", b"drawing", "upscale", b"upscale"]) -> None: ...
+
+Global___UpscaleRequest: typing_extensions.TypeAlias = UpscaleRequest
+
+@typing.final
+class UpscaleResponse(google.protobuf.message.Message):
+    """UpscaleResponse is one event of a generation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def event(self) -> Global___GenerateResponse:
+        """As for Generate."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___GenerateResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+
+Global___UpscaleResponse: typing_extensions.TypeAlias = UpscaleResponse
 
 @typing.final
 class GenerateResponse(google.protobuf.message.Message):
@@ -164,6 +874,7 @@ class GenerateResponse(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
     @property
     def accepted(self) -> Global___GenerationAccepted:
         """The request is valid and recorded."""
@@ -180,6 +891,10 @@ class GenerateResponse(google.protobuf.message.Message):
     def generation(self) -> Global___Generation:
         """All images are stored; the last event."""
 
+    @property
+    def preview(self) -> Global___Preview:
+        """An image so far."""
+
     def __init__(
         self,
         *,
@@ -187,10 +902,11 @@ class GenerateResponse(google.protobuf.message.Message):
         step: Global___StepProgress | None = ...,
         image: toile.v1.common_pb2.Image | None = ...,
         generation: Global___Generation | None = ...,
+        preview: Global___Preview | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "generation", b"generation", "image", b"image", "step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "generation", b"generation", "image", b"image", "step", b"step"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["accepted", "step", "image", "generation"] | None: ...
+    def HasField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "generation", b"generation", "image", b"image", "preview", b"preview", "step", b"step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "generation", b"generation", "image", b"image", "preview", b"preview", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["accepted", "step", "image", "generation", "preview"] | None: ...
 
 Global___GenerateResponse: typing_extensions.TypeAlias = GenerateResponse
 
@@ -201,16 +917,46 @@ class GenerationAccepted(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GENERATION_FIELD_NUMBER: builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: builtins.int
     generation: builtins.str
     """projects/{project}/generations/{generation}"""
+    queue_position: builtins.int
+    """Generations of this service that began before and are not done."""
     def __init__(
         self,
         *,
         generation: builtins.str = ...,
+        queue_position: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["generation", b"generation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "queue_position", b"queue_position"]) -> None: ...
 
 Global___GenerationAccepted: typing_extensions.TypeAlias = GenerationAccepted
+
+@typing.final
+class Preview(google.protobuf.message.Message):
+    """Preview is an image that is not done."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_INDEX_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    JPEG_FIELD_NUMBER: builtins.int
+    image_index: builtins.int
+    """Image, counted from 0."""
+    step: builtins.int
+    """Steps done."""
+    jpeg: builtins.bytes
+    """JPEG, at most 512 pixels wide and high."""
+    def __init__(
+        self,
+        *,
+        image_index: builtins.int = ...,
+        step: builtins.int = ...,
+        jpeg: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["image_index", b"image_index", "jpeg", b"jpeg", "step", b"step"]) -> None: ...
+
+Global___Preview: typing_extensions.TypeAlias = Preview
 
 @typing.final
 class StepProgress(google.protobuf.message.Message):
@@ -375,6 +1121,36 @@ class ListGenerationsResponse(google.protobuf.message.Message):
 Global___ListGenerationsResponse: typing_extensions.TypeAlias = ListGenerationsResponse
 
 @typing.final
+class DeleteGenerationRequest(google.protobuf.message.Message):
+    """DeleteGenerationRequest names a generation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/generations/{generation}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___DeleteGenerationRequest: typing_extensions.TypeAlias = DeleteGenerationRequest
+
+@typing.final
+class DeleteGenerationResponse(google.protobuf.message.Message):
+    """DeleteGenerationResponse is empty."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteGenerationResponse: typing_extensions.TypeAlias = DeleteGenerationResponse
+
+@typing.final
 class UploadImageRequest(google.protobuf.message.Message):
     """UploadImageRequest is one message of an upload: the header first, then the bytes."""
 
@@ -481,6 +1257,133 @@ class GetImageResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["image", b"image"]) -> None: ...
 
 Global___GetImageResponse: typing_extensions.TypeAlias = GetImageResponse
+
+@typing.final
+class ListImagesRequest(google.protobuf.message.Message):
+    """ListImagesRequest pages through the images of a project."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    parent: builtins.str
+    """projects/{project}"""
+    page_size: builtins.int
+    """Images a page, 50 when unset, 1000 at most."""
+    page_token: builtins.str
+    """next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        parent: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]) -> None: ...
+
+Global___ListImagesRequest: typing_extensions.TypeAlias = ListImagesRequest
+
+@typing.final
+class ListImagesResponse(google.protobuf.message.Message):
+    """ListImagesResponse is one page of images."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Token of the next page; empty on the last."""
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[toile.v1.common_pb2.Image]:
+        """Images, newest first."""
+
+    def __init__(
+        self,
+        *,
+        images: collections.abc.Iterable[toile.v1.common_pb2.Image] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["images", b"images", "next_page_token", b"next_page_token"]) -> None: ...
+
+Global___ListImagesResponse: typing_extensions.TypeAlias = ListImagesResponse
+
+@typing.final
+class DeleteImageRequest(google.protobuf.message.Message):
+    """DeleteImageRequest names an image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/images/{image}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___DeleteImageRequest: typing_extensions.TypeAlias = DeleteImageRequest
+
+@typing.final
+class DeleteImageResponse(google.protobuf.message.Message):
+    """DeleteImageResponse is empty."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteImageResponse: typing_extensions.TypeAlias = DeleteImageResponse
+
+@typing.final
+class GetImageLinkRequest(google.protobuf.message.Message):
+    """GetImageLinkRequest names an image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    EXPIRES_SECONDS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/images/{image}"""
+    expires_seconds: builtins.int
+    """How long the link works, 3600 when unset, 604800 (a week) at most."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        expires_seconds: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expires_seconds", b"expires_seconds", "name", b"name"]) -> None: ...
+
+Global___GetImageLinkRequest: typing_extensions.TypeAlias = GetImageLinkRequest
+
+@typing.final
+class GetImageLinkResponse(google.protobuf.message.Message):
+    """GetImageLinkResponse holds the link."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    URL_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    url: builtins.str
+    """The link; `file://` where artifacts lie in a folder of this machine."""
+    @property
+    def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it stops working."""
+
+    def __init__(
+        self,
+        *,
+        url: builtins.str = ...,
+        expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["expire_time", b"expire_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expire_time", b"expire_time", "url", b"url"]) -> None: ...
+
+Global___GetImageLinkResponse: typing_extensions.TypeAlias = GetImageLinkResponse
 
 @typing.final
 class DownloadImageRequest(google.protobuf.message.Message):

@@ -40,6 +40,36 @@ class GenerateServiceStub(object):
                 request_serializer=toile_dot_v1_dot_generate__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_generate__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateImages = channel.unary_unary(
+                '/toile.v1.GenerateService/GenerateImages',
+                request_serializer=toile_dot_v1_dot_generate__pb2.GenerateImagesRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.GenerateImagesResponse.FromString,
+                _registered_method=True)
+        self.GenerateBatch = channel.unary_stream(
+                '/toile.v1.GenerateService/GenerateBatch',
+                request_serializer=toile_dot_v1_dot_generate__pb2.GenerateBatchRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.GenerateBatchResponse.FromString,
+                _registered_method=True)
+        self.Redesign = channel.unary_stream(
+                '/toile.v1.GenerateService/Redesign',
+                request_serializer=toile_dot_v1_dot_generate__pb2.RedesignRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.RedesignResponse.FromString,
+                _registered_method=True)
+        self.RedesignWithPrompt = channel.unary_stream(
+                '/toile.v1.GenerateService/RedesignWithPrompt',
+                request_serializer=toile_dot_v1_dot_generate__pb2.RedesignWithPromptRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.RedesignWithPromptResponse.FromString,
+                _registered_method=True)
+        self.Inpaint = channel.unary_stream(
+                '/toile.v1.GenerateService/Inpaint',
+                request_serializer=toile_dot_v1_dot_generate__pb2.InpaintRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.InpaintResponse.FromString,
+                _registered_method=True)
+        self.Upscale = channel.unary_stream(
+                '/toile.v1.GenerateService/Upscale',
+                request_serializer=toile_dot_v1_dot_generate__pb2.UpscaleRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.UpscaleResponse.FromString,
+                _registered_method=True)
         self.GetGeneration = channel.unary_unary(
                 '/toile.v1.GenerateService/GetGeneration',
                 request_serializer=toile_dot_v1_dot_generate__pb2.GetGenerationRequest.SerializeToString,
@@ -50,6 +80,11 @@ class GenerateServiceStub(object):
                 request_serializer=toile_dot_v1_dot_generate__pb2.ListGenerationsRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_generate__pb2.ListGenerationsResponse.FromString,
                 _registered_method=True)
+        self.DeleteGeneration = channel.unary_unary(
+                '/toile.v1.GenerateService/DeleteGeneration',
+                request_serializer=toile_dot_v1_dot_generate__pb2.DeleteGenerationRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.DeleteGenerationResponse.FromString,
+                _registered_method=True)
         self.UploadImage = channel.stream_unary(
                 '/toile.v1.GenerateService/UploadImage',
                 request_serializer=toile_dot_v1_dot_generate__pb2.UploadImageRequest.SerializeToString,
@@ -59,6 +94,21 @@ class GenerateServiceStub(object):
                 '/toile.v1.GenerateService/GetImage',
                 request_serializer=toile_dot_v1_dot_generate__pb2.GetImageRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_generate__pb2.GetImageResponse.FromString,
+                _registered_method=True)
+        self.ListImages = channel.unary_unary(
+                '/toile.v1.GenerateService/ListImages',
+                request_serializer=toile_dot_v1_dot_generate__pb2.ListImagesRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.ListImagesResponse.FromString,
+                _registered_method=True)
+        self.DeleteImage = channel.unary_unary(
+                '/toile.v1.GenerateService/DeleteImage',
+                request_serializer=toile_dot_v1_dot_generate__pb2.DeleteImageRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.DeleteImageResponse.FromString,
+                _registered_method=True)
+        self.GetImageLink = channel.unary_unary(
+                '/toile.v1.GenerateService/GetImageLink',
+                request_serializer=toile_dot_v1_dot_generate__pb2.GetImageLinkRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_generate__pb2.GetImageLinkResponse.FromString,
                 _registered_method=True)
         self.DownloadImage = channel.unary_stream(
                 '/toile.v1.GenerateService/DownloadImage',
@@ -85,6 +135,50 @@ class GenerateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateImages(self, request, context):
+        """GenerateImages is Generate for clients that do not read streams: it answers when all images
+        are stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateBatch(self, request, context):
+        """GenerateBatch draws every row of a file of prompts, several at a time and after everybody
+        who waits. A row that fails does not stop the others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Redesign(self, request, context):
+        """Redesign makes variations of an image; its prompt is the image's own, or its caption.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedesignWithPrompt(self, request, context):
+        """RedesignWithPrompt redraws an image by a prompt and keeps its structure.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Inpaint(self, request, context):
+        """Inpaint redraws a part of an image, or draws on beyond its edges.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upscale(self, request, context):
+        """Upscale enlarges an image and draws its detail anew, tile by tile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGeneration(self, request, context):
         """GetGeneration returns one generation.
         """
@@ -99,6 +193,14 @@ class GenerateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteGeneration(self, request, context):
+        """DeleteGeneration removes a generation that has ended, with its images. One whose images are
+        ranked, refined or redrawn is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UploadImage(self, request_iterator, context):
         """UploadImage stores an image of the client's own, to be ranked or refined.
         """
@@ -108,6 +210,27 @@ class GenerateServiceServicer(object):
 
     def GetImage(self, request, context):
         """GetImage returns an image's record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImages(self, request, context):
+        """ListImages returns the images of a project, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteImage(self, request, context):
+        """DeleteImage removes an image. One that is ranked, refined or redrawn is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetImageLink(self, request, context):
+        """GetImageLink returns a link from which anybody can read an image's bytes for a while.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +258,36 @@ def add_GenerateServiceServicer_to_server(servicer, server):
                     request_deserializer=toile_dot_v1_dot_generate__pb2.GenerateRequest.FromString,
                     response_serializer=toile_dot_v1_dot_generate__pb2.GenerateResponse.SerializeToString,
             ),
+            'GenerateImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateImages,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.GenerateImagesRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.GenerateImagesResponse.SerializeToString,
+            ),
+            'GenerateBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.GenerateBatch,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.GenerateBatchRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.GenerateBatchResponse.SerializeToString,
+            ),
+            'Redesign': grpc.unary_stream_rpc_method_handler(
+                    servicer.Redesign,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.RedesignRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.RedesignResponse.SerializeToString,
+            ),
+            'RedesignWithPrompt': grpc.unary_stream_rpc_method_handler(
+                    servicer.RedesignWithPrompt,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.RedesignWithPromptRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.RedesignWithPromptResponse.SerializeToString,
+            ),
+            'Inpaint': grpc.unary_stream_rpc_method_handler(
+                    servicer.Inpaint,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.InpaintRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.InpaintResponse.SerializeToString,
+            ),
+            'Upscale': grpc.unary_stream_rpc_method_handler(
+                    servicer.Upscale,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.UpscaleRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.UpscaleResponse.SerializeToString,
+            ),
             'GetGeneration': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGeneration,
                     request_deserializer=toile_dot_v1_dot_generate__pb2.GetGenerationRequest.FromString,
@@ -145,6 +298,11 @@ def add_GenerateServiceServicer_to_server(servicer, server):
                     request_deserializer=toile_dot_v1_dot_generate__pb2.ListGenerationsRequest.FromString,
                     response_serializer=toile_dot_v1_dot_generate__pb2.ListGenerationsResponse.SerializeToString,
             ),
+            'DeleteGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGeneration,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.DeleteGenerationRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.DeleteGenerationResponse.SerializeToString,
+            ),
             'UploadImage': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadImage,
                     request_deserializer=toile_dot_v1_dot_generate__pb2.UploadImageRequest.FromString,
@@ -154,6 +312,21 @@ def add_GenerateServiceServicer_to_server(servicer, server):
                     servicer.GetImage,
                     request_deserializer=toile_dot_v1_dot_generate__pb2.GetImageRequest.FromString,
                     response_serializer=toile_dot_v1_dot_generate__pb2.GetImageResponse.SerializeToString,
+            ),
+            'ListImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImages,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.ListImagesRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'DeleteImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteImage,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.DeleteImageRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.DeleteImageResponse.SerializeToString,
+            ),
+            'GetImageLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetImageLink,
+                    request_deserializer=toile_dot_v1_dot_generate__pb2.GetImageLinkRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_generate__pb2.GetImageLinkResponse.SerializeToString,
             ),
             'DownloadImage': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadImage,
@@ -194,6 +367,168 @@ class GenerateService(object):
             '/toile.v1.GenerateService/Generate',
             toile_dot_v1_dot_generate__pb2.GenerateRequest.SerializeToString,
             toile_dot_v1_dot_generate__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.GenerateService/GenerateImages',
+            toile_dot_v1_dot_generate__pb2.GenerateImagesRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.GenerateImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/toile.v1.GenerateService/GenerateBatch',
+            toile_dot_v1_dot_generate__pb2.GenerateBatchRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.GenerateBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Redesign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/toile.v1.GenerateService/Redesign',
+            toile_dot_v1_dot_generate__pb2.RedesignRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.RedesignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedesignWithPrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/toile.v1.GenerateService/RedesignWithPrompt',
+            toile_dot_v1_dot_generate__pb2.RedesignWithPromptRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.RedesignWithPromptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inpaint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/toile.v1.GenerateService/Inpaint',
+            toile_dot_v1_dot_generate__pb2.InpaintRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.InpaintResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upscale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/toile.v1.GenerateService/Upscale',
+            toile_dot_v1_dot_generate__pb2.UpscaleRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.UpscaleResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -259,6 +594,33 @@ class GenerateService(object):
             _registered_method=True)
 
     @staticmethod
+    def DeleteGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.GenerateService/DeleteGeneration',
+            toile_dot_v1_dot_generate__pb2.DeleteGenerationRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.DeleteGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def UploadImage(request_iterator,
             target,
             options=(),
@@ -302,6 +664,87 @@ class GenerateService(object):
             '/toile.v1.GenerateService/GetImage',
             toile_dot_v1_dot_generate__pb2.GetImageRequest.SerializeToString,
             toile_dot_v1_dot_generate__pb2.GetImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.GenerateService/ListImages',
+            toile_dot_v1_dot_generate__pb2.ListImagesRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.GenerateService/DeleteImage',
+            toile_dot_v1_dot_generate__pb2.DeleteImageRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.DeleteImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetImageLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.GenerateService/GetImageLink',
+            toile_dot_v1_dot_generate__pb2.GetImageLinkRequest.SerializeToString,
+            toile_dot_v1_dot_generate__pb2.GetImageLinkResponse.FromString,
             options,
             channel_credentials,
             insecure,

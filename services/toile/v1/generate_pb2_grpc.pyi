@@ -41,6 +41,102 @@ _GenerateServiceGenerateType = typing_extensions.TypeVar(
     ],
 )
 
+_GenerateServiceGenerateImagesType = typing_extensions.TypeVar(
+    '_GenerateServiceGenerateImagesType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.GenerateImagesRequest,
+        toile.v1.generate_pb2.GenerateImagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.GenerateImagesRequest,
+        toile.v1.generate_pb2.GenerateImagesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.GenerateImagesRequest,
+        toile.v1.generate_pb2.GenerateImagesResponse,
+    ],
+)
+
+_GenerateServiceGenerateBatchType = typing_extensions.TypeVar(
+    '_GenerateServiceGenerateBatchType',
+    grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.GenerateBatchRequest,
+        toile.v1.generate_pb2.GenerateBatchResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.GenerateBatchRequest,
+        toile.v1.generate_pb2.GenerateBatchResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.GenerateBatchRequest,
+        toile.v1.generate_pb2.GenerateBatchResponse,
+    ],
+)
+
+_GenerateServiceRedesignType = typing_extensions.TypeVar(
+    '_GenerateServiceRedesignType',
+    grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.RedesignRequest,
+        toile.v1.generate_pb2.RedesignResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.RedesignRequest,
+        toile.v1.generate_pb2.RedesignResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.RedesignRequest,
+        toile.v1.generate_pb2.RedesignResponse,
+    ],
+)
+
+_GenerateServiceRedesignWithPromptType = typing_extensions.TypeVar(
+    '_GenerateServiceRedesignWithPromptType',
+    grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.RedesignWithPromptRequest,
+        toile.v1.generate_pb2.RedesignWithPromptResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.RedesignWithPromptRequest,
+        toile.v1.generate_pb2.RedesignWithPromptResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.RedesignWithPromptRequest,
+        toile.v1.generate_pb2.RedesignWithPromptResponse,
+    ],
+)
+
+_GenerateServiceInpaintType = typing_extensions.TypeVar(
+    '_GenerateServiceInpaintType',
+    grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.InpaintRequest,
+        toile.v1.generate_pb2.InpaintResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.InpaintRequest,
+        toile.v1.generate_pb2.InpaintResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.InpaintRequest,
+        toile.v1.generate_pb2.InpaintResponse,
+    ],
+)
+
+_GenerateServiceUpscaleType = typing_extensions.TypeVar(
+    '_GenerateServiceUpscaleType',
+    grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.UpscaleRequest,
+        toile.v1.generate_pb2.UpscaleResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.UpscaleRequest,
+        toile.v1.generate_pb2.UpscaleResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.UpscaleRequest,
+        toile.v1.generate_pb2.UpscaleResponse,
+    ],
+)
+
 _GenerateServiceGetGenerationType = typing_extensions.TypeVar(
     '_GenerateServiceGetGenerationType',
     grpc.UnaryUnaryMultiCallable[
@@ -70,6 +166,22 @@ _GenerateServiceListGenerationsType = typing_extensions.TypeVar(
     default=grpc.UnaryUnaryMultiCallable[
         toile.v1.generate_pb2.ListGenerationsRequest,
         toile.v1.generate_pb2.ListGenerationsResponse,
+    ],
+)
+
+_GenerateServiceDeleteGenerationType = typing_extensions.TypeVar(
+    '_GenerateServiceDeleteGenerationType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.DeleteGenerationRequest,
+        toile.v1.generate_pb2.DeleteGenerationResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.DeleteGenerationRequest,
+        toile.v1.generate_pb2.DeleteGenerationResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.DeleteGenerationRequest,
+        toile.v1.generate_pb2.DeleteGenerationResponse,
     ],
 )
 
@@ -105,6 +217,54 @@ _GenerateServiceGetImageType = typing_extensions.TypeVar(
     ],
 )
 
+_GenerateServiceListImagesType = typing_extensions.TypeVar(
+    '_GenerateServiceListImagesType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.ListImagesRequest,
+        toile.v1.generate_pb2.ListImagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.ListImagesRequest,
+        toile.v1.generate_pb2.ListImagesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.ListImagesRequest,
+        toile.v1.generate_pb2.ListImagesResponse,
+    ],
+)
+
+_GenerateServiceDeleteImageType = typing_extensions.TypeVar(
+    '_GenerateServiceDeleteImageType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.DeleteImageRequest,
+        toile.v1.generate_pb2.DeleteImageResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.DeleteImageRequest,
+        toile.v1.generate_pb2.DeleteImageResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.DeleteImageRequest,
+        toile.v1.generate_pb2.DeleteImageResponse,
+    ],
+)
+
+_GenerateServiceGetImageLinkType = typing_extensions.TypeVar(
+    '_GenerateServiceGetImageLinkType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.GetImageLinkRequest,
+        toile.v1.generate_pb2.GetImageLinkResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.GetImageLinkRequest,
+        toile.v1.generate_pb2.GetImageLinkResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.GetImageLinkRequest,
+        toile.v1.generate_pb2.GetImageLinkResponse,
+    ],
+)
+
 _GenerateServiceDownloadImageType = typing_extensions.TypeVar(
     '_GenerateServiceDownloadImageType',
     grpc.UnaryStreamMultiCallable[
@@ -137,7 +297,7 @@ _GenerateServiceGetImageLineageType = typing_extensions.TypeVar(
     ],
 )
 
-class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _GenerateServiceGetGenerationType, _GenerateServiceListGenerationsType, _GenerateServiceUploadImageType, _GenerateServiceGetImageType, _GenerateServiceDownloadImageType, _GenerateServiceGetImageLineageType]):
+class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _GenerateServiceGenerateImagesType, _GenerateServiceGenerateBatchType, _GenerateServiceRedesignType, _GenerateServiceRedesignWithPromptType, _GenerateServiceInpaintType, _GenerateServiceUpscaleType, _GenerateServiceGetGenerationType, _GenerateServiceListGenerationsType, _GenerateServiceDeleteGenerationType, _GenerateServiceUploadImageType, _GenerateServiceGetImageType, _GenerateServiceListImagesType, _GenerateServiceDeleteImageType, _GenerateServiceGetImageLinkType, _GenerateServiceDownloadImageType, _GenerateServiceGetImageLineageType]):
     """GenerateService makes designs from prompts and keeps every image with its lineage."""
 
     @typing.overload
@@ -147,12 +307,40 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
             toile.v1.generate_pb2.GenerateResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.GenerateImagesRequest,
+            toile.v1.generate_pb2.GenerateImagesResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.GenerateBatchRequest,
+            toile.v1.generate_pb2.GenerateBatchResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.RedesignRequest,
+            toile.v1.generate_pb2.RedesignResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.RedesignWithPromptRequest,
+            toile.v1.generate_pb2.RedesignWithPromptResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.InpaintRequest,
+            toile.v1.generate_pb2.InpaintResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.UpscaleRequest,
+            toile.v1.generate_pb2.UpscaleResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
             toile.v1.generate_pb2.GetGenerationRequest,
             toile.v1.generate_pb2.GetGenerationResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             toile.v1.generate_pb2.ListGenerationsRequest,
             toile.v1.generate_pb2.ListGenerationsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.DeleteGenerationRequest,
+            toile.v1.generate_pb2.DeleteGenerationResponse,
         ],
         grpc.StreamUnaryMultiCallable[
             toile.v1.generate_pb2.UploadImageRequest,
@@ -161,6 +349,18 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
         grpc.UnaryUnaryMultiCallable[
             toile.v1.generate_pb2.GetImageRequest,
             toile.v1.generate_pb2.GetImageResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.ListImagesRequest,
+            toile.v1.generate_pb2.ListImagesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.DeleteImageRequest,
+            toile.v1.generate_pb2.DeleteImageResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.GetImageLinkRequest,
+            toile.v1.generate_pb2.GetImageLinkResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             toile.v1.generate_pb2.DownloadImageRequest,
@@ -179,12 +379,40 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
             toile.v1.generate_pb2.GenerateResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.GenerateImagesRequest,
+            toile.v1.generate_pb2.GenerateImagesResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.GenerateBatchRequest,
+            toile.v1.generate_pb2.GenerateBatchResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.RedesignRequest,
+            toile.v1.generate_pb2.RedesignResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.RedesignWithPromptRequest,
+            toile.v1.generate_pb2.RedesignWithPromptResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.InpaintRequest,
+            toile.v1.generate_pb2.InpaintResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            toile.v1.generate_pb2.UpscaleRequest,
+            toile.v1.generate_pb2.UpscaleResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             toile.v1.generate_pb2.GetGenerationRequest,
             toile.v1.generate_pb2.GetGenerationResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             toile.v1.generate_pb2.ListGenerationsRequest,
             toile.v1.generate_pb2.ListGenerationsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.DeleteGenerationRequest,
+            toile.v1.generate_pb2.DeleteGenerationResponse,
         ],
         grpc.aio.StreamUnaryMultiCallable[
             toile.v1.generate_pb2.UploadImageRequest,
@@ -193,6 +421,18 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
         grpc.aio.UnaryUnaryMultiCallable[
             toile.v1.generate_pb2.GetImageRequest,
             toile.v1.generate_pb2.GetImageResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.ListImagesRequest,
+            toile.v1.generate_pb2.ListImagesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.DeleteImageRequest,
+            toile.v1.generate_pb2.DeleteImageResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.generate_pb2.GetImageLinkRequest,
+            toile.v1.generate_pb2.GetImageLinkResponse,
         ],
         grpc.aio.UnaryStreamMultiCallable[
             toile.v1.generate_pb2.DownloadImageRequest,
@@ -210,17 +450,53 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
     the images it was told of stay.
     """
 
+    GenerateImages: _GenerateServiceGenerateImagesType
+    """GenerateImages is Generate for clients that do not read streams: it answers when all images
+    are stored.
+    """
+
+    GenerateBatch: _GenerateServiceGenerateBatchType
+    """GenerateBatch draws every row of a file of prompts, several at a time and after everybody
+    who waits. A row that fails does not stop the others.
+    """
+
+    Redesign: _GenerateServiceRedesignType
+    """Redesign makes variations of an image; its prompt is the image's own, or its caption."""
+
+    RedesignWithPrompt: _GenerateServiceRedesignWithPromptType
+    """RedesignWithPrompt redraws an image by a prompt and keeps its structure."""
+
+    Inpaint: _GenerateServiceInpaintType
+    """Inpaint redraws a part of an image, or draws on beyond its edges."""
+
+    Upscale: _GenerateServiceUpscaleType
+    """Upscale enlarges an image and draws its detail anew, tile by tile."""
+
     GetGeneration: _GenerateServiceGetGenerationType
     """GetGeneration returns one generation."""
 
     ListGenerations: _GenerateServiceListGenerationsType
     """ListGenerations returns the generations of a project, newest first."""
 
+    DeleteGeneration: _GenerateServiceDeleteGenerationType
+    """DeleteGeneration removes a generation that has ended, with its images. One whose images are
+    ranked, refined or redrawn is kept.
+    """
+
     UploadImage: _GenerateServiceUploadImageType
     """UploadImage stores an image of the client's own, to be ranked or refined."""
 
     GetImage: _GenerateServiceGetImageType
     """GetImage returns an image's record."""
+
+    ListImages: _GenerateServiceListImagesType
+    """ListImages returns the images of a project, newest first."""
+
+    DeleteImage: _GenerateServiceDeleteImageType
+    """DeleteImage removes an image. One that is ranked, refined or redrawn is kept."""
+
+    GetImageLink: _GenerateServiceGetImageLinkType
+    """GetImageLink returns a link from which anybody can read an image's bytes for a while."""
 
     DownloadImage: _GenerateServiceDownloadImageType
     """DownloadImage streams an image's bytes, metadata included."""
@@ -234,12 +510,40 @@ GenerateServiceAsyncStub: typing_extensions.TypeAlias = GenerateServiceStub[
         toile.v1.generate_pb2.GenerateResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.GenerateImagesRequest,
+        toile.v1.generate_pb2.GenerateImagesResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.GenerateBatchRequest,
+        toile.v1.generate_pb2.GenerateBatchResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.RedesignRequest,
+        toile.v1.generate_pb2.RedesignResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.RedesignWithPromptRequest,
+        toile.v1.generate_pb2.RedesignWithPromptResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.InpaintRequest,
+        toile.v1.generate_pb2.InpaintResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.generate_pb2.UpscaleRequest,
+        toile.v1.generate_pb2.UpscaleResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.generate_pb2.GetGenerationRequest,
         toile.v1.generate_pb2.GetGenerationResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.generate_pb2.ListGenerationsRequest,
         toile.v1.generate_pb2.ListGenerationsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.DeleteGenerationRequest,
+        toile.v1.generate_pb2.DeleteGenerationResponse,
     ],
     grpc.aio.StreamUnaryMultiCallable[
         toile.v1.generate_pb2.UploadImageRequest,
@@ -248,6 +552,18 @@ GenerateServiceAsyncStub: typing_extensions.TypeAlias = GenerateServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.generate_pb2.GetImageRequest,
         toile.v1.generate_pb2.GetImageResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.ListImagesRequest,
+        toile.v1.generate_pb2.ListImagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.DeleteImageRequest,
+        toile.v1.generate_pb2.DeleteImageResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.generate_pb2.GetImageLinkRequest,
+        toile.v1.generate_pb2.GetImageLinkResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         toile.v1.generate_pb2.DownloadImageRequest,
@@ -274,6 +590,58 @@ class GenerateServiceServicer(metaclass=abc.ABCMeta):
         """
 
     @abc.abstractmethod
+    def GenerateImages(
+        self,
+        request: toile.v1.generate_pb2.GenerateImagesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.generate_pb2.GenerateImagesResponse, collections.abc.Awaitable[toile.v1.generate_pb2.GenerateImagesResponse]]:
+        """GenerateImages is Generate for clients that do not read streams: it answers when all images
+        are stored.
+        """
+
+    @abc.abstractmethod
+    def GenerateBatch(
+        self,
+        request: toile.v1.generate_pb2.GenerateBatchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[toile.v1.generate_pb2.GenerateBatchResponse], collections.abc.AsyncIterator[toile.v1.generate_pb2.GenerateBatchResponse]]:
+        """GenerateBatch draws every row of a file of prompts, several at a time and after everybody
+        who waits. A row that fails does not stop the others.
+        """
+
+    @abc.abstractmethod
+    def Redesign(
+        self,
+        request: toile.v1.generate_pb2.RedesignRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[toile.v1.generate_pb2.RedesignResponse], collections.abc.AsyncIterator[toile.v1.generate_pb2.RedesignResponse]]:
+        """Redesign makes variations of an image; its prompt is the image's own, or its caption."""
+
+    @abc.abstractmethod
+    def RedesignWithPrompt(
+        self,
+        request: toile.v1.generate_pb2.RedesignWithPromptRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[toile.v1.generate_pb2.RedesignWithPromptResponse], collections.abc.AsyncIterator[toile.v1.generate_pb2.RedesignWithPromptResponse]]:
+        """RedesignWithPrompt redraws an image by a prompt and keeps its structure."""
+
+    @abc.abstractmethod
+    def Inpaint(
+        self,
+        request: toile.v1.generate_pb2.InpaintRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[toile.v1.generate_pb2.InpaintResponse], collections.abc.AsyncIterator[toile.v1.generate_pb2.InpaintResponse]]:
+        """Inpaint redraws a part of an image, or draws on beyond its edges."""
+
+    @abc.abstractmethod
+    def Upscale(
+        self,
+        request: toile.v1.generate_pb2.UpscaleRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[toile.v1.generate_pb2.UpscaleResponse], collections.abc.AsyncIterator[toile.v1.generate_pb2.UpscaleResponse]]:
+        """Upscale enlarges an image and draws its detail anew, tile by tile."""
+
+    @abc.abstractmethod
     def GetGeneration(
         self,
         request: toile.v1.generate_pb2.GetGenerationRequest,
@@ -290,6 +658,16 @@ class GenerateServiceServicer(metaclass=abc.ABCMeta):
         """ListGenerations returns the generations of a project, newest first."""
 
     @abc.abstractmethod
+    def DeleteGeneration(
+        self,
+        request: toile.v1.generate_pb2.DeleteGenerationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.generate_pb2.DeleteGenerationResponse, collections.abc.Awaitable[toile.v1.generate_pb2.DeleteGenerationResponse]]:
+        """DeleteGeneration removes a generation that has ended, with its images. One whose images are
+        ranked, refined or redrawn is kept.
+        """
+
+    @abc.abstractmethod
     def UploadImage(
         self,
         request_iterator: _MaybeAsyncIterator[toile.v1.generate_pb2.UploadImageRequest],
@@ -304,6 +682,30 @@ class GenerateServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[toile.v1.generate_pb2.GetImageResponse, collections.abc.Awaitable[toile.v1.generate_pb2.GetImageResponse]]:
         """GetImage returns an image's record."""
+
+    @abc.abstractmethod
+    def ListImages(
+        self,
+        request: toile.v1.generate_pb2.ListImagesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.generate_pb2.ListImagesResponse, collections.abc.Awaitable[toile.v1.generate_pb2.ListImagesResponse]]:
+        """ListImages returns the images of a project, newest first."""
+
+    @abc.abstractmethod
+    def DeleteImage(
+        self,
+        request: toile.v1.generate_pb2.DeleteImageRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.generate_pb2.DeleteImageResponse, collections.abc.Awaitable[toile.v1.generate_pb2.DeleteImageResponse]]:
+        """DeleteImage removes an image. One that is ranked, refined or redrawn is kept."""
+
+    @abc.abstractmethod
+    def GetImageLink(
+        self,
+        request: toile.v1.generate_pb2.GetImageLinkRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.generate_pb2.GetImageLinkResponse, collections.abc.Awaitable[toile.v1.generate_pb2.GetImageLinkResponse]]:
+        """GetImageLink returns a link from which anybody can read an image's bytes for a while."""
 
     @abc.abstractmethod
     def DownloadImage(

@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
 import sys
+import toile.v1.common_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -60,6 +61,13 @@ class DiffuseRequest(google.protobuf.message.Message):
     INIT_IMAGE_FIELD_NUMBER: builtins.int
     MASK_IMAGE_FIELD_NUMBER: builtins.int
     STRENGTH_FIELD_NUMBER: builtins.int
+    GUIDANCE_RESCALE_FIELD_NUMBER: builtins.int
+    PREVIEW_INTERVAL_FIELD_NUMBER: builtins.int
+    REPEAT_FIELD_NUMBER: builtins.int
+    UPSCALE_FIELD_NUMBER: builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    REFINER_MODE_FIELD_NUMBER: builtins.int
     base_artifact: builtins.str
     """Artifact prefix of the base bundle."""
     prompt: builtins.str
@@ -84,6 +92,18 @@ class DiffuseRequest(google.protobuf.message.Message):
     """Encoded greyscale mask, white where the image may change; empty for all of it."""
     strength: builtins.float
     """Share of the schedule to redraw when there is an image to start from."""
+    guidance_rescale: builtins.float
+    """How far guided predictions are rescaled to the spread of unguided ones, 0 to 1."""
+    preview_interval: builtins.int
+    """Steps between previews; 0 for none."""
+    repeat: toile.v1.common_pb2.Repeat.ValueType
+    """Lattice on which copies meet without a seam."""
+    timeout_seconds: builtins.float
+    """Seconds until the drawing is given up; 0 for no limit."""
+    priority: toile.v1.common_pb2.Priority.ValueType
+    """Whose steps go first."""
+    refiner_mode: toile.v1.common_pb2.RefinerMode.ValueType
+    """How the refiner takes over."""
     @property
     def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """One seed for each image."""
@@ -91,6 +111,10 @@ class DiffuseRequest(google.protobuf.message.Message):
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Adapter]:
         """Adapters."""
+
+    @property
+    def upscale(self) -> Global___UpscaleTiles:
+        """Enlarge the image to start from, then redraw it tile by tile; unset for one drawing."""
 
     def __init__(
         self,
@@ -109,10 +133,38 @@ class DiffuseRequest(google.protobuf.message.Message):
         init_image: builtins.bytes = ...,
         mask_image: builtins.bytes = ...,
         strength: builtins.float = ...,
+        guidance_rescale: builtins.float = ...,
+        preview_interval: builtins.int = ...,
+        repeat: toile.v1.common_pb2.Repeat.ValueType = ...,
+        upscale: Global___UpscaleTiles | None = ...,
+        timeout_seconds: builtins.float = ...,
+        priority: toile.v1.common_pb2.Priority.ValueType = ...,
+        refiner_mode: toile.v1.common_pb2.RefinerMode.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "base_artifact", b"base_artifact", "guidance_scale", b"guidance_scale", "height", b"height", "init_image", b"init_image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "prompt", b"prompt", "refiner_strength", b"refiner_strength", "scheduler", b"scheduler", "seeds", b"seeds", "steps", b"steps", "strength", b"strength", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["upscale", b"upscale"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "base_artifact", b"base_artifact", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "init_image", b"init_image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "refiner_mode", b"refiner_mode", "refiner_strength", b"refiner_strength", "repeat", b"repeat", "scheduler", b"scheduler", "seeds", b"seeds", "steps", b"steps", "strength", b"strength", "timeout_seconds", b"timeout_seconds", "upscale", b"upscale", "width", b"width"]) -> None: ...
 
 Global___DiffuseRequest: typing_extensions.TypeAlias = DiffuseRequest
+
+@typing.final
+class UpscaleTiles(google.protobuf.message.Message):
+    """UpscaleTiles says how an image is enlarged. Its width and height are the request's; tiles have
+    the base's native size.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OVERLAP_FIELD_NUMBER: builtins.int
+    overlap: builtins.int
+    """Pixels that neighbouring tiles share, over which one fades into the next."""
+    def __init__(
+        self,
+        *,
+        overlap: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["overlap", b"overlap"]) -> None: ...
+
+Global___UpscaleTiles: typing_extensions.TypeAlias = UpscaleTiles
 
 @typing.final
 class DiffuseResponse(google.protobuf.message.Message):
@@ -122,6 +174,7 @@ class DiffuseResponse(google.protobuf.message.Message):
 
     STEP_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
     @property
     def step(self) -> Global___DiffuseStep:
         """A step is done."""
@@ -130,17 +183,48 @@ class DiffuseResponse(google.protobuf.message.Message):
     def image(self) -> Global___DiffuseImage:
         """An image is done."""
 
+    @property
+    def preview(self) -> Global___DiffusePreview:
+        """An image so far."""
+
     def __init__(
         self,
         *,
         step: Global___DiffuseStep | None = ...,
         image: Global___DiffuseImage | None = ...,
+        preview: Global___DiffusePreview | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "image", b"image", "step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "image", b"image", "step", b"step"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["step", "image"] | None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "image", b"image", "preview", b"preview", "step", b"step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "image", b"image", "preview", b"preview", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["step", "image", "preview"] | None: ...
 
 Global___DiffuseResponse: typing_extensions.TypeAlias = DiffuseResponse
+
+@typing.final
+class DiffusePreview(google.protobuf.message.Message):
+    """DiffusePreview is an image that is not done."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_INDEX_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    JPEG_FIELD_NUMBER: builtins.int
+    image_index: builtins.int
+    """Image, counted from 0."""
+    step: builtins.int
+    """Steps done."""
+    jpeg: builtins.bytes
+    """JPEG, at most 512 pixels wide and high."""
+    def __init__(
+        self,
+        *,
+        image_index: builtins.int = ...,
+        step: builtins.int = ...,
+        jpeg: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["image_index", b"image_index", "jpeg", b"jpeg", "step", b"step"]) -> None: ...
+
+Global___DiffusePreview: typing_extensions.TypeAlias = DiffusePreview
 
 @typing.final
 class DiffuseStep(google.protobuf.message.Message):
