@@ -167,7 +167,7 @@ async def test_a_deadline_stops_the_drawing(models: Inference, deployed: Deploye
         ),
         ({"base_artifact": "bases/none/000000000000"}, NotFoundError, "ARTIFACT_NOT_FOUND"),
         ({"scheduler": "MagicScheduler"}, InvalidArgumentError, "UNKNOWN_SCHEDULER"),
-        ({"prompt": "red " * 200}, InvalidArgumentError, "PROMPT_TOO_LONG"),
+        ({"prompt": "red " * 700}, InvalidArgumentError, "PROMPT_TOO_LONG"),
         ({"init_image": b"no image"}, InvalidArgumentError, "NOT_AN_IMAGE"),
     ],
 )

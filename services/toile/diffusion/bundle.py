@@ -8,17 +8,11 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -26,34 +20,17 @@ from transformers import (
 )
 
 from toile.core.bases import read_description
-from toile.core.errors import FailedPreconditionError, InvalidArgumentError
+from toile.core.errors import FailedPreconditionError
+from toile.core.prompts import check_prompt
+from toile.diffusion.prompts import PromptEmbeddings, TextEncoder, encode_prompts
 from toile.diffusion.shipped import shipped_bundle_path
 
 __all__ = ["Bundle", "PromptEmbeddings", "shipped_bundle_path"]
 
 PROMPT_CACHE_ENTRIES = 128
-"""Encoded prompts kept; one of SDXL's is 1.3 MB."""
+"""Encoded prompts kept; one of SDXL's is 1.3 MB for each chunk."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PromptEmbeddings:
-    """A prompt and its negative, encoded: `[1, 77, C]` and, pooled, `[1, P]`."""
-
-    prompt: torch.Tensor
-    negative: torch.Tensor
-    pooled: torch.Tensor
-    negative_pooled: torch.Tensor
-
-    def arguments(self, images: int) -> dict[str, torch.Tensor]:
-        """Return them as the arguments of diffusers' pipelines, for a batch of images."""
-        return {
-            "prompt_embeds": self.prompt.expand(images, -1, -1),
-            "negative_prompt_embeds": self.negative.expand(images, -1, -1),
-            "pooled_prompt_embeds": self.pooled.expand(images, -1),
-            "negative_pooled_prompt_embeds": self.negative_pooled.expand(images, -1),
-        }
 
 
 class Bundle:
@@ -146,27 +123,12 @@ class Bundle:
         """Whether an empty negative prompt is embedded as zeros, as SDXL's base wants it."""
         return bool(self._json("model_index.json").get("force_zeros_for_empty_prompt", True))
 
-    @property
-    def prompt_tokens_limit(self) -> int:
-        """Most tokens in a prompt, without the two that frame it."""
-        return int(min(self.tokenizer.model_max_length, self.tokenizer_2.model_max_length)) - 2
-
-    def check_prompt(self, prompt: str, field: str = "prompt") -> None:
-        """Refuse a prompt whose end the text encoders would not see.
-
-        Raises:
-            InvalidArgumentError: It has too many tokens (`PROMPT_TOO_LONG`).
-        """
-        limit = self.prompt_tokens_limit
-        for tokenizer in (self.tokenizer, self.tokenizer_2):
-            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids) - 2
-            if count > limit:
-                raise InvalidArgumentError(
-                    f"{field} has {count} tokens; this base reads at most {limit}",
-                    field=field,
-                    reason="PROMPT_TOO_LONG",
-                    metadata={"tokens": str(count), "limit": str(limit)},
-                )
+    def count_tokens(self, text: str) -> int:
+        """Return a text's tokens, without the two that frame a chunk."""
+        return max(
+            len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+            for tokenizer in (self.tokenizer, self.tokenizer_2)
+        )
 
     def encode_prompt(
         self, prompt: str, negative_prompt: str = "", *, refiner: bool = False
@@ -174,7 +136,8 @@ class Bundle:
         """Encode a prompt for the base or for its refiner; recent ones come from a cache.
 
         Raises:
-            InvalidArgumentError: A prompt has too many tokens (`PROMPT_TOO_LONG`).
+            InvalidArgumentError: A prompt has too many tokens (`PROMPT_TOO_LONG`), or emphasis
+                that means nothing (`BAD_EMPHASIS`).
             FailedPreconditionError: The base has no refiner (`NO_REFINER`).
         """
         if refiner:
@@ -183,46 +146,21 @@ class Bundle:
         with self._lock:
             found = self._prompts.get(key)
             if found is None:
-                self.check_prompt(prompt, "prompt")
-                self.check_prompt(negative_prompt, "negative_prompt")
-                found = self._encode(prompt, negative_prompt, refiner=refiner)
+                check_prompt(prompt, self.count_tokens, "prompt")
+                check_prompt(negative_prompt, self.count_tokens, "negative_prompt")
+                encoders = [TextEncoder(self.tokenizer_2, self.text_encoder_2)]
+                if not refiner:
+                    encoders.insert(0, TextEncoder(self.tokenizer, self.text_encoder))
+                zeros = self._refiner_zeros if refiner else self.zeros_for_empty_negative
+                found = encode_prompts(
+                    encoders, prompt, negative_prompt, zeros_for_empty_negative=zeros
+                )
                 self._prompts[key] = found
                 if len(self._prompts) > PROMPT_CACHE_ENTRIES:
                     self._prompts.popitem(last=False)
             else:
                 self._prompts.move_to_end(key)
             return found
-
-    @torch.inference_mode()
-    def _encode(self, prompt: str, negative_prompt: str, *, refiner: bool) -> PromptEmbeddings:
-        """Encode by the stock pipelines' own method, so that it is theirs to the bit."""
-        second = {"tokenizer_2": self.tokenizer_2, "text_encoder_2": self.text_encoder_2}
-        rest = {"vae": None, "unet": None, "scheduler": None, "add_watermarker": False}
-        encoder: StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline
-        if refiner:
-            encoder = StableDiffusionXLImg2ImgPipeline(
-                tokenizer=None,
-                text_encoder=None,
-                force_zeros_for_empty_prompt=self._refiner_zeros,
-                **second,
-                **rest,
-            )
-        else:
-            encoder = StableDiffusionXLPipeline(
-                tokenizer=self.tokenizer,
-                text_encoder=self.text_encoder,
-                force_zeros_for_empty_prompt=self.zeros_for_empty_negative,
-                **second,
-                **rest,
-            )
-        return PromptEmbeddings(
-            *encoder.encode_prompt(
-                prompt=prompt,
-                negative_prompt=negative_prompt or None,
-                device=self.text_encoder_2.device,
-                do_classifier_free_guidance=True,
-            )
-        )
 
     @property
     def refiner_wants_aesthetics(self) -> bool:

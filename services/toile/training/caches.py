@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from toile.core.errors import InvalidArgumentError
+from toile.core.prompts import CHUNK_TOKENS, escape
 from toile.diffusion.bundle import Bundle
 from toile.training.data import Example, load_image
 
@@ -102,7 +102,7 @@ def _encode_captions(
     for caption in captions:
         if caption in places:
             continue
-        encoded = bundle.encode_prompt(fit_caption(bundle, caption))
+        encoded = bundle.encode_prompt(escape(fit_caption(bundle, caption)))
         if not texts:
             # What guidance will push away from: the empty prompt just as the pipelines embed it.
             texts.append((encoded.negative.float().cpu(), encoded.negative_pooled.float().cpu()))
@@ -112,13 +112,8 @@ def _encode_captions(
 
 
 def fit_caption(bundle: Bundle, caption: str) -> str:
-    """The caption without the last words that the text encoders would not see."""
+    """The caption without the last words that do not fit into one chunk."""
     words = caption.split()
-    while len(words) > 1:
-        try:
-            bundle.check_prompt(" ".join(words))
-        except InvalidArgumentError:
-            words.pop()
-        else:
-            break
+    while words and bundle.count_tokens(" ".join(words)) > CHUNK_TOKENS:
+        words.pop()
     return " ".join(words)

@@ -179,13 +179,28 @@ def test_an_unknown_scheduler_is_refused_with_the_valid_ones(
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
-def test_a_prompt_that_would_be_cut_off_is_refused(
+def test_long_prompts_are_read_to_their_end_up_to_a_limit(
     bundle: Bundle, denoiser: TorchDenoiser, field: str
 ) -> None:
-    draw(bundle, denoiser, steps=1, **{field: " ".join(["red"] * 75)})
-    with pytest.raises(InvalidArgumentError, match=f"{field} has 76 tokens") as caught:
-        draw(bundle, denoiser, **{field: " ".join(["red"] * 76)})
+    red, blue = (
+        draw(bundle, denoiser, **{field: " ".join(["red"] * 100 + [end])})
+        for end in ("red", "blue")
+    )
+    assert difference(red, blue) > 0
+    with pytest.raises(InvalidArgumentError, match=f"{field} takes 9 chunks") as caught:
+        draw(bundle, denoiser, **{field: " ".join(["red"] * 601)})
     assert caught.value.reason == "PROMPT_TOO_LONG"
+
+
+def test_emphasis_and_long_prompts_reach_the_refiner(
+    bundle: Bundle, denoiser: TorchDenoiser
+) -> None:
+    long = "a red dress, " * 30
+    plain, weighted = (
+        draw(bundle, denoiser, prompt=prompt, steps=4, refiner_strength=0.5)
+        for prompt in (long, f"({long}:1.5)")
+    )
+    assert difference(plain, weighted) > 0
 
 
 @pytest.mark.parametrize(
