@@ -36,6 +36,8 @@ def put_image(
     prompt: str = "",
     seed: int | None = None,
     name: str = "",
+    restricted: bool = False,
+    seam_score: float | None = None,
 ) -> ImageRow:
     """Write an image's bytes and return its row, which the caller adds in its own transaction.
 
@@ -51,10 +53,12 @@ def put_image(
         media_type: Of the encoded image: PNG, JPEG, WebP, GIF, TIFF or BMP.
         producer: Name of the generation or refinement that made it.
         producer_index: Place among the producer's images.
-        parent_image: Image that it was refined from.
+        parent_image: Image that it was made from.
         prompt: Prompt that made it.
         seed: Seed of this very image.
         name: Name to give it, such as one that its metadata already holds; a fresh one if empty.
+        restricted: It is for adults; see `core.content`.
+        seam_score: How visible the seams of a repeat are; None for a picture that stands alone.
 
     Raises:
         StoreUnavailableError: The artifact store does not answer.
@@ -78,6 +82,8 @@ def put_image(
         height=height,
         prompt=prompt,
         seed=seed,
+        content_rating="RESTRICTED" if restricted else "GENERAL",
+        seam_score=seam_score,
         create_time=now(),
     )
 
@@ -109,4 +115,6 @@ def image_to_proto(row: ImageRow) -> common_pb2.Image:
         producer=row.producer,
         parent_image=row.parent_image,
         create_time=created,
+        content_rating=common_pb2.ContentRating.Value(f"CONTENT_RATING_{row.content_rating}"),
+        seam_score=row.seam_score,
     )

@@ -31,11 +31,17 @@ class Limits(BaseModel):
     steps: PositiveInt = Field(150, description="Most denoising steps.")
     adapters: PositiveInt = Field(4, description="Most adapters in one generation.")
     image_side_pixels: PositiveInt = Field(2048, description="Longest side of a generated image.")
+    upscaled_side_pixels: PositiveInt = Field(
+        4096, description="Longest side of an upscaled image."
+    )
     image_pixels: PositiveInt = Field(
         50_000_000, description="Largest photograph that is decoded, in pixels."
     )
     image_bytes: PositiveInt = Field(64 << 20, description="Largest image file, in bytes.")
     message_bytes: PositiveInt = Field(8 << 20, description="Largest gRPC message, in bytes.")
+    inference_message_bytes: PositiveInt = Field(
+        128 << 20, description="Largest gRPC message to and from the models, which holds an image."
+    )
     images_per_ranking: PositiveInt = Field(1000, description="Most images in one ranking.")
     running_generations: PositiveInt = Field(
         8, description="Calls that one replica of the models works on in turns."
@@ -92,6 +98,9 @@ class Settings(BaseSettings):
     default_base: str = Field("bases/tiny", description="Base used when a request names none.")
     base_path: Path | None = Field(
         None, description="Base bundle to import at start; the shipped tiny base if unset."
+    )
+    restricted_content: Literal["refuse", "allow"] = Field(
+        "refuse", description="What becomes of requests for pictures that are for adults."
     )
     train_workers: PositiveInt = Field(1, description="Ray Train workers of a training job.")
     job_max_attempts: PositiveInt = Field(

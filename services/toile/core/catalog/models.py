@@ -250,6 +250,10 @@ class ImageRow(Table):
     height: Mapped[int] = mapped_column(Integer)
     prompt: Mapped[str] = mapped_column(Text, default="")
     seed: Mapped[int | None] = mapped_column(BigInteger)
+    content_rating: Mapped[str] = mapped_column(  # UNSPECIFIED, GENERAL, RESTRICTED
+        String(16), default="UNSPECIFIED", server_default="UNSPECIFIED"
+    )
+    seam_score: Mapped[float | None] = mapped_column(Float)
     create_time: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -289,3 +293,4 @@ class RefinementRow(Table):
 
 
 Index("ix_images_producer_order", ImageRow.producer, ImageRow.producer_index)
+Index("ix_images_project_time", ImageRow.project, ImageRow.create_time, ImageRow.name)

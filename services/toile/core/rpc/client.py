@@ -121,7 +121,7 @@ def inference_channel(settings: Settings) -> grpc.aio.Channel:
         )
     return grpc.aio.insecure_channel(
         settings.inference_address,
-        options=_limits(settings),
+        options=_limits(settings.limits.inference_message_bytes),
         interceptors=[_ToApplicationUnary(), _ToApplicationStream()],
     )
 
@@ -296,17 +296,17 @@ def _with_id(request: Message) -> Message:
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:
     return [
-        *_limits(settings),
+        *_limits(settings.limits.message_bytes),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MILLIS),
         ("grpc.enable_retries", 1),
         ("grpc.service_config", _service_config()),
     ]
 
 
-def _limits(settings: Settings) -> list[tuple[str, Any]]:
+def _limits(most_bytes: int) -> list[tuple[str, Any]]:
     return [
-        ("grpc.max_receive_message_length", settings.limits.message_bytes),
-        ("grpc.max_send_message_length", settings.limits.message_bytes),
+        ("grpc.max_receive_message_length", most_bytes),
+        ("grpc.max_send_message_length", most_bytes),
     ]
 
 
