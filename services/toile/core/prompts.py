@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from toile.core.errors import InvalidArgumentError
 
-CHUNK_PIECES = 75
+CHUNK_TOKENS = 75
 """Tokens that CLIP's text encoders read at once, without the two that frame them."""
 MAX_CHUNKS = 8
 """Each is 77 more tokens for the UNet to attend to, at every step."""
@@ -71,7 +71,7 @@ def count_chunks(prompt: str, count_tokens: Callable[[str], int], field: str = "
         InvalidArgumentError: As for `parse_prompt`.
     """
     tokens = [sum(count_tokens(s.text) for s in spans) for spans in parse_prompt(prompt, field)]
-    return sum(max(1, -(-count // CHUNK_PIECES)) for count in tokens)
+    return sum(max(1, -(-count // CHUNK_TOKENS)) for count in tokens)
 
 
 def check_prompt(prompt: str, count_tokens: Callable[[str], int], field: str = "prompt") -> int:
@@ -83,7 +83,7 @@ def check_prompt(prompt: str, count_tokens: Callable[[str], int], field: str = "
     chunks = count_chunks(prompt, count_tokens, field)
     if chunks > MAX_CHUNKS:
         raise InvalidArgumentError(
-            f"{field} takes {chunks} chunks of {CHUNK_PIECES} tokens; at most {MAX_CHUNKS} are read",
+            f"{field} takes {chunks} chunks of {CHUNK_TOKENS} tokens; {MAX_CHUNKS} are the most",
             field=field,
             reason="PROMPT_TOO_LONG",
             metadata={"chunks": str(chunks), "limit": str(MAX_CHUNKS)},
