@@ -45,8 +45,8 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class PngMetadata:
-    """What a PNG says of itself; None for what it does not have."""
+class Metadata:
+    """What an image file says of itself; None for what it does not have."""
 
     parameters: Parameters | None = None
     toile: dict[str, Any] | None = None
@@ -71,15 +71,15 @@ def encode(
     return buffer.getvalue()
 
 
-def read(data: bytes | Path) -> PngMetadata:
+def read(data: bytes | Path) -> Metadata:
     """Read the metadata of a PNG; text that is not what it should be counts as absent."""
     with Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=["PNG"]) as image:
         image.load()  # text may stand behind the pixels
         text = {key: value for key, value in image.info.items() if isinstance(value, str)}
     parameters = text.get(PARAMETERS_KEY)
-    return PngMetadata(
+    return Metadata(
         parameters=None if parameters is None else parse_parameters(parameters),
-        toile=_parse_json(text.get(TOILE_KEY, "")),
+        toile=parse_json(text.get(TOILE_KEY, "")),
     )
 
 
@@ -156,7 +156,8 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def _parse_json(text: str) -> dict[str, Any] | None:
+def parse_json(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that a text is; None if it is none."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from toile.core.errors import ComputeUnavailableError
+from toile.imaging.canvas import UInt8Array, decode_png, drawing_input, drawing_size, lay_over
+from toile.imaging.masks import feather
 from toile.imaging.recolour import recolour
-from toile.refine.canvas import UInt8Array, decode_png, drawing_input, drawing_size, lay_over
 from toile.refine.instructions import Edit, Operation
 from toile.refine.prompts import names_material
 from toile.refine.regions import Region
@@ -21,6 +22,8 @@ STRENGTHS: dict[Operation, float] = {
 A new colour is laid on before the drawing, which only has to settle it; a pattern or material has
 to come out of the drawing itself.
 """
+
+_FADE_SHARE = 0.006  # of the shorter side: how far the drawing fades out inside the region
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ class Editing:
             drawing = decode_png(drawing_png)
         except (OSError, ValueError, SyntaxError) as error:
             raise ComputeUnavailableError("the models sent a drawing that is no PNG") from error
+        mask = self._region.mask
         return lay_over(
             self._pixels,
             self._ground,
             drawing,
-            self._region.mask,
+            feather(mask, max(1.0, _FADE_SHARE * min(mask.shape))),
             keep_detail=self._edit.operation is Operation.COLOUR,
         )
 

@@ -20,9 +20,9 @@ from toile.core.inference import Inference
 from toile.core.names import ImageName, RefinementName
 from toile.core.settings import Settings
 from toile.imaging import png
+from toile.imaging.canvas import UInt8Array, encode
 from toile.imaging.decode import decode
 from toile.refine import records
-from toile.refine.canvas import UInt8Array, encode
 from toile.refine.editing import STRENGTHS, Editing, Sheet
 from toile.refine.instructions import Edit, parse_instruction
 from toile.refine.limits import check_request, steps_for
@@ -193,6 +193,7 @@ class RefineHandler:
             prompt=plan.prompt,
             seed=plan.seed,
             name=image_name,
+            restricted=work.source.image.content_rating == "RESTRICTED",
         )
         try:
             with self._catalog.transaction() as session:

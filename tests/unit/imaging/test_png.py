@@ -41,7 +41,7 @@ def test_the_text_is_exactly_what_other_tools_read() -> None:
 def test_metadata_survives_the_file() -> None:
     lineage = {"image": "projects/p/images/i", "seed": 7, "adapters": [{"weight": 0.8}], "ü": "✓"}
     data = png.encode(picture(), parameters=PARAMETERS, toile=lineage)
-    assert png.read(data) == png.PngMetadata(PARAMETERS, lineage)
+    assert png.read(data) == png.Metadata(PARAMETERS, lineage)
     with Image.open(io.BytesIO(data)) as image:
         assert image.info["parameters"] == GOLDEN
         assert np.array_equal(np.asarray(image), np.asarray(picture()))
@@ -80,7 +80,7 @@ def test_text_that_is_not_what_it_should_be_does_no_harm() -> None:
     info = png.PngImagePlugin.PngInfo()
     info.add_text("toile", "{broken")
     picture().save(buffer, "PNG", pnginfo=info)
-    assert png.read(buffer.getvalue()) == png.PngMetadata(None, None)
+    assert png.read(buffer.getvalue()) == png.Metadata(None, None)
 
 
 text = st.text(max_size=60)

@@ -54,12 +54,12 @@ def image_name(s: Session, text: str) -> str:
 
 def known_image(s: Session, path: Path) -> str | None:
     """Return the name that a file's metadata gives it, if the platform has these very bytes."""
-    from toile.imaging import png
+    from toile.imaging import formats
     from toile.v1 import generate_pb2
 
     data = path.read_bytes()
     try:
-        told = png.read(data).toile
+        told = formats.read(data).toile
         name = s.names.image(str((told or {})["image"]))
         image = s.clients.generate.GetImage(generate_pb2.GetImageRequest(name=name)).image
     except (InvalidArgumentError, NotFoundError, KeyError, ValueError, OSError, SyntaxError):

@@ -1,7 +1,7 @@
-"""The pixels of an edit: what the models are given, and how their drawing comes back.
+"""Drawing on a part of a picture: what the models are given, and how their drawing comes back.
 
-The drawing is made at the base's own size and laid over the source at the source's size, inside
-the region only: outside it every pixel keeps its value, whatever the models did there.
+The drawing is made at the base's own size and laid over the picture at the picture's size, inside
+a region only: outside it every pixel keeps its value, whatever the models did there.
 """
 
 import io
@@ -13,25 +13,38 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from toile.imaging import masks
-from toile.refine.regions import BoolArray
-
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
 
-_GRID = 8  # pixels of one latent
-_LEAST_SIDE = 64
+GRID = 8  # pixels of one latent
+SIZE_FACTOR = 2
+"""Sides may be down to a half of a base's native size and up to twice it."""
+
 _BAND_ROWS = 256  # rows in hand at a time, so that a large photograph needs little memory
 
 
 def drawing_size(width: int, height: int, native_size: int) -> tuple[int, int]:
-    """Width and height to draw at: the image's shape, the base's own area, multiples of 8."""
+    """Width and height to draw at: the picture's shape, the base's own area, multiples of 8.
+
+    A picture over four times as long as it is wide is drawn squeezed: no base draws such a ribbon.
+    """
     scale = native_size / math.sqrt(width * height)
-    longest = 2 * native_size  # a ribbon would leave the base's range
-    return _snap(min(width * scale, longest)), _snap(min(height * scale, longest))
+    return _snap(width * scale, native_size), _snap(height * scale, native_size)
 
 
-def _snap(side: float) -> int:
-    return max(_LEAST_SIDE, round(side / _GRID) * _GRID)
+def _snap(side: float, native_size: int) -> int:
+    low, high = native_size / SIZE_FACTOR, native_size * SIZE_FACTOR
+    return round(min(max(side, low), high) / GRID) * GRID
+
+
+def resized(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    """The picture at another width and height: by area when it shrinks, bicubic when it grows."""
+    if size == image.shape[1::-1]:
+        return image
+    grows = size[0] * size[1] > image.shape[0] * image.shape[1]
+    method = cv2.INTER_CUBIC if grows else cv2.INTER_AREA
+    return np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)
 
 
 def drawing_input(image: UInt8Array, mask: BoolArray, size: tuple[int, int]) -> tuple[bytes, bytes]:
@@ -40,52 +53,50 @@ def drawing_input(image: UInt8Array, mask: BoolArray, size: tuple[int, int]) -> 
     The mask is widened by one latent, or the models would keep the old colour around its edge;
     laying over by the exact mask takes that back.
     """
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     share = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     wide = cv2.dilate(
-        (share > 0).astype(np.uint8) * 255, np.ones((_GRID + 1, _GRID + 1), dtype=np.uint8)
+        (share > 0).astype(np.uint8) * 255, np.ones((GRID + 1, GRID + 1), dtype=np.uint8)
     )
-    return encode(small), encode(np.asarray(wide, dtype=np.uint8))
+    return encode(resized(image, size)), encode(np.asarray(wide, dtype=np.uint8))
 
 
 def lay_over(
     source: UInt8Array,
     ground: UInt8Array,
     drawing: UInt8Array,
-    mask: BoolArray,
+    weights: Float32Array,
     *,
-    keep_detail: bool,
+    keep_detail: bool = False,
 ) -> UInt8Array:
-    """The source with the drawing inside the mask; outside it, bit for bit the source.
+    """The source with the drawing where weights are above 0; elsewhere, bit for bit the source.
 
     Args:
-        source: `[H, W, 3]`, the image as it was.
-        ground: `[H, W, 3]`, what shows at the mask's edge, where the drawing fades out.
+        source: `[H, W, 3]`, the picture as it was.
+        ground: `[H, W, 3]`, what shows where the drawing fades out.
         drawing: `[h, w, 3]`, at the size it was drawn.
-        mask: `[H, W]`, where pixels may change.
+        weights: `[H, W]`, 0..1: how far the drawing covers the ground.
         keep_detail: Add the detail of `ground` that is too fine for the drawing's size; for
             edits that keep the structure.
     """
-    height, width = mask.shape
-    fade = masks.feather(mask, max(1.0, 0.006 * min(height, width)))
+    height, width = weights.shape
     coarse = cv2.resize(ground, drawing.shape[1::-1], interpolation=cv2.INTER_AREA)
     result = source.copy()
     for top in range(0, height, _BAND_ROWS):
         rows = slice(top, min(top + _BAND_ROWS, height))
-        inside = mask[rows]
+        inside = weights[rows] > 0
         if not inside.any():
             continue
         drawn = _band(drawing, rows, (width, height))
         under = ground[rows].astype(np.float32)
         if keep_detail:
             drawn = drawn + under - _band(coarse, rows, (width, height))
-        weight = fade[rows][..., None]
+        weight = weights[rows][..., None]
         mixed = np.clip(under + weight * (drawn - under), 0, 255).round().astype(np.uint8)
         result[rows][inside] = mixed[inside]
     return result
 
 
-def _band(image: UInt8Array, rows: slice, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+def _band(image: UInt8Array, rows: slice, size: tuple[int, int]) -> Float32Array:
     """Some rows of an image enlarged to `size`, without enlarging all of it."""
     width, height = size
     scale_x, scale_y = image.shape[1] / width, image.shape[0] / height
