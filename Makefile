@@ -25,15 +25,17 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.setup: $(VENV)/.python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,report]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,engine,report]'
 	@touch $@
 
 $(VENV)/.setup-dev: $(VENV)/.setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,engine,rtx,report,postgres,dev]'
 	@touch $@
 
-setup: $(VENV)/.setup ## Make .venv with all that runs Toile on this machine
-setup-dev: $(VENV)/.setup-dev ## The same, with what tests and checks need
+setup: $(VENV)/.setup ## Make .venv and .venv-triton: all that runs Toile on this machine
+	@$(MAKE) --no-print-directory triton || \
+	  echo "The Triton server cannot be set up here: designs will be drawn one at a time."
+setup-dev: $(VENV)/.setup-dev ## Make .venv with what tests and checks need, too
 
 # Triton's Python wants numpy below 2, so it has an environment of its own.
 $(TRITON_VENV)/.setup: $(VENV)/.python constraints-triton.txt

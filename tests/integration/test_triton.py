@@ -1,6 +1,7 @@
 """One UNet in a real Triton serves every LoRA, with the images of the in-process pipeline."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,24 +13,30 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from toile.cli.platform.ports import free_ports
+from toile.core.artifacts import ArtifactStore
+from toile.core.artifacts.local import LocalStore
 from toile.core.errors import (
     ComputeUnavailableError,
+    DeadlineError,
     FailedPreconditionError,
     InvalidArgumentError,
 )
 from toile.diffusion.adapters import AdapterWeights, LoraLayer
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser, Urgency
 from toile.diffusion.export import export_onnx
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.triton.denoiser import TritonDenoiser
-from toile.diffusion.triton.repository import write_model
+from toile.diffusion.triton.packed import PackedFiles
+from toile.diffusion.triton.repository import FrontConfig, write_model
 from toile.diffusion.triton.server import TritonEnvironment, TritonPorts, TritonServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
+BANK_BYTES = 6 << 20
+"""Of the front under test: one adapter of rank 40 fits, two do not."""
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-triton"
 
 
@@ -67,9 +74,9 @@ def repository(
             onnx=onnx,
             layout=layout,
             unet_config=unet.config,
-            adapters=folder / "adapters",
             time_ids=time_ids,
             pooled_width=128,
+            config=FrontConfig(bank_bytes=BANK_BYTES),
         )
     return folder / "models"
 
@@ -88,13 +95,20 @@ def server(environment: TritonEnvironment, repository: Path) -> Iterator[TritonS
     made.stop()
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    return LocalStore(tmp_path_factory.mktemp("artifacts"))
+
+
 @pytest.fixture
-def denoiser(bundle: Bundle, server: TritonServer) -> Iterator[TritonDenoiser]:
+def denoiser(
+    bundle: Bundle, server: TritonServer, store: ArtifactStore
+) -> Iterator[TritonDenoiser]:
     made = TritonDenoiser(
         server.address,
         unet_config=dict(bundle.unet.config),
         layout=bank_layout(bundle.unet),
-        adapters=server.repository.parent / "adapters",
+        link=PackedFiles(store, bank_layout(bundle.unet), base_digest=bundle.digest).link,
         refiner_config=dict(bundle.refiner_unet.config),
         base_digest=bundle.digest,
     )
@@ -182,26 +196,66 @@ def test_requests_with_different_adapters_share_batches(bundle, in_process, deno
         assert decibels(drawn[index], alone) >= 50
 
 
-def test_a_server_that_comes_back_without_the_adapter_costs_a_retry(bundle, denoiser, server):
-    mine = adapter(bundle, 30)
-    with denoiser.session([mine]) as unet:
-        arguments = {
-            "sample": torch.randn(2, 4, 16, 16),
-            "timestep": torch.tensor(500),
-            "encoder_hidden_states": torch.randn(2, 77, 256),
-            "added_cond_kwargs": {
-                "text_embeds": torch.randn(2, 128),
-                "time_ids": torch.full((2, 6), 128.0),
-            },
-        }
-        first = unet(**arguments).sample
-        server.stop()
-        with pytest.raises(ComputeUnavailableError, match="does not answer"):
-            unet(**arguments)
-        for file in (server.repository.parent / "adapters").iterdir():
-            file.unlink()
+ARGUMENTS = {
+    "sample": torch.ones(2, 4, 16, 16),
+    "timestep": torch.tensor(500),
+    "encoder_hidden_states": torch.ones(2, 77, 256),
+    "added_cond_kwargs": {
+        "text_embeds": torch.ones(2, 128),
+        "time_ids": torch.full((2, 6), 128.0),
+    },
+}
+
+
+def test_a_restarted_server_costs_the_step_a_wait(bundle, denoiser, server):
+    """It comes back without the adapter, which is given to it again."""
+    with denoiser.session([adapter(bundle, 30)]) as unet:
+        first = unet(**ARGUMENTS).sample
+        server.kill()
+        again = threading.Timer(1.0, server.start)
+        again.start()
+        assert torch.equal(unet(**ARGUMENTS).sample, first)
+        again.join()
+
+
+def test_a_server_that_stays_away_is_given_up_at_the_deadline(bundle, denoiser, server):
+    server.stop()
+    try:
+        urgency = Urgency(deadline=time.monotonic() + 1.0)
+        with denoiser.session([], urgency) as unet, pytest.raises(DeadlineError):
+            unet(**ARGUMENTS)
+        assert time.monotonic() < urgency.deadline + 1.0
+        assert not denoiser.is_ready()
+    finally:
         server.start()
-        assert torch.equal(unet(**arguments).sample, first)
+    assert denoiser.is_ready()
+
+
+def test_an_adapter_that_was_evicted_is_read_again(bundle, server, denoiser):
+    """The bank's budget here holds one adapter of rank 40, so that two push each other out."""
+    two = [adapter(bundle, seed, rank=40) for seed in (50, 51)]
+    before = metrics(server)
+    for _ in range(3):
+        for one in two:
+            with denoiser.session([one]) as unet:
+                unet(**ARGUMENTS)
+    after = metrics(server)
+    assert after["toile_bank_loads_total"] - before["toile_bank_loads_total"] == 6
+    assert after["toile_bank_evictions_total"] - before["toile_bank_evictions_total"] >= 5
+    assert after["toile_bank_bytes"] <= BANK_BYTES
+
+
+def test_what_is_no_packed_adapter_is_an_error_and_the_server_goes_on(bundle, denoiser, store):
+    broken = adapter(bundle, 60)
+    files = PackedFiles(store, bank_layout(bundle.unet))
+    store.put(files.key(broken.key), b"not safetensors")
+    with (
+        denoiser.session([broken]) as unet,
+        pytest.raises(ComputeUnavailableError, match="not a packed adapter"),
+    ):
+        unet(**ARGUMENTS)
+    with denoiser.session([]) as unet:
+        unet(**ARGUMENTS)
 
 
 def test_what_cannot_be_served_is_refused_before_a_step(bundle, denoiser):

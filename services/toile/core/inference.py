@@ -1,5 +1,8 @@
 """What the services ask of the models: a thin client of `InferenceService`."""
 
+import asyncio
+import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Self
@@ -20,6 +23,14 @@ UNARY_TIMEOUT_SECONDS = 60.0
 
 MAX_BATCH = 64
 """Images or texts in one call; more are sent in several calls."""
+
+
+PAUSES_SECONDS = (0.5, 2.0, 5.0)
+"""Pauses before a drawing goes on that lost its models."""
+
+
+class ModelsLostError(ComputeUnavailableError):
+    """The models are gone, or their replica is; others can do the work again."""
 
 
 class Inference:
@@ -57,7 +68,43 @@ class Inference:
     async def diffuse(
         self, request: inference_pb2.DiffuseRequest, *, timeout_seconds: float | None = None
     ) -> AsyncGenerator[inference_pb2.DiffuseResponse, None]:
-        """Draw images. Closing the iterator, or cancelling its task, stops the drawing."""
+        """Draw images. Closing the iterator, or cancelling its task, stops the drawing.
+
+        When the models are lost in the middle of it, what is missing is drawn by others: an image
+        depends on its seed alone, and none is told of twice.
+        """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        missing = list(range(len(request.seeds)))
+        begun = False
+        for pause in (*PAUSES_SECONDS, None):
+            part = inference_pb2.DiffuseRequest()
+            part.CopyFrom(request)
+            part.ClearField("seeds")
+            part.seeds.extend(request.seeds[index] for index in missing)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            drawn: list[int] = []
+            try:
+                async with contextlib.aclosing(self._diffuse(part, left)) as events:
+                    async for event in events:
+                        begun = True
+                        told = getattr(event, str(event.WhichOneof("event")))
+                        told.image_index = missing[told.image_index]
+                        if event.HasField("image"):
+                            drawn.append(told.image_index)
+                        yield event
+                return
+            except ModelsLostError:
+                if pause is None or not begun:
+                    raise
+            missing = [index for index in missing if index not in drawn]
+            if not missing:
+                return
+            await asyncio.sleep(pause)
+
+    async def _diffuse(
+        self, request: inference_pb2.DiffuseRequest, timeout_seconds: float | None
+    ) -> AsyncGenerator[inference_pb2.DiffuseResponse, None]:
+        request.timeout_seconds = timeout_seconds or 0.0
         call = self._stub.Diffuse(request, timeout=timeout_seconds)
         try:
             async for event in call:
@@ -118,8 +165,9 @@ class Inference:
 def _meaning(error: grpc.RpcError) -> ToileError:
     """Tell what the models raised from what Ray Serve says of a replica that was lost."""
     known = to_error(error)
-    if known is not None:
-        return known
     if rpc_status.from_call(error) is None:
-        return ComputeUnavailableError("the models were lost in the middle of their work")
-    return from_rpc_error(error)
+        if known is None:
+            return ModelsLostError("the models were lost in the middle of their work")
+        if isinstance(known, ComputeUnavailableError):
+            return ModelsLostError(known.message)
+    return known or from_rpc_error(error)

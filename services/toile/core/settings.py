@@ -90,6 +90,14 @@ class Settings(BaseSettings):
     rank_address: str = Field("", description="host:port of the rank service.")
     refine_address: str = Field("", description="host:port of the refine service.")
     inference_address: str = Field("", description="host:port of the Ray Serve gRPC proxy.")
+    triton_address: str = Field(
+        "", description="host:port of Triton's gRPC; the models draw in process when empty."
+    )
+    triton_environment: Path | None = Field(
+        None,
+        description="Environment that holds the Triton server of the one-machine platform; "
+        "`.venv-triton` beside Toile's own if unset.",
+    )
     ray_jobs_url: str = Field("", description="URL of the Ray dashboard, for the Jobs API.")
     ray_auth_token: SecretStr = Field(
         SecretStr(""), description="Token that the Ray cluster asks for; none when empty."

@@ -1,7 +1,9 @@
 """Denoisers: whatever evaluates the UNet for a pipeline."""
 
 import contextlib
+import math
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from diffusers import UNet2DConditionModel
 
-from toile.core.errors import InvalidArgumentError
+from toile.core.errors import DeadlineError, InvalidArgumentError
 from toile.diffusion.adapters import AdapterWeights, check_fits, linear_targets
 from toile.diffusion.bundle import Bundle
 
@@ -31,6 +33,30 @@ class LoadedAdapter:
     """Strength: 1 as trained, 0 none, negative away from the style."""
 
 
+@dataclass(frozen=True)
+class Urgency:
+    """How soon the evaluations of a session are wanted."""
+
+    priority: int = 1
+    """1 goes first, 2 may wait; where evaluations of several sessions are batched."""
+    deadline: float = math.inf
+    """When they are of no use any more, by `time.monotonic()`."""
+
+    def seconds_left(self, most: float) -> float:
+        """Return the seconds until the deadline, at most so many.
+
+        Raises:
+            DeadlineError: It is past.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineError("the drawing was not done in time")
+        return min(left, most)
+
+
+NO_HURRY = Urgency()
+
+
 class Denoiser(Protocol):
     """What the pipelines draw with.
 
@@ -40,20 +66,24 @@ class Denoiser(Protocol):
     """
 
     def session(
-        self, adapters: Sequence[LoadedAdapter]
+        self, adapters: Sequence[LoadedAdapter], urgency: Urgency = NO_HURRY
     ) -> AbstractContextManager[UNet2DConditionModel]:
         """Hold the base's UNet with these adapters applied.
 
         Raises:
             InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`).
+            DeadlineError: The deadline came before the session's turn.
         """
         ...
 
-    def refiner_session(self) -> AbstractContextManager[UNet2DConditionModel]:
+    def refiner_session(
+        self, urgency: Urgency = NO_HURRY
+    ) -> AbstractContextManager[UNet2DConditionModel]:
         """Hold the refiner's UNet.
 
         Raises:
             FailedPreconditionError: The base has none (`NO_REFINER`).
+            DeadlineError: The deadline came before the session's turn.
         """
         ...
 
@@ -91,31 +121,38 @@ class TorchDenoiser:
         return sum(size for _, size in self._names.values())
 
     @contextlib.contextmanager
-    def session(self, adapters: Sequence[LoadedAdapter]) -> Iterator[UNet2DConditionModel]:
+    def session(
+        self, adapters: Sequence[LoadedAdapter], urgency: Urgency = NO_HURRY
+    ) -> Iterator[UNet2DConditionModel]:
         """Hold the base's UNet with these adapters applied.
 
         Raises:
             InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`), or is
                 named twice (`DUPLICATE_ADAPTER`).
+            DeadlineError: The deadline came before the session's turn.
         """
         if len({adapter.key for adapter in adapters}) < len(adapters):
             raise InvalidArgumentError(
                 "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
             )
-        with self._lock:
+        with _turn(self._lock, urgency):
             unet = self._bundle.unet
             self._apply(unet, adapters)
             with self._precision(unet):
                 yield unet
 
     @contextlib.contextmanager
-    def refiner_session(self) -> Iterator[UNet2DConditionModel]:
+    def refiner_session(self, urgency: Urgency = NO_HURRY) -> Iterator[UNet2DConditionModel]:
         """Hold the refiner's UNet.
 
         Raises:
             FailedPreconditionError: The base has none (`NO_REFINER`).
+            DeadlineError: The deadline came before the session's turn.
         """
-        with self._refiner_lock, self._precision(self._bundle.refiner_unet) as unet:
+        with (
+            _turn(self._refiner_lock, urgency),
+            self._precision(self._bundle.refiner_unet) as unet,
+        ):
             yield unet
 
     def _apply(self, unet: Any, adapters: Sequence[LoadedAdapter]) -> None:
@@ -179,6 +216,16 @@ class TorchDenoiser:
             yield unet
         finally:
             del unet.forward
+
+
+@contextlib.contextmanager
+def _turn(lock: threading.Lock, urgency: Urgency) -> Iterator[None]:
+    if not lock.acquire(timeout=urgency.seconds_left(threading.TIMEOUT_MAX)):
+        raise DeadlineError("the drawing did not get its turn in time")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cpu_has_bfloat16() -> bool:

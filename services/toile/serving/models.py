@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +12,14 @@ from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.errors import InvalidArgumentError
 from toile.core.settings import Settings
 from toile.diffusion.adapters import AdapterWeights, linear_targets, load_lora
+from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.denoiser import Denoiser, LoadedAdapter
 from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
+from toile.diffusion.triton.packed import empty_unet
 from toile.diffusion.vision import Vision
 from toile.imaging import decode, png
+from toile.serving.denoisers import open_denoiser
 from toile.v1 import inference_pb2
 
 BASES_IN_MEMORY = 2
@@ -28,7 +31,9 @@ class LoadedBase:
     """A base with what draws and what sees."""
 
     bundle: Bundle
-    denoiser: TorchDenoiser
+    targets: Mapping[str, tuple[int, int]]
+    """Its UNet's Linears: (in, out) by module path."""
+    denoiser: Denoiser
     vision: Vision
     seeing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -43,6 +48,7 @@ class Models:
     def __init__(self, settings: Settings, store: ArtifactStore) -> None:
         self._limits = settings.limits
         self._cache = settings.home_path / "cache"
+        self._triton_address = settings.triton_address
         self._store = store
         self._lock = threading.Lock()
         self._bases: OrderedDict[str, LoadedBase] = OrderedDict()
@@ -136,7 +142,13 @@ class Models:
                 folder = fetch(self._store, artifact, self._cache)
                 # The folder is named after the manifest's digest, which is the base's.
                 bundle = Bundle.load(folder, digest=folder.name)
-                self._bases[artifact] = LoadedBase(bundle, TorchDenoiser(bundle), Vision(folder))
+                unet = empty_unet(folder)
+                denoiser = open_denoiser(
+                    bundle, bank_layout(unet), self._store, self._triton_address
+                )
+                self._bases[artifact] = LoadedBase(
+                    bundle, linear_targets(unet), denoiser, Vision(folder)
+                )
                 if len(self._bases) > BASES_IN_MEMORY:
                     self._bases.popitem(last=False)
             self._bases.move_to_end(artifact)
@@ -146,8 +158,7 @@ class Models:
         with self._lock:
             if artifact not in self._adapters:
                 folder: Path = fetch(self._store, artifact, self._cache)
-                targets = linear_targets(base.bundle.unet)
-                self._adapters[artifact] = load_lora(folder, targets=targets)
+                self._adapters[artifact] = load_lora(folder, targets=base.targets)
                 self._forget_adapters()
             self._adapters.move_to_end(artifact)
             return self._adapters[artifact]

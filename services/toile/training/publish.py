@@ -22,10 +22,12 @@ from toile.core.errors import StoreUnavailableError, ToileError
 from toile.core.jobs.runtime import JobContext
 from toile.core.names import ModelVersionName
 from toile.diffusion.adapter_header import AdapterCard
-from toile.diffusion.adapters import load_lora, write_lora
+from toile.diffusion.adapters import linear_targets, load_lora, write_lora
+from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.diffusion.triton.packed import PackedFiles, empty_unet
 from toile.training.config import LoraRecipeConfig
 from toile.training.lora import smoothed
 
@@ -89,6 +91,7 @@ def publish(job: JobContext, trained: Trained) -> None:
     job.report("publish", 0, 1)
     prefix = f"{job.target}/{job.name.rpartition('/')[2]}-{job.attempt}"
     manifest = _store(job, prefix, folder)
+    _pack(job, trained, prefix, folder)
     with job.catalog.transaction() as session:
         session.add(_version_row(job, trained, prefix, manifest, difference))
         job.succeed(session)
@@ -155,6 +158,13 @@ def _store(job: JobContext, prefix: str, folder: Path) -> Manifest:
                 raise
         job.report("publish", 0, 1, message="the artifact store does not answer; trying again")
         time.sleep(_STORE_PAUSE_SECONDS)
+
+
+def _pack(job: JobContext, trained: Trained, prefix: str, folder: Path) -> None:
+    """Pack it for the engine of its base, so that the first drawing with it need not."""
+    unet = empty_unet(trained.base_path)
+    files = PackedFiles(job.store, bank_layout(unet), base_digest=trained.base_digest)
+    files.put(prefix, load_lora(folder, targets=linear_targets(unet)))
 
 
 def _version_row(

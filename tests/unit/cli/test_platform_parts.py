@@ -8,7 +8,7 @@ import pytest
 
 from toile.cli.connection import discover
 from toile.cli.errors import NoPlatformError
-from toile.cli.platform.parts import plan_platform, scratch_folder
+from toile.cli.platform.plan import plan_platform, scratch_folder
 from toile.cli.platform.ports import free_ports
 from toile.cli.platform.state import (
     MARK,
@@ -21,6 +21,7 @@ from toile.cli.platform.state import (
     write_state,
 )
 from toile.core.settings import Settings
+from toile.diffusion.triton.server import TritonEnvironment
 
 
 @pytest.fixture
@@ -49,6 +50,27 @@ def test_every_child_gets_the_settings_the_addresses_and_the_mark(settings: Sett
     assert plan.addresses["rank_address"].endswith(f":{port}")
     assert by_name["models"].environment["RAY_ADDRESS"] == plan.ray_address
     assert "RAY_ADDRESS" not in by_name["ray"].environment
+
+
+def test_with_triton_the_models_know_it_and_it_knows_nothing(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "triton" not in {part.name for part in plan_platform(settings, "mark-1").parts}
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
+    place = tmp_path / "env"
+    plan = plan_platform(
+        settings, "mark-1", TritonEnvironment(place, place / "site", place / "lib")
+    )
+    by_name = {part.name: part for part in plan.parts}
+    triton, engines = by_name["triton"], by_name["engines"]
+    assert by_name["models"].environment["TOILE_TRITON_ADDRESS"] == triton.address
+    assert triton.environment["LD_LIBRARY_PATH"] == str(place / "lib")
+    assert triton.environment[MARK] == "mark-1"
+    assert not any(name.startswith("TOILE_") for name in triton.environment if name != MARK)
+    assert triton.background
+    assert engines.background
+    assert engines.again_with == "triton"
+    assert set(engines.needs) == {"triton", "models"}
 
 
 def test_no_two_parts_of_a_platform_share_a_port(settings: Settings) -> None:

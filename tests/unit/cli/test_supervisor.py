@@ -15,6 +15,7 @@ from toile.cli.platform import processes
 from toile.cli.platform.parts import Part, Plan
 from toile.cli.platform.state import (
     MARK,
+    PartState,
     PartStatus,
     Paths,
     PlatformState,
@@ -157,6 +158,51 @@ async def test_a_part_that_ends_comes_back_and_tasks_run_again_with_what_they_fo
     after = {part.name: part.process for part in state.parts}
     assert after["ray"] != before["ray"]
     assert after["dataset"] == before["dataset"]
+    assert runs.read_text() == "xx"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+    assert processes.marked(plan_id) == []
+
+
+async def test_a_part_in_the_background_is_not_waited_for_and_may_fail(
+    tmp_path: Path, paths: Paths
+) -> None:
+    plan_id = f"background-{time.time_ns()}"
+    runs = tmp_path / "runs"
+    fails_once = (
+        f"import sys; runs = open({str(runs)!r}, 'a+'); runs.seek(0); n = len(runs.read()); "
+        "runs.write('x'); sys.exit(4 if n == 0 else 0)"
+    )
+    plan = Plan(
+        plan_id,
+        (
+            server(tmp_path, "ray", plan_id),
+            task(
+                "engines",
+                plan_id,
+                fails_once,
+                needs=("ray",),
+                again_with="ray",
+                background=True,
+            ),
+            task("never", plan_id, "import time; time.sleep(600)", background=True),
+        ),
+        scratch=tmp_path / "scratch",
+    )
+    running = asyncio.create_task(Supervisor(plan, paths).run())
+
+    def of(state: PlatformState, name: str) -> PartState:
+        return next(part for part in state.parts if part.name == name)
+
+    state = await until(
+        paths, lambda s: is_ready(s) and of(s, "engines").status is PartStatus.FAILED
+    )
+    assert of(state, "never").status is PartStatus.STARTING
+    assert of(state, "engines").message == "ended with exit code 4"
+    ray = of(state, "ray").process
+    assert ray is not None
+    psutil.Process(ray.pid).kill()
+    state = await until(paths, lambda s: of(s, "engines").status is PartStatus.READY)
     assert runs.read_text() == "xx"
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0

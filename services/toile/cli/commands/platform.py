@@ -117,7 +117,7 @@ async def _asked(state: PlatformState) -> PlatformState:
         return part.model_copy(update={"status": PartStatus.WAITING, "message": message})
 
     parts = tuple(await asyncio.gather(*(ask(part) for part in state.parts)))
-    ready = all(part.status is PartStatus.READY for part in parts)
+    ready = all(part.status is PartStatus.READY for part in parts if not part.background)
     whole = state.status
     if whole is PartStatus.READY and not ready:
         whole = PartStatus.WAITING
@@ -169,6 +169,11 @@ def _table(output: Output, state: PlatformState, memory: dict[str, int]) -> None
             part.metrics_address,
         )
     output.console.print(table)
+    if not any(part.name == "triton" for part in state.parts):
+        output.say(
+            "[yellow]triton[/yellow] is not there: designs are drawn by the models themselves, one "
+            "at a time. `make triton` makes its environment."
+        )
     for part in state.parts:
         if part.message:
             output.say(f"[yellow]{part.name}[/yellow] {escape(part.message)}")

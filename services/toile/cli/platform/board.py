@@ -38,6 +38,7 @@ class Board:
                     address=part.address,
                     metrics_address=part.metrics_address,
                     log=str(paths.log(part.name)),
+                    background=part.background,
                 )
                 for part in plan.parts
             ),

@@ -15,7 +15,8 @@ from tenacity import (
 
 from toile.cli.platform import processes
 from toile.cli.platform.board import Board
-from toile.cli.platform.parts import Part, empty_folder
+from toile.cli.platform.parts import Part
+from toile.cli.platform.plan import empty_folder
 from toile.cli.platform.state import PartStatus, Paths, ProcessId
 
 _FIRST_START_SECONDS = 600.0
@@ -48,7 +49,14 @@ class Keeper:
             PartDiedError: The very first start failed.
         """
         while True:
-            await self._bring_up()
+            try:
+                await self._bring_up()
+            except PartDiedError as error:
+                if not self.part.background:
+                    raise
+                self._give_up(error)
+                await self._until_followed()
+                continue
             self._started_before = True
             message = await self._until_gone()
             restarts = self._board.part(self.part.name).restarts + 1
@@ -79,6 +87,12 @@ class Keeper:
         ):
             with attempt:
                 await self._start()
+
+    def _give_up(self, error: PartDiedError) -> None:
+        log.error("part_given_up", part=self.part.name, why=str(error))
+        self._board.update_part(
+            self.part.name, status=PartStatus.FAILED, process=None, message=str(error)
+        )
 
     def _note_failed_start(self, retry: RetryCallState) -> None:
         error = retry.outcome.exception() if retry.outcome else None
@@ -137,10 +151,16 @@ class Keeper:
 
     async def _until_gone(self) -> str:
         """Wait until the part must be started again; return why."""
-        part, board = self.part, self._board
+        part = self.part
         if part.ready is not None and self._process is not None:
             await self._process.wait()
             return _how_it_ended(self._process)
+        await self._until_followed()
+        return f"{part.again_with} was restarted"
+
+    async def _until_followed(self) -> None:
+        """Wait until the part that this one follows was restarted; for ever if it follows none."""
+        part, board = self.part, self._board
         if not part.again_with:
             await asyncio.Event().wait()
         await board.until(
@@ -148,7 +168,6 @@ class Keeper:
                 board.epoch(part.again_with) != self._epoch or not board.ready([part.again_with])
             )
         )
-        return f"{part.again_with} was restarted"
 
     async def _clear(self, process: asyncio.subprocess.Process) -> None:
         """End what a process left behind in its session."""

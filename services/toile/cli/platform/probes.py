@@ -46,3 +46,16 @@ def ray_head_alive(url: str, token: str) -> Probe:
         return bool(names) and jobs.is_success
 
     return probe
+
+
+def triton_ready(url: str) -> Probe:
+    """Ask a Triton server whether it takes calls."""
+    client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False)
+
+    async def probe() -> bool:
+        try:
+            return (await client.get("/v2/health/ready")).is_success
+        except httpx.HTTPError:
+            return False
+
+    return probe

@@ -73,6 +73,7 @@ class PartState(_Record):
     restarts: int = 0
     ready_seconds: float | None = None
     message: str = ""
+    background: bool = False
 
 
 class PlatformState(_Record):

@@ -16,7 +16,8 @@ import structlog
 from toile.cli.platform import processes
 from toile.cli.platform.board import Board
 from toile.cli.platform.keeper import Keeper, PartDiedError
-from toile.cli.platform.parts import SERVICES, Plan, plan_platform
+from toile.cli.platform.parts import SERVICES, Plan
+from toile.cli.platform.plan import plan_platform
 from toile.cli.platform.state import (
     PartStatus,
     Paths,
@@ -24,9 +25,11 @@ from toile.cli.platform.state import (
     read_state,
     supervisor_lock,
 )
-from toile.core.errors import ToileError
+from toile.cli.platform.triton_parts import open_environment, remove_shared_memory
+from toile.core.errors import FailedPreconditionError, ToileError
 from toile.core.logging import configure
 from toile.core.settings import Settings
+from toile.diffusion.triton.server import TritonEnvironment
 
 EXIT_FAILED = 1
 EXIT_ALREADY_RUNNING = 75
@@ -45,11 +48,26 @@ def main() -> int:
         remove_remains(paths)
         _turn_logs(paths)
         try:
-            plan = plan_platform(settings, uuid.uuid4().hex)
+            plan = plan_platform(settings, uuid.uuid4().hex, _triton(settings))
         except ToileError as error:
             log.exception("no_plan", why=error.message)
             return EXIT_FAILED
         return asyncio.run(Supervisor(plan, paths).run())
+
+
+def _triton(settings: Settings) -> TritonEnvironment | None:
+    """Return what holds the Triton server, if there is one; it is not needed to draw.
+
+    Raises:
+        FailedPreconditionError: The settings name an environment, and it does not work.
+    """
+    try:
+        return open_environment(settings)
+    except FailedPreconditionError as error:
+        if settings.triton_environment is not None:
+            raise
+        log.warning("no_triton", why=error.message)
+        return None
 
 
 def remove_remains(paths: Paths) -> None:
@@ -57,6 +75,7 @@ def remove_remains(paths: Paths) -> None:
     state = read_state(paths.state)
     if state is not None:
         processes.sweep(state.id, wait_seconds=0.0)
+        remove_shared_memory(state.id)
         if state.scratch:
             shutil.rmtree(state.scratch, ignore_errors=True)
     paths.state.unlink(missing_ok=True)
@@ -101,6 +120,7 @@ class Supervisor:
         for keeper in reversed([k for k in keepers if k.part.name not in SERVICES]):
             await keeper.stop()
         await asyncio.to_thread(processes.sweep, self._plan.id)
+        remove_shared_memory(self._plan.id)
         await asyncio.to_thread(shutil.rmtree, self._plan.scratch, ignore_errors=True)
         log.info("platform_stopped", failed=failed)
         if failed:
@@ -110,7 +130,7 @@ class Supervisor:
 
 
 async def _note_when_ready(board: Board) -> None:
-    names = [part.name for part in board.state.parts]
+    names = [part.name for part in board.state.parts if not part.background]
     await board.until(lambda: board.ready(names))
     seconds = round(board.seconds, 2)
     log.info("platform_ready", seconds=seconds)

@@ -5,14 +5,13 @@ forward that calls the server.
 """
 
 import contextlib
+import copy
 import json
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import tenacity
 import torch
 import tritonclient.grpc as triton
 from diffusers import UNet2DConditionModel
@@ -25,15 +24,19 @@ from toile.core.errors import (
     ExhaustedError,
     FailedPreconditionError,
     InvalidArgumentError,
-    ToileError,
 )
-from toile.diffusion.adapters import AdapterWeights
-from toile.diffusion.bank import MAX_RANK, BankError, BankLayout, pack
-from toile.diffusion.denoiser import LoadedAdapter
+from toile.diffusion.bank import MAX_RANK, BankLayout
+from toile.diffusion.denoiser import NO_HURRY, LoadedAdapter, Urgency
+from toile.diffusion.triton.packed import check_adapter
 
 MISSING = "ADAPTER_NOT_RESIDENT"
+LOADING = "ADAPTER_LOADING"
 STEP_SECONDS = 60.0
-"""How long one call may take, its wait in the queue included."""
+"""How long one step may take: its wait in the queue, and a server that is restarted, included."""
+LONGEST_PAUSE_SECONDS = 0.5
+
+Link = Callable[[LoadedAdapter], str]
+"""Packs an adapter where the server can read it, and returns the link."""
 
 
 class TritonDenoiser:
@@ -45,9 +48,11 @@ class TritonDenoiser:
         *,
         unet_config: dict[str, Any],
         layout: BankLayout,
-        adapters: Path,
+        link: Link,
         refiner_config: dict[str, Any] | None = None,
         base_digest: str = "",
+        unet_model: str = "unet",
+        refiner_model: str = "refiner",
         step_seconds: float = STEP_SECONDS,
     ) -> None:
         """Connect; the server is not asked until a step is.
@@ -55,23 +60,39 @@ class TritonDenoiser:
         Args:
             address: host:port of Triton's gRPC.
             unet_config: Config of the base's UNet.
-            layout: Of the bank of the model `unet`.
-            adapters: Folder from which the server reads packed adapters.
+            layout: Of the bank of the UNet's model.
+            link: Called for an adapter that the server lacks.
             refiner_config: Config of the refiner's UNet; None when the base has none.
             base_digest: Digest of the base.
-            step_seconds: How long one call may take.
+            unet_model: The server's model of the UNet.
+            refiner_model: The server's model of the refiner.
+            step_seconds: How long one step may take.
         """
         self._client = triton.InferenceServerClient(address)
-        self._unet_config, self._refiner_config = unet_config, refiner_config
-        self._layout, self._adapters, self._base_digest = layout, adapters, base_digest
+        self._unet = _without_weights(unet_config)
+        self._refiner = None if refiner_config is None else _without_weights(refiner_config)
+        self._layout, self._link, self._base_digest = layout, link, base_digest
+        self._unet_model, self._refiner_model = unet_model, refiner_model
         self._step_seconds = step_seconds
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
+    def is_ready(self) -> bool:
+        """Say whether the server answers and has all models of the base."""
+        models = [self._unet_model]
+        if self._refiner is not None:
+            models.append(self._refiner_model)
+        try:
+            return all(self._client.is_model_ready(m, client_timeout=2.0) for m in models)
+        except InferenceServerException:
+            return False
+
     @contextlib.contextmanager
-    def session(self, adapters: Sequence[LoadedAdapter]) -> Iterator[UNet2DConditionModel]:
+    def session(
+        self, adapters: Sequence[LoadedAdapter], urgency: Urgency = NO_HURRY
+    ) -> Iterator[UNet2DConditionModel]:
         """Hold a UNet with these adapters applied.
 
         Raises:
@@ -85,86 +106,97 @@ class TritonDenoiser:
             )
         _check_ranks(adapters)
         for adapter in adapters:
-            self._give(adapter, again=False)
-
-        def give_again() -> None:
-            for adapter in adapters:
-                self._give(adapter, again=True)
-
-        named = json.dumps([[file_key(a.key), a.weight] for a in adapters])
-        yield _remote(self._unet_config, self._caller("unet", named, give_again))
+            check_adapter(adapter.weights, self._layout, base_digest=self._base_digest)
+        call = _Call(
+            self._client, self._unet_model, adapters, self._link, urgency, self._step_seconds
+        )
+        yield _remote(self._unet, call)
 
     @contextlib.contextmanager
-    def refiner_session(self) -> Iterator[UNet2DConditionModel]:
+    def refiner_session(self, urgency: Urgency = NO_HURRY) -> Iterator[UNet2DConditionModel]:
         """Hold the refiner's UNet.
 
         Raises:
             FailedPreconditionError: The base has none (`NO_REFINER`).
         """
-        if self._refiner_config is None:
+        if self._refiner is None:
             raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
-        yield _remote(self._refiner_config, self._caller("refiner", "[]", lambda: None))
-
-    def _give(self, adapter: LoadedAdapter, *, again: bool) -> None:
-        """Put an adapter where the server reads it, whole or not at all."""
-        path = self._adapters / f"{file_key(adapter.key)}.safetensors"
-        if path.is_file() and not again:
-            return
-        packed = pack_adapter(adapter.weights, self._layout, base_digest=self._base_digest)
-        self._adapters.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        try:
-            packed.save(partial, self._layout)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _caller(self, model: str, adapters: str, give_again: Callable[[], None]) -> "_Call":
-        def call(arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-            batch = len(arrays["sample"])
-            inputs = [_input(name, array, "FP32") for name, array in arrays.items()]
-            named = np.full((batch, 1), adapters, dtype=object)
-            inputs.append(_input("adapters", named, "BYTES"))
-            for attempt in (1, 2):
-                try:
-                    answer = self._client.infer(model, inputs, client_timeout=self._step_seconds)
-                except InferenceServerException as error:
-                    if attempt == 1 and MISSING in str(error.message()):
-                        give_again()
-                        continue
-                    raise _as_own(error) from error
-                return cast("np.ndarray[Any, Any]", answer.as_numpy("prediction"))
-            raise AssertionError("unreachable")
-
-        return call
+        call = _Call(self._client, self._refiner_model, [], self._link, urgency, self._step_seconds)
+        yield _remote(self._refiner, call)
 
 
-def pack_adapter(weights: AdapterWeights, layout: BankLayout, *, base_digest: str = "") -> Any:
-    """Pack an adapter for a bank.
+class _Call:
+    """One evaluation of a model: called again while the server restarts or reads an adapter.
 
-    Raises:
-        InvalidArgumentError: It is of another base, or has layers that the bank does not hold
-            (`ADAPTER_MISMATCH`).
+    That is safe, because an evaluation changes nothing.
     """
-    if base_digest and weights.base_digest and base_digest != weights.base_digest:
-        raise InvalidArgumentError(
-            "the adapter was trained on another base",
-            field="adapters",
-            reason="ADAPTER_MISMATCH",
-            metadata={"base_digest": base_digest, "adapter_base_digest": weights.base_digest},
+
+    def __init__(
+        self,
+        client: triton.InferenceServerClient,
+        model: str,
+        adapters: Sequence[LoadedAdapter],
+        link: Link,
+        urgency: Urgency,
+        step_seconds: float,
+    ) -> None:
+        self._client, self._model, self._urgency = client, model, urgency
+        self._adapters, self._link, self._step_seconds = adapters, link, step_seconds
+        self._named = json.dumps([[adapter.key, adapter.weight] for adapter in adapters])
+
+    def __call__(self, arrays: "dict[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
+        """Return the prediction `[B, C, H/8, W/8]`.
+
+        Raises:
+            DeadlineError: The session's deadline is past.
+            ExhaustedError: The server's queue is full.
+            ComputeUnavailableError: The server did not come back, or the engine failed.
+        """
+        inputs = [_input(name, array, "FP32") for name, array in arrays.items()]
+        batch = len(arrays["sample"])
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_NotYetError),
+            wait=tenacity.wait_exponential(multiplier=0.002, max=LONGEST_PAUSE_SECONDS),
+            stop=tenacity.stop_after_delay(self._urgency.seconds_left(self._step_seconds)),
         )
-    layers = {
-        path: (layer.down.float().numpy(), layer.up.float().numpy(), layer.alpha)
-        for path, layer in weights.layers.items()
-    }
-    try:
-        return pack(layers, layout, dtype=np.float32, base_digest=weights.base_digest)
-    except BankError as error:
-        raise InvalidArgumentError(
-            f"the adapter does not fit the base: {error}",
-            field="adapters",
-            reason="ADAPTER_MISMATCH",
-        ) from error
+        named = self._named
+        try:
+            for attempt in retrying:
+                with attempt:
+                    try:
+                        return self._infer([*inputs, _names(named, batch)])
+                    except _AbsentError:
+                        named = json.dumps(
+                            [[a.key, a.weight, self._link(a)] for a in self._adapters]
+                        )
+                        raise
+        except tenacity.RetryError as error:
+            last = error.last_attempt.exception()
+            self._urgency.seconds_left(self._step_seconds)
+            raise ComputeUnavailableError(f"Triton does not answer: {last}") from last
+        raise AssertionError("unreachable")
+
+    def _infer(self, inputs: list[Any]) -> "np.ndarray[Any, Any]":
+        left = self._urgency.seconds_left(self._step_seconds)
+        try:
+            answer = self._client.infer(
+                self._model,
+                inputs,
+                priority=self._urgency.priority,
+                timeout=int(left * 1e6),
+                client_timeout=left,
+            )
+        except InferenceServerException as error:
+            raise _meaning(error) from error
+        return cast("np.ndarray[Any, Any]", answer.as_numpy("prediction"))
+
+
+class _NotYetError(Exception):
+    """The same call may succeed in a moment."""
+
+
+class _AbsentError(_NotYetError):
+    """The server has not got an adapter, and was not told where it is."""
 
 
 def _check_ranks(adapters: Sequence[LoadedAdapter]) -> None:
@@ -176,14 +208,6 @@ def _check_ranks(adapters: Sequence[LoadedAdapter]) -> None:
             reason="RANK_TOO_HIGH",
             metadata={"ranks": str(sum(ranks)), "limit": str(MAX_RANK)},
         )
-
-
-def file_key(key: str) -> str:
-    """Return an adapter's key as a file name."""
-    return key.replace("%", "%25").replace("/", "%2F")
-
-
-_Call = Callable[[dict[str, "np.ndarray[Any, Any]"]], "np.ndarray[Any, Any]"]
 
 
 class _RemoteUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers has no types
@@ -231,12 +255,18 @@ class _RemoteUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers has 
         return UNet2DConditionOutput(sample=predicted) if return_dict else (predicted,)
 
 
-def _remote(config: dict[str, Any], call: _Call) -> UNet2DConditionModel:
+def _without_weights(config: dict[str, Any]) -> _RemoteUNet:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     unet.__class__ = _RemoteUNet
-    unet._call = call
-    return unet
+    return cast("_RemoteUNet", unet)
+
+
+def _remote(unet: _RemoteUNet, call: _Call) -> UNet2DConditionModel:
+    """Return a UNet of its own for a session: making one of SDXL's size takes a second."""
+    own = copy.copy(unet)
+    own._call = call
+    return own
 
 
 def _input(name: str, array: "np.ndarray[Any, Any]", kind: str) -> Any:
@@ -245,13 +275,22 @@ def _input(name: str, array: "np.ndarray[Any, Any]", kind: str) -> Any:
     return made
 
 
-def _as_own(error: InferenceServerException) -> ToileError:
-    """Return the error of our tree that stands for one of Triton's."""
+def _names(text: str, batch: int) -> Any:
+    return _input("adapters", np.full((batch, 1), text, dtype=object), "BYTES")
+
+
+def _meaning(error: InferenceServerException) -> Exception:
+    """Return the error that stands for one of Triton's."""
     status, message = str(error.status()), str(error.message())
-    if "DEADLINE_EXCEEDED" in status:
-        return DeadlineError("the UNet did not answer in time")
+    if MISSING in message:
+        return _AbsentError(message)
+    if LOADING in message:
+        return _NotYetError(message)
     if "Exceeds maximum queue size" in message or "Request timeout expired" in message:
         return ExhaustedError("the UNet's queue is full; try again later")
-    if "UNAVAILABLE" in status:
-        return ComputeUnavailableError(f"Triton does not answer: {message}")
+    if "DEADLINE_EXCEEDED" in status:
+        return DeadlineError("the UNet did not answer in time")
+    # A server that is gone, or back and still without the model.
+    if "UNAVAILABLE" in status or "unknown model" in message or "is not ready" in message:
+        return _NotYetError(message)
     return ComputeUnavailableError(f"Triton failed: {message}")

@@ -8,9 +8,15 @@ adapters, prompts and timesteps: that is continuous batching, a step at a time.
 """
 
 import json
+import os
 import sys
+import tempfile
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +28,54 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bank import BankError, BankLayout, PackedAdapter, gather
 
 MISSING = "ADAPTER_NOT_RESIDENT"
-"""How an error begins that the caller answers by giving the adapter and calling again."""
+"""How an error begins that the caller answers by calling again with a link to the adapter."""
+LOADING = "ADAPTER_LOADING"
+"""How an error begins after which the caller calls again in a moment."""
 MODEL_INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
+LOADERS = 2
+LOAD_SECONDS = 30.0
 
 
 class Bank:
-    """Packed adapters in memory, within a budget of bytes; the least recently used go first."""
+    """Packed adapters in memory, within a budget of bytes; the least recently used go first.
 
-    def __init__(self, folder: Path, layout: BankLayout, budget_bytes: int) -> None:
-        self._folder, self._layout, self._budget = folder, layout, budget_bytes
+    They are read in threads: the batches of those who have theirs do not wait for it.
+    """
+
+    def __init__(self, layout: BankLayout, budget_bytes: int) -> None:
+        self._layout, self._budget = layout, budget_bytes
         self._adapters: OrderedDict[str, PackedAdapter] = OrderedDict()
+        self._loading: dict[str, Future[tuple[PackedAdapter, float]]] = {}
+        self._threads = ThreadPoolExecutor(LOADERS, thread_name_prefix="bank")
         self.bytes = 0
+        self.loaded: list[float] = []
+        """Seconds that each load took since somebody last emptied the list."""
 
-    def get(self, key: str) -> tuple[PackedAdapter, bool]:
-        """Return an adapter, and whether it was read just now.
+    def get(self, key: str, link: str = "") -> PackedAdapter:
+        """Return an adapter that is in memory; with a link, begin to read one that is not.
 
         Raises:
-            BankError: There is no file of it, or none that fits.
+            BankError: It is not there (`ADAPTER_NOT_RESIDENT`), not yet (`ADAPTER_LOADING`), or
+                what the link leads to is no adapter for this UNet.
         """
         found = self._adapters.get(key)
         if found is not None:
             self._adapters.move_to_end(key)
-            return found, False
-        path = self._folder / f"{key}.safetensors"
-        if not path.is_file():
-            raise BankError(f"{MISSING} {key}")
-        adapter = PackedAdapter.load(path, self._layout)
+            return found
+        under_way = self._loading.get(key)
+        if under_way is None:
+            if not link:
+                raise BankError(f"{MISSING} {key}")
+            self._loading[key] = self._threads.submit(_read, link, self._layout)
+            raise BankError(f"{LOADING} {key}")
+        if not under_way.done():
+            raise BankError(f"{LOADING} {key}")
+        del self._loading[key]
+        adapter, seconds = under_way.result()
+        self.loaded.append(seconds)
         self._adapters[key] = adapter
         self.bytes += adapter.size_bytes
-        return adapter, True
+        return adapter
 
     def shrink(self) -> int:
         """Drop what is over the budget; returns how many."""
@@ -62,6 +87,34 @@ class Bank:
         return dropped
 
 
+def _read(link: str, layout: BankLayout) -> tuple[PackedAdapter, float]:
+    """Return what a `file:` or `https:` link leads to, and the seconds it took.
+
+    Raises:
+        BankError: It cannot be read, or is no packed adapter for this layout.
+    """
+    started = time.monotonic()
+    parts = urllib.parse.urlsplit(link)
+    if parts.scheme == "file":
+        adapter = PackedAdapter.load(Path(urllib.parse.unquote(parts.path)), layout)
+    elif parts.scheme in {"http", "https"}:
+        with tempfile.TemporaryDirectory(prefix="toile-bank-") as folder:
+            path = Path(folder) / "adapter.safetensors"
+            try:
+                with urllib.request.urlopen(link, timeout=LOAD_SECONDS) as answer:  # noqa: S310
+                    path.write_bytes(answer.read())
+            except (urllib.error.URLError, OSError) as error:
+                raise BankError(f"the adapter could not be read: {error}") from error
+            adapter = PackedAdapter.load(path, layout)
+    else:
+        raise BankError(f"{parts.scheme or 'no scheme'}: is no link to an adapter")
+    return adapter, time.monotonic() - started
+
+
+_Member = tuple[int, dict[str, Any], list[Any]]
+"""A request: its index, its inputs, and the adapters of each of its samples."""
+
+
 class TritonPythonModel:
     """What Triton's Python backend looks for."""
 
@@ -71,21 +124,21 @@ class TritonPythonModel:
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(given["threads"])
+        options.intra_op_num_threads = int(given["threads"]) or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
         self._engine = onnxruntime.InferenceSession(
             folder / given["engine"], options, providers=["CPUExecutionProvider"]
         )
         self._layout = BankLayout.from_json((folder / "layout.json").read_text(encoding="utf-8"))
         self._max_rank = int(given["max_rank"])
-        self._max_batch = int(config["max_batch_size"])
-        self._bank = Bank(Path(given["adapters"]), self._layout, int(given["bank_bytes"]))
+        self._batch_pixels = int(given["batch_pixels"])
+        self._bank = Bank(self._layout, int(given["bank_bytes"]))
         self._metrics = _Metrics(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer requests, as few engine calls as their shapes allow."""
         responses: list[Any] = [None] * len(requests)
-        groups: dict[tuple[Any, ...], list[tuple[int, dict[str, Any], list[Any]]]] = {}
+        groups: dict[tuple[Any, ...], list[_Member]] = {}
         for index, request in enumerate(requests):
             inputs = {
                 name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
@@ -93,35 +146,54 @@ class TritonPythonModel:
             }
             try:
                 samples = self._adapters(request, len(inputs["sample"]))
-            except (BankError, ValueError, TypeError) as error:
+            except Exception as error:  # noqa: BLE001 - a response for each request
                 responses[index] = _error(str(error))
                 continue
             shape = (inputs["sample"].shape[1:], inputs["encoder_hidden_states"].shape[1:])
             groups.setdefault(shape, []).append((index, inputs, samples))
         for members in groups.values():
-            self._run(members, responses)
-        self._metrics.evicted(self._bank.shrink(), self._bank.bytes)
+            for some in self._within_cap(members):
+                self._run(some, responses)
+        self._metrics.bank(self._bank.loaded, self._bank.shrink(), self._bank.bytes)
+        self._bank.loaded.clear()
         return responses
+
+    def _within_cap(self, members: list[_Member]) -> list[list[_Member]]:
+        """Split requests of one shape into batches that hold at most so many latent pixels."""
+        height, width = members[0][1]["sample"].shape[2:]
+        most = max(1, self._batch_pixels // (height * width))
+        batches: list[list[_Member]] = [[]]
+        samples = 0
+        for member in members:
+            count = len(member[1]["sample"])
+            if batches[-1] and samples + count > most:
+                batches.append([])
+                samples = 0
+            batches[-1].append(member)
+            samples += count
+        return batches
 
     def _adapters(self, request: Any, batch: int) -> list[list[tuple[PackedAdapter, float]]]:
         """Return the adapters of each sample of a request."""
         given = pb_utils.get_input_tensor_by_name(request, "adapters").as_numpy().reshape(-1)
-        samples = []
+        samples: list[list[tuple[PackedAdapter, float]]] = []
+        absent: list[BankError] = []
         for text in given[:batch]:
             sample = []
-            for key, weight in json.loads(text):
-                started = time.monotonic()
-                adapter, loaded = self._bank.get(key)
-                if loaded:
-                    self._metrics.loaded(time.monotonic() - started)
-                sample.append((adapter, float(weight)))
+            for key, weight, *link in json.loads(text):
+                try:
+                    sample.append((self._bank.get(key, *link), float(weight)))
+                except BankError as error:  # go on: the loads of all of them begin now
+                    absent.append(error)
             ranks = sum(adapter.rank for adapter, _ in sample)
             if ranks > self._max_rank:
                 raise BankError(f"ranks add up to {ranks}; at most {self._max_rank} can be served")
             samples.append(sample)
+        if absent:
+            raise absent[0]
         return samples
 
-    def _run(self, members: list[tuple[int, dict[str, Any], list[Any]]], out: list[Any]) -> None:
+    def _run(self, members: list[_Member], out: list[Any]) -> None:
         joined = {
             name: np.concatenate([inputs[name] for _, inputs, _ in members])
             for name in MODEL_INPUTS
@@ -131,7 +203,7 @@ class TritonPythonModel:
         try:
             bank = gather(samples, self._layout, max_rank=self._max_rank)
             predicted = self._engine.run(None, {**joined, **bank})[0]
-        except Exception as error:  # noqa: BLE001 - a response for each request, whatever happens
+        except Exception as error:  # noqa: BLE001 - as above
             for index, _, _ in members:
                 out[index] = _error(f"the engine failed: {error}")
             return
@@ -161,17 +233,16 @@ class _Metrics:
             "toile_engine_samples_total", "Samples in the engine's calls.", "COUNTER", model
         )
 
-    def loaded(self, seconds: float) -> None:
-        self._loads.increment(1)
-        self._load_seconds.increment(seconds)
-
     def batch(self, samples: int) -> None:
         self._calls.increment(1)
         self._samples.increment(samples)
 
-    def evicted(self, count: int, held_bytes: int) -> None:
-        if count:
-            self._evictions.increment(count)
+    def bank(self, loads: list[float], evicted: int, held_bytes: int) -> None:
+        if loads:
+            self._loads.increment(len(loads))
+            self._load_seconds.increment(sum(loads))
+        if evicted:
+            self._evictions.increment(evicted)
         self._bytes.set(held_bytes)
 
 

@@ -25,10 +25,12 @@ class FrontConfig:
     """Requests that may wait; more are refused at once."""
     queue_timeout_seconds: float = 30.0
     """A request that waited so long is refused."""
+    batch_pixels: int = 16 * 128 * 128
+    """Latent pixels in one engine call: 16 samples of 1024 x 1024 pixels, 4 of 2048 x 2048."""
     bank_bytes: int = 512 << 20
     max_rank: int = MAX_RANK
-    threads: int = 2
-    """Of ONNX Runtime."""
+    threads: int = 0
+    """Of ONNX Runtime; as many as the server has processors when 0."""
 
 
 def write_model(
@@ -38,7 +40,6 @@ def write_model(
     onnx: Path,
     layout: BankLayout,
     unet_config: Any,
-    adapters: Path,
     time_ids: int,
     pooled_width: int,
     config: FrontConfig | None = None,
@@ -51,7 +52,6 @@ def write_model(
         onnx: From `export_onnx`, in fp32; its data beside it is taken along.
         layout: Of its bank.
         unet_config: The UNet's config, for the widths of its inputs.
-        adapters: Folder in which the front looks for packed adapters, `{key}.safetensors`.
         time_ids: 6, or 5 for a refiner.
         pooled_width: Width of the pooled text.
         config: How it batches.
@@ -91,7 +91,7 @@ def write_model(
                 f'parameters: {{ key: "{key}" value: {{ string_value: "{value}" }} }}'
                 for key, value in {
                     "engine": ENGINE_FILE,
-                    "adapters": adapters,
+                    "batch_pixels": config.batch_pixels,
                     "bank_bytes": config.bank_bytes,
                     "max_rank": config.max_rank,
                     "threads": config.threads,
@@ -115,6 +115,8 @@ output [ {{ name: "prediction" data_type: TYPE_FP32 dims: [{channels}, -1, -1] }
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 dynamic_batching {{
   max_queue_delay_microseconds: {delay}
+  priority_levels: 2
+  default_priority_level: 1
   default_queue_policy {{
     timeout_action: REJECT
     default_timeout_microseconds: {timeout}

@@ -21,6 +21,7 @@ from toile.core.errors import ComputeUnavailableError, FailedPreconditionError
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend has its regions
 
 _PROBE = (
     "import json,sys,sysconfig;"
@@ -105,7 +106,7 @@ class TritonEnvironment:
 
 @dataclass(frozen=True)
 class TritonPorts:
-    """Where a server listens, on the loopback interface."""
+    """Where a server listens."""
 
     grpc: int
     http: int
@@ -118,20 +119,35 @@ def server_command(
     ports: TritonPorts,
     models: Sequence[str],
     *,
+    host: str = "127.0.0.1",
+    shared_memory: str = "",
     drain_seconds: int = 10,
 ) -> list[str]:
-    """Return the command that serves these models of a repository."""
+    """Return the command that serves a repository.
+
+    Args:
+        environment: What holds the server.
+        repository: The model repository.
+        ports: Where it listens.
+        models: To load at once; others are loaded by name while it runs.
+        host: Address to listen on.
+        shared_memory: How the names of its regions of shared memory begin; a server that is
+            killed leaves them behind.
+        drain_seconds: What it may take to finish when it is told to end.
+    """
+    prefix = (f"--backend-config=python,shm-region-prefix-name={shared_memory}",)
     return [
         str(environment.server),
         f"--model-repository={repository}",
         f"--backend-directory={environment.backends}",
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in models),
-        "--grpc-address=127.0.0.1",
+        *(prefix if shared_memory else ()),
+        f"--grpc-address={host}",
         f"--grpc-port={ports.grpc}",
-        "--http-address=127.0.0.1",
+        f"--http-address={host}",
         f"--http-port={ports.http}",
-        "--metrics-address=127.0.0.1",
+        f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={drain_seconds}",
         "--disable-auto-complete-config",
@@ -160,7 +176,13 @@ class TritonServer:
         Raises:
             ComputeUnavailableError: It ended, or was not ready in time; the message names its log.
         """
-        command = server_command(self.environment, self.repository, self.ports, self.models)
+        command = server_command(
+            self.environment,
+            self.repository,
+            self.ports,
+            self.models,
+            shared_memory=self._shared_memory,
+        )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -184,6 +206,18 @@ class TritonServer:
             f"Triton was not ready in {timeout_seconds:.0f} s; its log: {self.log}"
         )
 
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+            remove_shared_memory(self._shared_memory)
+
+    @property
+    def _shared_memory(self) -> str:
+        return f"toile-triton-{self.ports.grpc}-"
+
     def stop(self) -> None:
         """Let it finish what it works on, then end it."""
         if self.process is None:
@@ -195,6 +229,12 @@ class TritonServer:
             self.process.kill()
             self.process.wait()
         self.process = None
+
+
+def remove_shared_memory(prefix: str) -> None:
+    """Remove the regions whose names begin so; a server that was killed leaves them behind."""
+    for path in _SHARED_MEMORY.glob(f"{prefix}*"):
+        path.unlink(missing_ok=True)
 
 
 def are_ready(address: str, models: Sequence[str]) -> bool:

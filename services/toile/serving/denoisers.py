@@ -1,0 +1,94 @@
+"""Which denoiser a base is drawn with: Triton's engine, or PyTorch here until there is one."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+
+from toile.core.artifacts import ArtifactStore
+from toile.diffusion.bank import BankLayout
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.denoiser import (
+    NO_HURRY,
+    Denoiser,
+    LoadedAdapter,
+    TorchDenoiser,
+    Urgency,
+)
+from toile.diffusion.triton.denoiser import TritonDenoiser
+from toile.diffusion.triton.packed import PackedFiles
+from toile.serving.engines import model_names
+
+ASK_AGAIN_SECONDS = 1.0
+
+
+def open_denoiser(
+    bundle: Bundle, layout: BankLayout, store: ArtifactStore, triton_address: str
+) -> Denoiser:
+    """Return what a base is drawn with.
+
+    Args:
+        bundle: The base.
+        layout: Of its bank.
+        store: Where packed adapters are.
+        triton_address: host:port of Triton's gRPC; empty when there is none.
+    """
+    here = TorchDenoiser(bundle)
+    if not triton_address:
+        return here
+    models = model_names(bundle.digest)
+    there = TritonDenoiser(
+        triton_address,
+        unet_config=_config(bundle, "unet"),
+        refiner_config=_config(bundle, "refiner/unet") if bundle.has_refiner else None,
+        layout=layout,
+        link=PackedFiles(store, layout, base_digest=bundle.digest).link,
+        base_digest=bundle.digest,
+        unet_model=models["unet"],
+        refiner_model=models["refiner"],
+    )
+    return EngineDenoiser(here, there)
+
+
+class EngineDenoiser:
+    """Draws here until the server has the base's models, and from then on there.
+
+    A server that goes away later is waited for, step by step: images of one request would differ
+    in their last bits if some were drawn here and some there.
+    """
+
+    def __init__(self, here: TorchDenoiser, there: TritonDenoiser) -> None:
+        self._here, self._there = here, there
+        self._found = False
+        self._asked = -ASK_AGAIN_SECONDS
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def session(
+        self, adapters: Sequence[LoadedAdapter], urgency: Urgency = NO_HURRY
+    ) -> Iterator[UNet2DConditionModel]:
+        """See `Denoiser.session`."""
+        with self._chosen().session(adapters, urgency) as unet:
+            yield unet
+
+    @contextlib.contextmanager
+    def refiner_session(self, urgency: Urgency = NO_HURRY) -> Iterator[UNet2DConditionModel]:
+        """See `Denoiser.refiner_session`."""
+        with self._chosen().refiner_session(urgency) as unet:
+            yield unet
+
+    def _chosen(self) -> Denoiser:
+        with self._lock:
+            if not self._found and time.monotonic() - self._asked >= ASK_AGAIN_SECONDS:
+                self._found = self._there.is_ready()
+                self._asked = time.monotonic()
+            return self._there if self._found else self._here
+
+
+def _config(bundle: Bundle, part: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((bundle.path / part / "config.json").read_text("utf-8"))
+    return config
