@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     restricted_content: Literal["refuse", "allow"] = Field(
         "refuse", description="What becomes of requests for pictures that are for adults."
     )
+    model_replicas: PositiveInt = Field(
+        1, description="Most replicas of the models; more come as their queues grow."
+    )
     train_workers: PositiveInt = Field(1, description="Ray Train workers of a training job.")
     job_max_attempts: PositiveInt = Field(
         3, description="Starts of a job whose compute was lost, before it is given up."

@@ -48,10 +48,13 @@ class Urgency:
         Raises:
             DeadlineError: It is past.
         """
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+        self.check()
+        return max(0.001, min(self.deadline - time.monotonic(), most))
+
+    def check(self) -> None:
+        """Raise `DeadlineError` when the deadline is past."""
+        if time.monotonic() >= self.deadline:
             raise DeadlineError("the drawing was not done in time")
-        return min(left, most)
 
 
 NO_HURRY = Urgency()

@@ -21,7 +21,7 @@ from PIL import Image
 
 from toile.core.errors import CancelledError, InvalidArgumentError
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import Denoiser, LoadedAdapter
+from toile.diffusion.denoiser import NO_HURRY, Denoiser, LoadedAdapter, Urgency
 from toile.diffusion.schedulers import make_scheduler
 
 DEFAULT_STEPS = 20
@@ -54,6 +54,7 @@ class DiffusionRequest:
     """White where the image may change; outside it stays as it is, to the pixel."""
     strength: float = 1.0
     """Share of the schedule to redraw of an init image, above 0 to 1."""
+    urgency: Urgency = NO_HURRY
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -97,10 +98,11 @@ def diffuse(
         denoiser: What evaluates the base's UNets.
         request: What to draw.
         on_step: Told of each step, the refiner's included.
-        cancelled: Asked after each step; it may also raise, for a deadline say.
+        cancelled: Asked after each step.
 
     Raises:
         CancelledError: `cancelled` said so; within one step.
+        DeadlineError: The request's deadline is past; within one step.
         InvalidArgumentError: The prompt is too long, the scheduler unknown, or an adapter is
             of another base.
         FailedPreconditionError: A refiner is asked of a base that has none.
@@ -110,7 +112,7 @@ def diffuse(
     if request.refiner_strength:  # find mistakes before anything is drawn
         bundle.encode_prompt(request.prompt, request.negative_prompt, refiner=True)
     for index, seed in enumerate(request.seeds):
-        progress = _Progress(index, _steps_in_all(bundle, request), on_step, cancelled)
+        progress = _Progress(index, _steps_in_all(bundle, request), on_step, request, cancelled)
         progress.check()
         arguments = {
             **embeddings.arguments(1),
@@ -131,14 +133,20 @@ class _Progress:
     """The pipelines' `callback_on_step_end`, counting over all stages of one image."""
 
     def __init__(
-        self, index: int, total: int, on_step: OnStep | None, cancelled: Callable[[], bool]
+        self,
+        index: int,
+        total: int,
+        on_step: OnStep | None,
+        request: DiffusionRequest,
+        cancelled: Callable[[], bool],
     ) -> None:
         self._index, self._total, self._done = index, total, 0
-        self._on_step, self._cancelled = on_step, cancelled
+        self._on_step, self._urgency, self._cancelled = on_step, request.urgency, cancelled
 
     def check(self) -> None:
         if self._cancelled():
             raise CancelledError("the drawing was cancelled")
+        self._urgency.check()
 
     def __call__(
         self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]
@@ -159,7 +167,7 @@ def _draw(
     size: tuple[int, int],
     arguments: dict[str, Any],
 ) -> Image.Image:
-    with denoiser.session(request.adapters) as unet:
+    with denoiser.session(request.adapters, request.urgency) as unet:
         pipeline = _pipeline(StableDiffusionXLPipeline, bundle, unet, request.scheduler)
         latents = pipeline(width=size[0], height=size[1], output_type="latent", **arguments).images
     return _decode(bundle, pipeline, latents)
@@ -175,13 +183,13 @@ def _draw_and_refine(
 ) -> Image.Image:
     """Split the schedule: the base draws its first part and the refiner, on latents, the rest."""
     split = 1.0 - request.refiner_strength
-    with denoiser.session(request.adapters) as unet:
+    with denoiser.session(request.adapters, request.urgency) as unet:
         pipeline = _pipeline(StableDiffusionXLPipeline, bundle, unet, request.scheduler)
         latents = pipeline(
             width=size[0], height=size[1], denoising_end=split, output_type="latent", **arguments
         ).images
     prompts = bundle.encode_prompt(request.prompt, request.negative_prompt, refiner=True)
-    with denoiser.refiner_session() as unet:
+    with denoiser.refiner_session(request.urgency) as unet:
         refiner = _refiner(bundle, unet, request.scheduler)
         latents = refiner(
             **{**arguments, **prompts.arguments(1)},
@@ -206,12 +214,12 @@ def _redraw(
     start = request.init_image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     arguments = {**arguments, "image": start, "strength": request.strength}
     if request.mask_image is None:
-        with denoiser.session(request.adapters) as unet:
+        with denoiser.session(request.adapters, request.urgency) as unet:
             plain = _pipeline(StableDiffusionXLImg2ImgPipeline, bundle, unet, request.scheduler)
             latents = plain(output_type="latent", **arguments).images
         return _decode(bundle, plain, latents)
     mask = request.mask_image.convert("L").resize(size, Image.Resampling.BILINEAR)
-    with denoiser.session(request.adapters) as unet:
+    with denoiser.session(request.adapters, request.urgency) as unet:
         inpaint = _pipeline(StableDiffusionXLInpaintPipeline, bundle, unet, request.scheduler)
         latents = inpaint(
             mask_image=mask, width=size[0], height=size[1], output_type="latent", **arguments

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from grpc_status import rpc_status
 from ray import serve
+from ray.serve.config import AutoscalingConfig
 from ray.serve.grpc_util import RayServegRPCContext
 
 from toile.core import logging as logs
@@ -168,7 +169,12 @@ def build_app(settings: Settings, *, warm_base: str = "") -> serve.Application:
     deployment = serve.deployment(
         InferenceReplica,
         name=DEPLOYMENT,
-        num_replicas=1,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=1,
+            max_replicas=settings.model_replicas,
+            # The engine has room for the steps of so many; more means that the loops are the brake.
+            target_ongoing_requests=settings.limits.running_generations / 2,
+        ),
         ray_actor_options={"num_cpus": 1},
         max_ongoing_requests=settings.limits.running_generations,
         max_queued_requests=settings.limits.queued_generations,

@@ -1,6 +1,8 @@
 """The models behind `InferenceService`, without Ray: loaded by artifact, kept while in use."""
 
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +16,13 @@ from toile.core.settings import Settings
 from toile.diffusion.adapters import AdapterWeights, linear_targets, load_lora
 from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import Denoiser, LoadedAdapter
+from toile.diffusion.denoiser import Denoiser, LoadedAdapter, Urgency
 from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
 from toile.diffusion.triton.packed import empty_unet
 from toile.diffusion.vision import Vision
 from toile.imaging import decode, png
 from toile.serving.denoisers import open_denoiser
-from toile.v1 import inference_pb2
+from toile.v1 import common_pb2, inference_pb2
 
 BASES_IN_MEMORY = 2
 ADAPTER_BYTES_IN_MEMORY = 512 << 20
@@ -75,6 +77,7 @@ class Models:
 
         Raises:
             CancelledError: `cancelled` said so.
+            DeadlineError: The request's time is over.
             NotFoundError: There is no such base or adapter.
             InvalidArgumentError: The request asks for what cannot be drawn.
         """
@@ -134,6 +137,7 @@ class Models:
             init_image=image,
             mask_image=mask,
             strength=request.strength,
+            urgency=_urgency(request),
         )
 
     def _base(self, artifact: str) -> LoadedBase:
@@ -168,3 +172,11 @@ class Models:
         while len(sizes) > 1 and sum(sizes) > ADAPTER_BYTES_IN_MEMORY:
             self._adapters.popitem(last=False)
             sizes.pop(0)
+
+
+def _urgency(request: inference_pb2.DiffuseRequest) -> Urgency:
+    seconds = request.timeout_seconds or math.inf
+    return Urgency(
+        priority=2 if request.priority == common_pb2.PRIORITY_BATCH else 1,
+        deadline=time.monotonic() + seconds,
+    )

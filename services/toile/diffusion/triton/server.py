@@ -4,9 +4,11 @@ The wheel holds the server and its Python backend. Its Python needs `numpy<2` (w
 outputs come back empty), so it cannot share the services' environment; `make triton` makes it.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -191,6 +193,7 @@ class TritonServer:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
@@ -207,10 +210,12 @@ class TritonServer:
         )
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """End it at once, as a crash would, and what a crash would leave behind."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # the backend's processes
             self.process = None
             remove_shared_memory(self._shared_memory)
 
@@ -226,8 +231,7 @@ class TritonServer:
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
         self.process = None
 
 
