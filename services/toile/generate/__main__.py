@@ -8,6 +8,7 @@ from toile.core.inference import Inference
 from toile.core.inference_health import check_models
 from toile.core.rpc.server import Service, run
 from toile.core.settings import Settings
+from toile.generate.deletion import Deletion
 from toile.generate.facts import BaseFactsReader
 from toile.generate.handler import GenerateHandler
 from toile.generate.library import Library
@@ -26,6 +27,7 @@ def build_service(settings: Settings) -> Service:
     servicer = GenerateServicer(
         handler,
         Library(settings.limits, catalog, store),
+        Deletion(catalog, store),
         most_image_bytes=settings.limits.image_bytes,
     )
     return Service(

@@ -8,8 +8,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from toile import __version__
 from toile.core.catalog.models import BaseRow, GenerationRow, ImageRow
+from toile.core.errors import InvalidArgumentError
 from toile.core.images import image_to_proto
-from toile.generate.resolve import Adapter
+from toile.generate.adapters import Adapter
+from toile.generate.starts import Start
 from toile.imaging.png import Parameters
 from toile.v1 import generate_pb2, inference_pb2
 
@@ -22,6 +24,27 @@ def request_to_json(request: generate_pb2.GenerateRequest) -> dict[str, object]:
 def request_of(row: GenerationRow) -> generate_pb2.GenerateRequest:
     """Return a generation's resolved request."""
     return ParseDict(row.request, generate_pb2.GenerateRequest(), ignore_unknown_fields=True)
+
+
+def starting_from(
+    drawing: generate_pb2.GenerateRequest,
+    source: generate_pb2.Redesign | generate_pb2.Inpaint | generate_pb2.Upscale,
+) -> generate_pb2.GenerateRequest:
+    """Return a request that starts from a source.
+
+    Raises:
+        InvalidArgumentError: It has one already (`TWO_SOURCES`).
+    """
+    if drawing.WhichOneof("source") is not None:
+        raise InvalidArgumentError(
+            "the drawing itself names a source; the call's own is the one that counts",
+            field=f"drawing.{drawing.WhichOneof('source')}",
+            reason="TWO_SOURCES",
+        )
+    request = generate_pb2.GenerateRequest()
+    request.CopyFrom(drawing)
+    getattr(request, source.DESCRIPTOR.name.lower()).CopyFrom(source)
+    return request
 
 
 def generation_to_proto(row: GenerationRow, images: Sequence[ImageRow]) -> generate_pb2.Generation:
@@ -40,23 +63,39 @@ def drawing_of(
     request: generate_pb2.GenerateRequest,
     base: BaseRow,
     adapters: Sequence[Adapter],
-    indices: Sequence[int],
+    start: Start,
+    prompt: str,
+    seeds: Sequence[int],
 ) -> inference_pb2.DiffuseRequest:
     """Return what to ask of the models for these images of a generation."""
+    kind = request.WhichOneof("source")
     return inference_pb2.DiffuseRequest(
         base_artifact=base.artifact,
-        prompt=request.prompt,
+        prompt=prompt,
         negative_prompt=request.negative_prompt,
-        seeds=[request.seed + index for index in indices],
+        seeds=seeds,
         steps=request.steps,
         guidance_scale=request.guidance_scale,
+        guidance_rescale=request.guidance_rescale,
         width=request.width,
         height=request.height,
         adapters=[
             inference_pb2.Adapter(artifact=a.version.artifact, weight=a.weight) for a in adapters
         ],
         scheduler=request.scheduler,
-        refiner_strength=request.refiner.strength if request.HasField("refiner") else 0.0,
+        refiner_strength=request.refiner.strength,
+        refiner_mode=request.refiner.mode,
+        init_image=start.init_image,
+        mask_image=start.mask_image,
+        strength=getattr(request, kind).strength if kind else 0.0,
+        upscale=(
+            inference_pb2.UpscaleTiles(overlap=request.upscale.overlap)
+            if kind == "upscale"
+            else None
+        ),
+        repeat=request.repeat,
+        preview_interval=request.preview_interval,
+        priority=request.priority,
     )
 
 
@@ -64,24 +103,34 @@ def parameters_of(
     request: generate_pb2.GenerateRequest,
     base: BaseRow,
     adapters: Sequence[Adapter],
+    prompt: str,
     seed: int,
+    size: tuple[int, int],
 ) -> Parameters:
-    """Return what other tools read from an image's PNG."""
+    """Return what other tools read from an image's file."""
     extra: dict[str, str] = {}
+    if kind := request.WhichOneof("source"):
+        extra["Denoising strength"] = f"{getattr(request, kind).strength:g}"
+    if request.HasField("inpaint"):
+        extra["Mask blur"] = f"{request.inpaint.mask_blur:g}"
+    if request.guidance_rescale:
+        extra["CFG Rescale"] = f"{request.guidance_rescale:g}"
+    if request.repeat:
+        extra["Tiling"] = "True"
     if adapters:
         hashes = (f"{a.version.name.split('/')[3]}: {a.version.digest[:12]}" for a in adapters)
         extra["Lora hashes"] = ", ".join(hashes)
     if request.HasField("refiner"):
         extra["Refiner switch at"] = f"{1 - request.refiner.strength:g}"
     return Parameters(
-        prompt=request.prompt,
+        prompt=prompt,
         negative_prompt=request.negative_prompt,
         steps=request.steps,
         sampler=request.scheduler,
         cfg_scale=request.guidance_scale,
         seed=seed,
-        width=request.width,
-        height=request.height,
+        width=size[0],
+        height=size[1],
         model_hash=base.digest[:10],
         model=base.name.removeprefix("bases/"),
         version=f"Toile {__version__}",
@@ -96,15 +145,25 @@ def lineage_of(
     request: generate_pb2.GenerateRequest,
     base: BaseRow,
     adapters: Sequence[Adapter],
+    prompt: str,
+    seed: int,
 ) -> dict[str, object]:
-    """Return what an image's PNG says of where it came from."""
+    """Return what an image's file says of where it came from.
+
+    Lists of wildcards stay with the generation: they may be longer than a file has room for, and
+    the image's own prompt says what was taken from them.
+    """
+    told = generate_pb2.GenerateRequest()
+    told.CopyFrom(request)
+    told.wildcards.clear()
     return {
         "format": 1,
         "image": image,
         "generation": generation,
         "index": index,
-        "seed": request.seed + index,
-        "request": request_to_json(request),
+        "seed": seed,
+        "prompt": prompt,
+        "request": request_to_json(told),
         "base": {"name": base.name, "digest": base.digest},
         "adapters": [
             {

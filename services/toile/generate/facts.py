@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from toile.core.artifacts import ArtifactStore, Manifest, read_manifest
-from toile.core.errors import DataLossError, InvalidArgumentError
+from toile.core.errors import DataLossError
+from toile.core.prompts import check_prompt
 from toile.core.tokens import read_tokenizer
 
 DESCRIPTION_FILE = "toile.json"
 DEFAULT_GUIDANCE_SCALE = 5.0  # of a base that names none; SDXL's own default in diffusers
-PROMPT_TOKENS = 75
-"""Tokens that CLIP's text encoders read, without the two that frame a prompt."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,16 @@ class BaseFacts:
     """What it draws best with."""
 
     def check_prompt(self, prompt: str, field: str) -> None:
-        """Refuse a prompt whose end the base would not read.
+        """Refuse a prompt that is not well formed, or whose end the base would not read.
 
         Raises:
-            InvalidArgumentError: It has too many tokens (`PROMPT_TOO_LONG`).
+            InvalidArgumentError: It has too many tokens (`PROMPT_TOO_LONG`), or emphasis that
+                means nothing (`BAD_EMPHASIS`).
         """
-        count = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
-        if count > PROMPT_TOKENS:
-            raise InvalidArgumentError(
-                f"{field} has {count} tokens; this base reads at most {PROMPT_TOKENS}",
-                field=field,
-                reason="PROMPT_TOO_LONG",
-                metadata={"tokens": str(count), "limit": str(PROMPT_TOKENS)},
-            )
+        check_prompt(prompt, self._count_tokens, field)
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class BaseFactsReader:

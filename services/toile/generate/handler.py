@@ -2,22 +2,29 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import structlog
 
 from toile.core.catalog.models import ImageRow
-from toile.core.errors import ToileError
+from toile.core.errors import ComputeUnavailableError, DeadlineError, ToileError
 from toile.core.images import image_to_proto
 from toile.core.inference import Inference
+from toile.core.prompts import escape
 from toile.core.rpc.mapping import to_error
 from toile.generate.convert import drawing_of, generation_to_proto
+from toile.generate.deadline import Deadline
 from toile.generate.records import Drawing, GenerationRecords, State
-from toile.v1 import generate_pb2
+from toile.generate.resolve import Plan
+from toile.generate.starts import Start
+from toile.imaging.canvas import decode_png, thumbnail
+from toile.v1 import generate_pb2, inference_pb2
 
 FOLLOW_INTERVAL_SECONDS = 0.5
 BEAT_INTERVAL_SECONDS = 5.0
+SEEN_SIDE_PIXELS = 1024
+"""The captioner sees images at most this large."""
 
 Models: TypeAlias = Callable[[], Inference]
 """Gives the client of the models, which is opened in the loop that uses it."""
@@ -36,7 +43,7 @@ class GenerateHandler:
         self._drawing: set[str] = set()
 
     async def generate(
-        self, request: generate_pb2.GenerateRequest
+        self, request: generate_pb2.GenerateRequest, deadline: Deadline | None = None
     ) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
         """Yield the events of a generation.
 
@@ -44,14 +51,23 @@ class GenerateHandler:
         one that is being drawn is followed, one that ended early goes on with what is missing.
 
         Raises:
-            ToileError: The request is wrong, or what is behind does not answer.
+            ToileError: The request is wrong, the deadline has passed, or what is behind does not
+                answer.
         """
-        name, new = await asyncio.to_thread(self._records.accept, request)
-        yield generate_pb2.GenerateResponse(
-            accepted=generate_pb2.GenerationAccepted(generation=name)
-        )
-        told: set[str] = set()
-        while not new:
+        deadline = deadline or Deadline()
+        deadline.seconds_left()
+        name = await asyncio.to_thread(self._records.find, request)
+        if name is None:
+            plan = await self._plan(request)
+            deadline.seconds_left()  # what nobody waits for is not begun
+            name, ours = await self._add(request, plan)
+        else:
+            ours = False
+        told: set[str] | None = None
+        if not ours:
+            told = set()
+            yield await self._accepted(name)
+        while told is not None and not ours:
             drawing = await asyncio.to_thread(self._records.load, name)
             for image in drawing.images:
                 if image.name not in told:
@@ -60,10 +76,10 @@ class GenerateHandler:
             if drawing.row.state == State.SUCCEEDED:
                 yield _summary(drawing)
                 return
-            new = await asyncio.to_thread(self._records.claim, name)
-            if not new:
+            ours = await asyncio.to_thread(self._records.claim, name)
+            if not ours:
                 await asyncio.sleep(FOLLOW_INTERVAL_SECONDS)
-        async with contextlib.aclosing(self._draw(name, told)) as events:
+        async with contextlib.aclosing(self._draw(name, told, deadline)) as events:
             async for event in events:
                 yield event
 
@@ -80,25 +96,58 @@ class GenerateHandler:
                 _log.warning("gave up abandoned generations", count=given_up)
             await asyncio.sleep(BEAT_INTERVAL_SECONDS)
 
+    async def _plan(self, request: generate_pb2.GenerateRequest) -> Plan:
+        plan = await asyncio.to_thread(self._records.plan, request)
+        if plan.request.prompt or plan.pixels is None:
+            return plan
+        seen = await asyncio.to_thread(thumbnail, plan.pixels.image, SEEN_SIDE_PIXELS)
+        caption = await self._models().describe(plan.base.artifact, seen)
+        return await asyncio.to_thread(self._records.with_caption, plan, escape(caption))
+
+    async def _add(self, request: generate_pb2.GenerateRequest, plan: Plan) -> tuple[str, bool]:
+        """Record a request; if its client goes away meanwhile, it is not left running."""
+        adding = asyncio.ensure_future(asyncio.to_thread(self._records.add, request, plan))
+        try:
+            return await asyncio.shield(adding)
+        except asyncio.CancelledError:
+            await asyncio.wait([adding])
+            if adding.exception() is None:
+                name, new = adding.result()
+                if new:
+                    await self._end(name, State.CANCELLED, None)
+            raise
+
+    async def _accepted(self, name: str) -> generate_pb2.GenerateResponse:
+        position = await asyncio.to_thread(self._records.queue_position, name)
+        return generate_pb2.GenerateResponse(
+            accepted=generate_pb2.GenerationAccepted(generation=name, queue_position=position)
+        )
+
     async def _draw(
-        self, name: str, told: set[str]
+        self, name: str, told: set[str] | None, deadline: Deadline
     ) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
-        """Draw what is missing of a generation that is ours, and record how it ends."""
+        """Draw what is missing of a generation that is ours, and record how it ends.
+
+        `told` are the images that the client knows; None when it was told nothing yet.
+        """
         self._drawing.add(name)
         ended = State.CANCELLED  # unless we get to know better
         failure: ToileError | None = None
         try:
+            if told is None:
+                yield await self._accepted(name)
             drawing = await asyncio.to_thread(self._records.load, name)
             for image in drawing.images:
-                if image.name not in told:
+                if image.name not in (told or ()):
                     yield _image_event(image)
-            if drawing.missing:
-                async with contextlib.aclosing(self._events(drawing)) as events:
-                    async for event in events:
-                        yield event
+            async with contextlib.aclosing(self._events(drawing, deadline)) as events:
+                async for event in events:
+                    yield event
             await _to_the_end(asyncio.to_thread(self._records.succeed, name))
             ended = State.SUCCEEDED
             yield _summary(await asyncio.to_thread(self._records.load, name))
+        except DeadlineError:  # the client has gone away
+            raise
         except Exception as error:
             ended = State.FAILED
             failure = to_error(error) or ToileError("internal error")
@@ -109,26 +158,57 @@ class GenerateHandler:
                 await self._end(name, ended, failure)
 
     async def _events(
-        self, drawing: Drawing
+        self, drawing: Drawing, deadline: Deadline
     ) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
-        indices = drawing.missing
-        wanted = drawing_of(drawing.request, drawing.base, drawing.adapters, indices)
-        async with contextlib.aclosing(self._models().diffuse(wanted)) as drawn:
-            async for event in drawn:
-                if event.HasField("step"):
-                    yield generate_pb2.GenerateResponse(
-                        step=generate_pb2.StepProgress(
-                            image_index=indices[event.step.image_index],
-                            step=event.step.step,
-                            total_steps=event.step.total_steps,
-                        )
-                    )
-                else:
-                    index = indices[event.image.image_index]
-                    work = asyncio.to_thread(
-                        self._records.add_image, drawing, index, event.image.png
-                    )
-                    yield _image_event(await _to_the_end(work))
+        if not drawing.missing:
+            return
+        start = await asyncio.to_thread(self._records.start, drawing)
+        for prompt, indices in drawing.missing.items():
+            seeds = [drawing.seeds[index] for index in indices]
+            wanted = drawing_of(
+                drawing.request, drawing.base, drawing.adapters, start, prompt, seeds
+            )
+            left = deadline.seconds_left()
+            wanted.timeout_seconds = left or 0.0
+            drawn = self._models().diffuse(wanted, timeout_seconds=left)
+            async with contextlib.aclosing(drawn) as events:
+                async for event in events:
+                    yield await self._told(drawing, start, indices, event)
+
+    async def _told(
+        self,
+        drawing: Drawing,
+        start: Start,
+        indices: Sequence[int],
+        event: inference_pb2.DiffuseResponse,
+    ) -> generate_pb2.GenerateResponse:
+        """Return what a client is told of an event of the models; an image is stored first."""
+        if event.HasField("step"):
+            step = event.step
+            return generate_pb2.GenerateResponse(
+                step=generate_pb2.StepProgress(
+                    image_index=indices[step.image_index],
+                    step=step.step,
+                    total_steps=step.total_steps,
+                )
+            )
+        if event.HasField("preview"):
+            preview = event.preview
+            return generate_pb2.GenerateResponse(
+                preview=generate_pb2.Preview(
+                    image_index=indices[preview.image_index], step=preview.step, jpeg=preview.jpeg
+                )
+            )
+        index = indices[event.image.image_index]
+        work = asyncio.to_thread(self._store, drawing, start, index, event.image.png)
+        return _image_event(await _to_the_end(work))
+
+    def _store(self, drawing: Drawing, start: Start, index: int, drawn: bytes) -> ImageRow:
+        try:
+            pixels = decode_png(drawn)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ComputeUnavailableError("the models sent a drawing that is no PNG") from error
+        return self._records.add_image(drawing, index, start.finish(pixels))
 
     async def _end(self, name: str, state: State, error: ToileError | None) -> None:
         try:

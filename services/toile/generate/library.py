@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import BinaryIO
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from toile.core.artifacts import ArtifactStore
+from toile.core.artifacts.store import MAX_EXPIRES_SECONDS
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import (
     DatasetItemRow,
@@ -19,14 +21,19 @@ from toile.core.catalog.models import (
     RefinementRow,
 )
 from toile.core.catalog.paging import page
+from toile.core.clock import now
+from toile.core.content import restricted_term
 from toile.core.errors import InvalidArgumentError, NotFoundError
 from toile.core.images import image_to_proto, put_image
 from toile.core.names import GenerationName, ImageName, ProjectName
 from toile.core.settings import Limits
+from toile.generate.checks import within
 from toile.generate.convert import generation_to_proto
 from toile.generate.records import images_of
 from toile.imaging import decode
 from toile.v1 import common_pb2, generate_pb2
+
+LINK_SECONDS = 3600
 
 
 class Library:
@@ -71,6 +78,7 @@ class Library:
             origin=common_pb2.IMAGE_ORIGIN_UPLOADED,
             media_type=info.media_type,
             prompt=prompt,
+            restricted=restricted_term(prompt) is not None,
         )
         with self._catalog.transaction() as session:
             first = session.get(ImageRow, name)
@@ -86,6 +94,39 @@ class Library:
         """
         with self._catalog.reading() as session:
             return image_to_proto(_image(session, name))
+
+    def images(self, request: generate_pb2.ListImagesRequest) -> generate_pb2.ListImagesResponse:
+        """Page through a project's images, newest first."""
+        project = ProjectName.parse(request.parent, "parent").project
+        with self._catalog.reading() as session:
+            rows, token = page(
+                session,
+                select(ImageRow).where(ImageRow.project == project),
+                [ImageRow.create_time, ImageRow.name],
+                page_size=request.page_size,
+                page_token=request.page_token,
+                scope=f"ListImages {request.parent}",
+                descending=True,
+            )
+        return generate_pb2.ListImagesResponse(
+            images=[image_to_proto(row) for row in rows], next_page_token=token
+        )
+
+    def link(self, name: str, expires_seconds: int) -> generate_pb2.GetImageLinkResponse:
+        """Return a link to an image's bytes.
+
+        Raises:
+            NotFoundError: There is no such image.
+            InvalidArgumentError: It would work longer than a week.
+        """
+        lasts = within("expires_seconds", expires_seconds or LINK_SECONDS, 1, MAX_EXPIRES_SECONDS)
+        with self._catalog.reading() as session:
+            artifact = _image(session, name).artifact
+        answer = generate_pb2.GetImageLinkResponse(
+            url=self._store.presigned_url(artifact, expires_seconds=lasts)
+        )
+        answer.expire_time.FromDatetime(now() + timedelta(seconds=lasts))
+        return answer
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open an image's bytes.
@@ -133,7 +174,7 @@ class Library:
             )
 
     def lineage(self, name: str) -> generate_pb2.GetImageLineageResponse:
-        """Follow an image back: images it was refined from, base, adapters, photographs.
+        """Follow an image back: images it was made from, base, adapters, photographs.
 
         Raises:
             NotFoundError: There is no such image.

@@ -1,13 +1,12 @@
 """Generations and their images in the catalog: each change is one transaction."""
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
 from PIL import Image
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from toile.core.artifacts import ArtifactStore
@@ -21,15 +20,22 @@ from toile.core.catalog.models import (
 )
 from toile.core.catalog.requests import recall, remember, request_digest
 from toile.core.clock import now
+from toile.core.content import restricted_term
 from toile.core.context import new_id
 from toile.core.errors import FailedPreconditionError, NotFoundError, ToileError
 from toile.core.images import fresh_name, put_image
 from toile.core.names import GenerationName, ProjectName
 from toile.core.settings import Settings
+from toile.generate.adapters import Adapter
 from toile.generate.convert import lineage_of, parameters_of, request_of, request_to_json
 from toile.generate.facts import BaseFacts
-from toile.generate.resolve import Adapter, resolve
-from toile.imaging import png
+from toile.generate.prompts import prompts_of, seeds_of
+from toile.generate.resolve import Plan, Resolver
+from toile.generate.sources import Source, find_source, read_source
+from toile.generate.starts import Start, make_start
+from toile.imaging.canvas import UInt8Array
+from toile.imaging.formats import ImageFormat, encode
+from toile.imaging.seams import Repeat, seam_score
 from toile.v1 import common_pb2, generate_pb2
 
 ABANDONED_SECONDS = 30.0
@@ -45,21 +51,40 @@ class State(StrEnum):
     CANCELLED = "CANCELLED"
 
 
+_FORMATS = {
+    generate_pb2.IMAGE_FORMAT_UNSPECIFIED: ImageFormat.PNG,  # of a generation of the first release
+    generate_pb2.IMAGE_FORMAT_PNG: ImageFormat.PNG,
+    generate_pb2.IMAGE_FORMAT_WEBP: ImageFormat.WEBP,
+    generate_pb2.IMAGE_FORMAT_JPEG: ImageFormat.JPEG,
+}
+
+
 @dataclass(frozen=True)
 class Drawing:
-    """A generation in hand: what it is, what it draws with, what it has."""
+    """A generation in hand: what it is, what it draws with and from, what it has.
+
+    Seeds and prompts are those of each image. The source is None for what starts from noise, and
+    for what is done.
+    """
 
     row: GenerationRow
     request: generate_pb2.GenerateRequest
     base: BaseRow
     adapters: Sequence[Adapter]
+    source: Source | None
+    seeds: Sequence[int]
+    prompts: Sequence[str]
     images: Sequence[ImageRow]
 
     @property
-    def missing(self) -> list[int]:
-        """Indices of the images that are still to be drawn."""
+    def missing(self) -> Mapping[str, Sequence[int]]:
+        """Indices of the images that are still to be drawn, by their prompt."""
         have = {image.producer_index for image in self.images}
-        return [index for index in range(self.request.count) if index not in have]
+        missing: dict[str, list[int]] = {}
+        for index, prompt in enumerate(self.prompts):
+            if index not in have:
+                missing.setdefault(prompt, []).append(index)
+        return missing
 
 
 class GenerationRecords:
@@ -72,38 +97,47 @@ class GenerationRecords:
         store: ArtifactStore,
         facts: Callable[[str], BaseFacts],
     ) -> None:
-        self._settings = settings
+        self._limits = settings.limits
         self._catalog = catalog
         self._store = store
-        self._facts = facts
+        self._resolver = Resolver(settings, store, facts)
 
-    def accept(self, request: generate_pb2.GenerateRequest) -> tuple[str, bool]:
-        """Record a request; return the generation's name, and whether it is new.
+    def find(self, request: generate_pb2.GenerateRequest) -> str | None:
+        """Return the generation that a request made when it was sent before.
 
         Raises:
             RequestReusedError: The request id was sent before with other content.
-            ToileError: The request is wrong; nothing is recorded.
         """
-        project = ProjectName.parse(request.parent, "parent").project
-        key = {
-            "scope": f"Generate {request.parent}",
-            "request_id": request.request_id,
-            "digest": request_digest(request),
-        }
+        ProjectName.parse(request.parent, "parent")
         with self._catalog.reading() as session:
-            known = recall(session, **key)
-            if known is not None:
-                return known, False
-            plan = resolve(session, self._settings, self._facts, request)
-        name = str(GenerationName(project, new_id()))
+            return recall(session, **_identity(request))
+
+    def plan(self, request: generate_pb2.GenerateRequest) -> Plan:
+        """Check a request; see `Resolver.resolve`. Nothing is recorded."""
+        with self._catalog.reading() as session:
+            return self._resolver.resolve(session, request)
+
+    def with_caption(self, plan: Plan, caption: str) -> Plan:
+        """See `Resolver.with_caption`."""
+        return self._resolver.with_caption(plan, caption)
+
+    def add(self, request: generate_pb2.GenerateRequest, plan: Plan) -> tuple[str, bool]:
+        """Record a request; return the generation's name, and whether it is new.
+
+        Raises:
+            RequestReusedError: The request id was sent meanwhile with other content.
+            NotFoundError: An image that it starts from was deleted meanwhile.
+        """
+        name = str(GenerationName(plan.project, new_id()))
         with self._catalog.transaction() as session:
-            known = recall(session, **key)  # sent twice at the same time
+            known = recall(session, **_identity(request))  # sent twice at the same time
             if known is not None:
                 return known, False
+            find_source(session, plan.project, plan.request, for_use=True)
             session.add(
                 GenerationRow(
                     name=name,
-                    project=project,
+                    project=plan.project,
                     request=request_to_json(plan.request),
                     base=plan.base.name,
                     state=State.RUNNING,
@@ -114,8 +148,19 @@ class GenerationRecords:
                 GenerationAdapterRow(producer=name, model_version=a.version.name, weight=a.weight)
                 for a in plan.adapters
             )
-            remember(session, resource=name, **key)
+            remember(session, resource=name, **_identity(request))
         return name, True
+
+    def queue_position(self, name: str) -> int:
+        """Return how many generations began before this one and are not done."""
+        with self._catalog.reading() as session:
+            row = session.get(GenerationRow, name)
+            if row is None or row.state != State.RUNNING:
+                return 0
+            earlier = select(func.count()).where(
+                GenerationRow.state == State.RUNNING, GenerationRow.create_time < row.create_time
+            )
+            return session.scalar(earlier) or 0
 
     def claim(self, name: str) -> bool:
         """Take over a generation that ended early; False if it runs or is complete."""
@@ -143,6 +188,8 @@ class GenerationRecords:
                 GenerationAdapterRow, GenerationAdapterRow.model_version == ModelVersionRow.name
             )
             request = request_of(row)
+            done = row.state == State.SUCCEEDED  # then its source may have been deleted since
+            source = None if done else find_source(session, row.project, request)
             order = [adapter.model for adapter in request.adapters]
             adapters = sorted(
                 (
@@ -153,36 +200,63 @@ class GenerationRecords:
                 ),
                 key=lambda adapter: order.index(adapter.version.name),
             )
-            return Drawing(row, request, base, adapters, images_of(session, [name])[name])
+            return Drawing(
+                row=row,
+                request=request,
+                base=base,
+                adapters=adapters,
+                source=source,
+                seeds=seeds_of(request),
+                prompts=prompts_of(request, self._limits.prompt_characters),
+                images=images_of(session, [name])[name],
+            )
 
-    def add_image(self, drawing: Drawing, index: int, drawn: bytes) -> ImageRow:
-        """Store a drawn image with its metadata, artifact first, and return its row.
+    def start(self, drawing: Drawing) -> Start:
+        """Read what a generation starts from.
+
+        Raises:
+            ToileError: The image or its mask is not there any more, or damaged.
+        """
+        if drawing.source is None:
+            return make_start(drawing.request, None)
+        pixels = read_source(self._store, self._limits, drawing.request, drawing.source)
+        return make_start(drawing.request, pixels)
+
+    def add_image(self, drawing: Drawing, index: int, pixels: UInt8Array) -> ImageRow:
+        """Store a finished image with its metadata, artifact first, and return its row.
 
         Raises:
             FailedPreconditionError: The generation was given up meanwhile.
             ToileError: The store or the catalog does not take it; nothing is visible then.
         """
-        row, request = drawing.row, drawing.request
-        seed, name = request.seed + index, str(fresh_name(row.project))
-        with Image.open(io.BytesIO(drawn), formats=["PNG"]) as picture:
-            data = png.encode(
-                picture,
-                parameters=parameters_of(request, drawing.base, drawing.adapters, seed),
-                toile=lineage_of(row.name, name, index, request, drawing.base, drawing.adapters),
-            )
-            width, height = picture.size
+        row, request, source = drawing.row, drawing.request, drawing.source
+        about = (request, drawing.base, drawing.adapters)
+        prompt, seed, name = drawing.prompts[index], drawing.seeds[index], fresh_name(row.project)
+        picture, image_format = Image.fromarray(pixels), _FORMATS[request.output.format]
+        data = encode(
+            picture,
+            image_format,
+            quality=request.output.quality,
+            parameters=parameters_of(*about, prompt, seed, picture.size),
+            toile=lineage_of(row.name, str(name), index, *about, prompt, seed),
+        )
         image = put_image(
             self._store,
             project=row.project,
-            name=name,
+            name=str(name),
             data=data,
-            width=width,
-            height=height,
+            width=picture.width,
+            height=picture.height,
             origin=common_pb2.IMAGE_ORIGIN_GENERATED,
+            media_type=image_format.value,
             producer=row.name,
             producer_index=index,
-            prompt=request.prompt,
+            parent_image=source.image.name if source else "",
+            prompt=prompt,
             seed=seed,
+            restricted=(source is not None and source.is_restricted)
+            or restricted_term(prompt) is not None,
+            seam_score=seam_score(picture, Repeat(request.repeat)) if request.repeat else None,
         )
         with self._catalog.transaction() as session:
             _check_running(session, row.name)
@@ -231,6 +305,14 @@ class GenerationRecords:
         )
         with self._catalog.transaction() as session:
             return int(session.execute(dead).rowcount)  # type: ignore[attr-defined]
+
+
+def _identity(request: generate_pb2.GenerateRequest) -> dict[str, str]:
+    return {
+        "scope": f"Generate {request.parent}",
+        "request_id": request.request_id,
+        "digest": request_digest(request),
+    }
 
 
 def images_of(session: Session, producers: Sequence[str]) -> dict[str, list[ImageRow]]:

@@ -1,219 +1,236 @@
 """From what a client asked to what will be drawn: every default filled in, every mistake found."""
 
-import math
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from toile.core.artifacts import ArtifactStore
 from toile.core.bases import resolve_base
-from toile.core.catalog.models import BaseRow, ModelVersionRow
-from toile.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from toile.core.names import ModelName, ModelVersionName, ProjectName
+from toile.core.catalog.models import BaseRow
+from toile.core.errors import FailedPreconditionError, InvalidArgumentError
+from toile.core.names import ProjectName
 from toile.core.samplers import check_scheduler_name
-from toile.core.settings import Settings
+from toile.core.settings import Limits, Settings
+from toile.generate.adapters import Adapter, check_base, resolve_adapters
+from toile.generate.checks import known, share, within, within_floats
 from toile.generate.facts import BaseFacts
+from toile.generate.prompts import check_prompts
+from toile.generate.sizes import Sizes, resolve_size
+from toile.generate.sources import (
+    Source,
+    SourcePixels,
+    find_source,
+    read_source,
+    resolve_source,
+)
+from toile.imaging.palette import MOST_COLOURS, parse_colour
 from toile.v1 import common_pb2, generate_pb2
 
 DEFAULT_STEPS = 20
 MAX_GUIDANCE_SCALE = 30.0
 DEFAULT_REFINER_STRENGTH = 0.2
 MAX_REFINER_STRENGTH = 0.5
-MAX_ADAPTER_WEIGHT = 10.0
+DEFAULT_QUALITY = 90
 MAX_SEED = 2**63 - 1
 RANDOM_SEEDS = 2**32
-SIZE_FACTOR = 2
-"""Sides may be down to a half of the base's native size and up to twice it."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter that a generation draws with."""
-
-    version: ModelVersionRow
-    weight: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that can be drawn. `request` has every default filled in."""
+    """A request that can be drawn. `request` has every default filled in.
+
+    Only its prompt may still be empty, when it starts from an image that has none: then somebody
+    has to look at the image, and `with_caption` makes a whole plan.
+    """
 
     project: str
     request: generate_pb2.GenerateRequest
     base: BaseRow
     adapters: Sequence[Adapter]
+    source: Source | None
+    pixels: SourcePixels | None
 
 
-def resolve(
-    session: Session,
-    settings: Settings,
-    facts: Callable[[str], BaseFacts],
-    request: generate_pb2.GenerateRequest,
-) -> Plan:
-    """Check a request and fill in its defaults; nothing is drawn or recorded before.
+class Resolver:
+    """Makes plans of requests."""
 
-    Args:
-        session: The catalog.
-        settings: Limits and defaults.
-        facts: Gives what is known of a base's artifact.
-        request: As the client sent it.
+    def __init__(
+        self, settings: Settings, store: ArtifactStore, facts: Callable[[str], BaseFacts]
+    ) -> None:
+        """Make it; `facts` gives what is known of a base's artifact."""
+        self._settings = settings
+        self._store = store
+        self._facts = facts
 
-    Raises:
-        InvalidArgumentError: A field is wrong; metadata `field` names it.
-        NotFoundError: There is no such base or adapter.
-        FailedPreconditionError: The base has no refiner (`NO_REFINER`).
-    """
-    project = ProjectName.parse(request.parent, "parent").project
-    resolved = generate_pb2.GenerateRequest()
-    resolved.CopyFrom(request)
-    _resolve_numbers(resolved, settings)
-    _check_texts(resolved, settings)
-    adapters = _resolve_adapters(session, settings, project, request.adapters)
-    base = resolve_base(session, request.base or settings.default_base)
-    for adapter in adapters:
-        if adapter.version.base != base.name:
-            raise InvalidArgumentError(
-                f"{adapter.version.name} works with {adapter.version.base}, not {base.name}",
-                field="adapters",
-                reason="ADAPTER_MISMATCH",
-            )
-    del resolved.adapters[:]
-    resolved.adapters.extend(
-        common_pb2.AdapterWeight(model=a.version.name, weight=a.weight) for a in adapters
-    )
-    resolved.base = base.name
-    _resolve_size(resolved, base.native_size, settings.limits.image_side_pixels)
-    _resolve_for_base(resolved, facts(base.artifact))
-    return Plan(project, resolved, base, adapters)
+    def resolve(self, session: Session, request: generate_pb2.GenerateRequest) -> Plan:
+        """Check a request and fill in its defaults; nothing is drawn or recorded before.
+
+        Raises:
+            InvalidArgumentError: A field is wrong; metadata `field` names it.
+            NotFoundError: There is no such base, adapter or image.
+            FailedPreconditionError: The base has no refiner (`NO_REFINER`), or what is asked for
+                is for adults and refused here (`RESTRICTED_CONTENT`).
+        """
+        settings, limits = self._settings, self._settings.limits
+        project = ProjectName.parse(request.parent, "parent").project
+        resolved = generate_pb2.GenerateRequest()
+        resolved.CopyFrom(request)
+        _resolve_numbers(resolved, limits)
+        _resolve_output(resolved)
+        adapters = resolve_adapters(session, limits, project, request.adapters)
+        base = resolve_base(session, request.base or settings.default_base)
+        check_base(adapters, base)
+        del resolved.adapters[:]
+        resolved.adapters.extend(
+            common_pb2.AdapterWeight(model=a.version.name, weight=a.weight) for a in adapters
+        )
+        resolved.base = base.name
+        facts = self._facts(base.artifact)
+        _resolve_for_base(resolved, facts)
+        source = find_source(session, project, resolved)
+        if source is not None and not resolved.prompt.strip():
+            resolved.prompt = source.image.prompt.strip()
+        if source is None or resolved.prompt:
+            self._check_prompts(resolved, source, facts)
+        pixels = None if source is None else read_source(self._store, limits, resolved, source)
+        _resolve_sizes(resolved, pixels, base.native_size, limits)
+        return Plan(project, resolved, base, adapters, source, pixels)
+
+    def with_caption(self, plan: Plan, caption: str) -> Plan:
+        """Return a plan whose prompt is a caption of its source.
+
+        Raises:
+            InvalidArgumentError: There is nothing in it (`EMPTY_PROMPT`).
+            FailedPreconditionError: The source is for adults, which is refused here.
+        """
+        request = generate_pb2.GenerateRequest()
+        request.CopyFrom(plan.request)
+        request.prompt = caption
+        self._check_prompts(request, plan.source, self._facts(plan.base.artifact))
+        return replace(plan, request=request)
+
+    def _check_prompts(
+        self,
+        request: generate_pb2.GenerateRequest,
+        source: Source | None,
+        facts: BaseFacts,
+    ) -> None:
+        check_prompts(
+            request,
+            self._settings,
+            facts,
+            source_is_restricted=source is not None and source.is_restricted,
+        )
 
 
-def _resolve_numbers(request: generate_pb2.GenerateRequest, settings: Settings) -> None:
-    limits = settings.limits
-    request.count = _within("count", request.count or 1, 1, limits.images_per_generation)
-    request.steps = _within("steps", request.steps or DEFAULT_STEPS, 1, limits.steps)
-    if not request.HasField("seed"):
-        request.seed = secrets.randbelow(RANDOM_SEEDS)
-    _within("seed", request.seed, 0, MAX_SEED - request.count)
+def _resolve_numbers(request: generate_pb2.GenerateRequest, limits: Limits) -> None:
+    _resolve_seeds(request, limits.images_per_generation)
+    request.steps = within("steps", request.steps or DEFAULT_STEPS, 1, limits.steps)
     if request.HasField("guidance_scale"):
-        _within_floats("guidance_scale", request.guidance_scale, 1.0, MAX_GUIDANCE_SCALE)
+        within_floats("guidance_scale", request.guidance_scale, 1.0, MAX_GUIDANCE_SCALE)
+    within_floats("guidance_rescale", request.guidance_rescale, 0.0, 1.0)
+    within("preview_interval", request.preview_interval, 0, limits.steps)
+    known("repeat", request.repeat, common_pb2.Repeat)
+    known("priority", request.priority, common_pb2.Priority)
+    if request.priority == common_pb2.PRIORITY_UNSPECIFIED:
+        request.priority = common_pb2.PRIORITY_INTERACTIVE
 
 
-def _check_texts(request: generate_pb2.GenerateRequest, settings: Settings) -> None:
-    limit = settings.limits.prompt_characters
-    if not request.prompt.strip():
-        raise InvalidArgumentError("prompt is empty", field="prompt", reason="EMPTY_PROMPT")
-    for field in ("prompt", "negative_prompt"):
-        length = len(getattr(request, field))
-        if length > limit:
+def _resolve_seeds(request: generate_pb2.GenerateRequest, most: int) -> None:
+    if not request.seeds:
+        request.count = within("count", request.count or 1, 1, most)
+        if not request.HasField("seed"):
+            request.seed = secrets.randbelow(RANDOM_SEEDS)
+        within("seed", request.seed, 0, MAX_SEED - request.count)
+        return
+    if request.HasField("seed"):
+        raise InvalidArgumentError("seeds are instead of seed", field="seeds")
+    if request.count not in (0, len(request.seeds)):
+        raise InvalidArgumentError(
+            f"count is {request.count}, but there are {len(request.seeds)} seeds", field="seeds"
+        )
+    request.count = within("seeds", len(request.seeds), 1, most)
+    for seed in request.seeds:
+        within("seeds", seed, 0, MAX_SEED)
+
+
+def _resolve_output(request: generate_pb2.GenerateRequest) -> None:
+    output = request.output
+    known("output.format", output.format, generate_pb2.ImageFormat)
+    output.format = output.format or generate_pb2.IMAGE_FORMAT_PNG
+    if output.format != generate_pb2.IMAGE_FORMAT_PNG:
+        output.quality = within("output.quality", output.quality or DEFAULT_QUALITY, 1, 100)
+    elif output.quality:
+        raise InvalidArgumentError("PNG has no quality", field="output.quality")
+    if request.HasField("palette"):
+        _resolve_palette(request.palette)
+
+
+def _resolve_palette(palette: generate_pb2.Palette) -> None:
+    within("palette.colours", len(palette.colours), 1, MOST_COLOURS)
+    for text in palette.colours:
+        if parse_colour(text) is None:
             raise InvalidArgumentError(
-                f"{field} has {length} characters; {limit} are the most",
-                field=field,
-                reason="PROMPT_TOO_LONG",
-                metadata={"characters": str(length), "limit": str(limit)},
+                f"a colour is #rrggbb or a name such as dark red, not {text[:40]!r}",
+                field="palette.colours",
+                reason="UNKNOWN_COLOUR",
             )
+    if not palette.HasField("strength"):
+        palette.strength = 1.0
+    share("palette.strength", palette.strength)
 
 
-def _resolve_size(request: generate_pb2.GenerateRequest, native: int, longest: int) -> None:
-    low, high = native // SIZE_FACTOR, min(native * SIZE_FACTOR, longest)
-    for field in ("width", "height"):
-        side = getattr(request, field) or native
-        if side % 8 or not low <= side <= high:
+def _resolve_sizes(
+    request: generate_pb2.GenerateRequest, pixels: SourcePixels | None, native: int, limits: Limits
+) -> None:
+    sizes = Sizes.of(native, limits.image_side_pixels, request.repeat)
+    if pixels is None:
+        resolve_size(request, sizes, None)
+        return
+    shape = resolve_source(request, pixels, sizes, limits)
+    if not request.HasField("upscale"):
+        resolve_size(request, sizes, shape)
+        return
+    for field, side in zip(("width", "height"), shape, strict=True):
+        if getattr(request, field) not in (0, side) or request.aspect_ratio:
             raise InvalidArgumentError(
-                f"{field} must be a multiple of 8 from {low} to {high} pixels, not {side}",
-                field=field,
-                reason="BAD_SIZE",
+                f"an upscaled image is as large as its factor says: {shape[0]} x {shape[1]}",
+                field="aspect_ratio" if request.aspect_ratio else field,
             )
-        setattr(request, field, side)
+    request.width, request.height = shape
 
 
 def _resolve_for_base(request: generate_pb2.GenerateRequest, facts: BaseFacts) -> None:
     request.scheduler = check_scheduler_name(request.scheduler) or facts.scheduler
     if not request.HasField("guidance_scale"):
         request.guidance_scale = facts.guidance_scale
-    facts.check_prompt(request.prompt, "prompt")
-    facts.check_prompt(request.negative_prompt, "negative_prompt")
-    if not request.HasField("refiner"):
-        return
+    if request.HasField("inpaint") and request.repeat:
+        raise InvalidArgumentError(
+            "a part of an image cannot be a tile that repeats", field="repeat"
+        )
+    if request.HasField("refiner"):
+        _resolve_refiner(request, facts)
+
+
+def _resolve_refiner(request: generate_pb2.GenerateRequest, facts: BaseFacts) -> None:
     if not facts.has_refiner:
         raise FailedPreconditionError(f"{request.base} has no refiner", reason="NO_REFINER")
-    if not request.refiner.HasField("strength"):
-        request.refiner.strength = DEFAULT_REFINER_STRENGTH
-    strength = _within_floats(
-        "refiner.strength", request.refiner.strength, 0.0, MAX_REFINER_STRENGTH
-    )
-    if strength * request.steps < 1:
+    refiner = request.refiner
+    known("refiner.mode", refiner.mode, common_pb2.RefinerMode)
+    refiner.mode = refiner.mode or common_pb2.REFINER_MODE_SPLIT
+    if request.WhichOneof("source") is not None:
         raise InvalidArgumentError(
-            f"{request.steps} steps leave none for a refiner of strength {strength:g}",
+            "the refiner stage is for drawings from noise, not for those that start from an image",
+            field="refiner",
+            reason="REFINER_WITH_SOURCE",
+        )
+    if not refiner.HasField("strength"):
+        refiner.strength = DEFAULT_REFINER_STRENGTH
+    share("refiner.strength", refiner.strength, MAX_REFINER_STRENGTH)
+    if refiner.strength * request.steps < 1:
+        raise InvalidArgumentError(
+            f"{request.steps} steps leave none for a refiner of strength {refiner.strength:g}",
             field="refiner.strength",
         )
-
-
-def _resolve_adapters(
-    session: Session,
-    settings: Settings,
-    project: str,
-    wanted: Sequence[common_pb2.AdapterWeight],
-) -> list[Adapter]:
-    if len(wanted) > settings.limits.adapters:
-        raise InvalidArgumentError(
-            f"{len(wanted)} adapters; {settings.limits.adapters} are the most",
-            field="adapters",
-            reason="TOO_MANY_ADAPTERS",
-        )
-    adapters = [
-        Adapter(
-            resolve_version(session, project, one.model),
-            _within_floats(
-                "adapters.weight",
-                one.weight if one.HasField("weight") else 1.0,
-                -MAX_ADAPTER_WEIGHT,
-                MAX_ADAPTER_WEIGHT,
-            ),
-        )
-        for one in wanted
-    ]
-    if len({adapter.version.name for adapter in adapters}) < len(adapters):
-        raise InvalidArgumentError(
-            "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
-        )
-    return adapters
-
-
-def resolve_version(session: Session, project: str, name: str) -> ModelVersionRow:
-    """Return a model version by its name, or a model's newest.
-
-    Raises:
-        InvalidArgumentError: It is neither name.
-        NotFoundError: There is none in the project.
-    """
-    if ModelName.matches(name):
-        model = ModelName.parse(name)
-        newest = select(ModelVersionRow).where(ModelVersionRow.model == name)
-        row = session.scalars(newest.order_by(ModelVersionRow.number.desc()).limit(1)).first()
-        owner = model.project
-    else:
-        owner = ModelVersionName.parse(name, "adapters.model").project
-        row = session.get(ModelVersionRow, name)
-    if row is None or owner != project:
-        raise NotFoundError(
-            f"there is no adapter {name} in projects/{project}",
-            reason="ADAPTER_NOT_FOUND",
-            metadata={"name": name, "field": "adapters"},
-        )
-    return row
-
-
-def _within(field: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise InvalidArgumentError(f"{field} must be {low} to {high}, not {value}", field=field)
-    return value
-
-
-def _within_floats(field: str, value: float, low: float, high: float) -> float:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidArgumentError(
-            f"{field} must be {low:g} to {high:g}, not {value:g}", field=field
-        )
-    return value

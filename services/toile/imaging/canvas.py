@@ -116,6 +116,13 @@ def _band(image: UInt8Array, rows: slice, size: tuple[int, int]) -> Float32Array
     return np.asarray(band, dtype=np.float32)
 
 
+def thumbnail(pixels: UInt8Array, side_pixels: int) -> bytes:
+    """A copy as PNG, no wider or higher than so many pixels: for who only looks at it."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side_pixels, side_pixels), Image.Resampling.LANCZOS)
+    return encode(np.asarray(picture, dtype=np.uint8))
+
+
 def encode(pixels: UInt8Array) -> bytes:
     """Pixels as PNG, quickly: it is read once and thrown away."""
     buffer = io.BytesIO()

@@ -20,7 +20,7 @@ from toile.core.inference import Inference
 from toile.core.names import ImageName, RefinementName
 from toile.core.settings import Settings
 from toile.imaging import png
-from toile.imaging.canvas import UInt8Array, encode
+from toile.imaging.canvas import UInt8Array, thumbnail
 from toile.imaging.decode import decode
 from toile.refine import records
 from toile.refine.editing import STRENGTHS, Editing, Sheet
@@ -147,7 +147,7 @@ class RefineHandler:
 
     async def _see(self, work: _Work) -> tuple[Region, str]:
         """Find the region, and the prompt of the image as it is."""
-        seen = await asyncio.to_thread(_seen, work.pixels)
+        seen = await asyncio.to_thread(thumbnail, work.pixels, SEEN_SIDE_PIXELS)
         artifact = work.source.base.artifact
         label_png, labels = await self._models().segment(artifact, seen)
         height, width = work.pixels.shape[:2]
@@ -224,12 +224,6 @@ def _identity(request: refine_pb2.RefineImageRequest) -> dict[str, str]:
         "request_id": request.request_id,
         "digest": request_digest(request),
     }
-
-
-def _seen(pixels: UInt8Array) -> bytes:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((SEEN_SIDE_PIXELS, SEEN_SIDE_PIXELS), Image.Resampling.LANCZOS)
-    return encode(np.asarray(picture, dtype=np.uint8))
 
 
 def _drawing_request(source: Source, plan: Plan, sheet: Sheet) -> inference_pb2.DiffuseRequest:

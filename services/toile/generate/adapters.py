@@ -1,0 +1,100 @@
+"""The adapters that a generation draws with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from toile.core.catalog.models import BaseRow, ModelVersionRow
+from toile.core.errors import InvalidArgumentError, NotFoundError
+from toile.core.names import ModelName, ModelVersionName
+from toile.core.settings import Limits
+from toile.generate.checks import within_floats
+from toile.v1 import common_pb2
+
+MAX_ADAPTER_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that a generation draws with."""
+
+    version: ModelVersionRow
+    weight: float
+
+
+def resolve_adapters(
+    session: Session,
+    limits: Limits,
+    project: str,
+    wanted: Sequence[common_pb2.AdapterWeight],
+) -> list[Adapter]:
+    """Return the adapters that a request names, by version.
+
+    Raises:
+        InvalidArgumentError: There are too many, one is named twice, or a weight is wrong.
+        NotFoundError: There is no such adapter in the project.
+    """
+    if len(wanted) > limits.adapters:
+        raise InvalidArgumentError(
+            f"{len(wanted)} adapters; {limits.adapters} are the most",
+            field="adapters",
+            reason="TOO_MANY_ADAPTERS",
+        )
+    adapters = [
+        Adapter(
+            resolve_version(session, project, one.model),
+            within_floats(
+                "adapters.weight",
+                one.weight if one.HasField("weight") else 1.0,
+                -MAX_ADAPTER_WEIGHT,
+                MAX_ADAPTER_WEIGHT,
+            ),
+        )
+        for one in wanted
+    ]
+    if len({adapter.version.name for adapter in adapters}) < len(adapters):
+        raise InvalidArgumentError(
+            "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
+        )
+    return adapters
+
+
+def check_base(adapters: Sequence[Adapter], base: BaseRow) -> None:
+    """Refuse adapters of another base.
+
+    Raises:
+        InvalidArgumentError: One is (`ADAPTER_MISMATCH`).
+    """
+    for adapter in adapters:
+        if adapter.version.base != base.name:
+            raise InvalidArgumentError(
+                f"{adapter.version.name} works with {adapter.version.base}, not {base.name}",
+                field="adapters",
+                reason="ADAPTER_MISMATCH",
+            )
+
+
+def resolve_version(session: Session, project: str, name: str) -> ModelVersionRow:
+    """Return a model version by its name, or a model's newest.
+
+    Raises:
+        InvalidArgumentError: It is neither name.
+        NotFoundError: There is none in the project.
+    """
+    if ModelName.matches(name):
+        model = ModelName.parse(name)
+        newest = select(ModelVersionRow).where(ModelVersionRow.model == name)
+        row = session.scalars(newest.order_by(ModelVersionRow.number.desc()).limit(1)).first()
+        owner = model.project
+    else:
+        owner = ModelVersionName.parse(name, "adapters.model").project
+        row = session.get(ModelVersionRow, name)
+    if row is None or owner != project:
+        raise NotFoundError(
+            f"there is no adapter {name} in projects/{project}",
+            reason="ADAPTER_NOT_FOUND",
+            metadata={"name": name, "field": "adapters"},
+        )
+    return row
