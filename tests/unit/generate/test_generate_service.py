@@ -311,6 +311,40 @@ async def test_a_generation_of_a_dead_process_is_given_up(
     assert len(events[-1].generation.images) == 1
 
 
+async def test_images_may_be_asked_for_without_a_stream(
+    platform: Platform, painter: Painter
+) -> None:
+    fields = {"parent": PARENT, "prompt": "a red dress", "seed": 7, "count": 2, "request_id": "one"}
+    request = generate_pb2.GenerateImagesRequest(request=fields)
+    answer = await stub(platform).GenerateImages(request)
+    assert answer.generation.state == SUCCEEDED
+    assert [image.seed for image in answer.generation.images] == [7, 8]
+    assert (await generate(platform, count=2, request_id="one"))[-1].generation == answer.generation
+    with pytest.raises(grpc.RpcError) as caught:
+        await stub(platform).GenerateImages(generate_pb2.GenerateImagesRequest())
+    assert from_rpc_error(caught.value).reason == "BAD_RESOURCE_NAME"
+
+
+async def test_a_generation_is_told_how_many_go_before_it(
+    platform: Platform, painter: Painter
+) -> None:
+    painter.pause_after = 0
+    calls = []
+    positions = []
+    for number in range(3):
+        stream = call(platform, request_id=f"request-{number}")
+        calls.append(stream)
+        positions.append((await stream.read()).accepted.queue_position)
+    follower = call(platform, request_id="request-1")
+    assert (await follower.read()).accepted.queue_position == 1
+    assert positions == [0, 1, 2]
+    painter.go_on.set()
+    for stream in (*calls, follower):
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+    assert (await generate(platform, request_id="request-2"))[0].accepted.queue_position == 0
+
+
 async def test_generations_are_listed_newest_first(platform: Platform, painter: Painter) -> None:
     names = [(await generate(platform))[-1].generation.name for _ in range(3)]
     request = generate_pb2.ListGenerationsRequest(parent=PARENT, page_size=2)
