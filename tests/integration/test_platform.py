@@ -3,18 +3,24 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
+import httpx
 import psutil
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from prometheus_client.parser import text_string_to_metric_families
 
 from integration.platform_home import PATIENCE_SECONDS, Home, nothing_left, part
+from toile.cli.platform.processes import marked
 from toile.imaging.png import read
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE_SECONDS)
@@ -49,7 +55,8 @@ def test_everything_is_ready_and_a_second_up_says_that_it_runs(home: Home) -> No
     status = home.json("status")
     assert status["status"] == "ready"
     assert {p["name"] for p in status["parts"]} == {
-        *("catalog", "ray", "models", "dataset", "train", "generate", "rank", "refine")
+        *("catalog", "ray", "models", "dataset", "train", "generate", "rank", "refine"),
+        *("triton", "engines"),
     }
     assert status["memory_bytes"] < 8 << 30
     supervisor = status["supervisor_pid"]
@@ -120,6 +127,58 @@ def test_a_service_that_is_killed_comes_back(home: Home) -> None:
     after = part(status, "rank")
     assert after["pid"] != before["pid"]
     assert after["address"] == before["address"]
+
+
+def test_traffic_outlives_the_engine_and_the_models(home: Home) -> None:
+    """Four clients draw while Triton is killed, then the replica: none notices but by waiting."""
+    home.wait(lambda s: part(s, "engines")["status"] == "ready")
+    drawn_before = engine_calls(home)
+
+    def client(seed: int) -> dict[str, Any]:
+        return home.json(
+            *("generate", "a red dress", "-n", 12, "--steps", 40, "--seed", seed),
+            *("--out", home.folder / f"chaos{seed}"),
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client, seed) for seed in (100, 200, 300, 400)]
+        wait_for(lambda: engine_calls(home) > drawn_before + 20)
+        psutil.Process(part(home.status(), "triton")["pid"]).kill()
+        home.wait(lambda s: part(s, "engines")["restarts"] == 1)
+        wait_for(lambda: engine_calls(home) > 20)  # counted anew
+        (replica,) = (
+            process
+            for process in marked(home.platform_id())
+            if "ServeReplica" in " ".join(process.cmdline())
+        )
+        replica.kill()
+        answers = [answer.result() for answer in clients]
+    for answer, first in zip(answers, (100, 200, 300, 400), strict=True):
+        assert answer["state"] == "GENERATION_STATE_SUCCEEDED"
+        assert [int(image["seed"]) for image in answer["images"]] == list(range(first, first + 12))
+        assert len({image["digest"] for image in answer["images"]}) == 12
+
+
+def engine_calls(home: Home) -> float:
+    """Return how often the engine was called since Triton was started."""
+    address = part(home.status(), "triton")["metrics_address"]
+    try:
+        text = httpx.get(f"http://{address}/metrics").text
+    except httpx.HTTPError:
+        return 0.0
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "toile_engine_calls_total"
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_a_ray_head_that_is_killed_comes_back_with_the_models(home: Home) -> None:

@@ -1,8 +1,11 @@
 """One UNet in a real Triton serves every LoRA, with the images of the in-process pipeline."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,13 +21,14 @@ from toile.core.artifacts.local import LocalStore
 from toile.core.errors import (
     ComputeUnavailableError,
     DeadlineError,
+    ExhaustedError,
     FailedPreconditionError,
     InvalidArgumentError,
 )
 from toile.diffusion.adapters import AdapterWeights, LoraLayer
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser, Urgency
+from toile.diffusion.denoiser import NO_HURRY, LoadedAdapter, TorchDenoiser, Urgency
 from toile.diffusion.export import export_onnx
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
@@ -37,6 +41,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 BANK_BYTES = 6 << 20
 """Of the front under test: one adapter of rank 40 fits, two do not."""
+FRONTS = {
+    "unet": FrontConfig(bank_bytes=BANK_BYTES),
+    "narrow": FrontConfig(max_batch=2, queue_limit=4),
+    "capped": FrontConfig(batch_pixels=2 * 16 * 16),
+}
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-triton"
 
 
@@ -68,16 +77,18 @@ def repository(
         onnx = export_onnx(
             BankedUNet(unet, layout), folder / "onnx" / f"{name}.onnx", time_ids=time_ids
         )
-        write_model(
-            folder / "models",
-            name,
-            onnx=onnx,
-            layout=layout,
-            unet_config=unet.config,
-            time_ids=time_ids,
-            pooled_width=128,
-            config=FrontConfig(bank_bytes=BANK_BYTES),
-        )
+        for front, config in FRONTS.items():
+            if name == "unet" or front == "unet":
+                write_model(
+                    folder / "models",
+                    front if name == "unet" else name,
+                    onnx=onnx,
+                    layout=layout,
+                    unet_config=unet.config,
+                    time_ids=time_ids,
+                    pooled_width=128,
+                    config=config,
+                )
     return folder / "models"
 
 
@@ -87,7 +98,7 @@ def server(environment: TritonEnvironment, repository: Path) -> Iterator[TritonS
         environment,
         repository,
         TritonPorts(*free_ports("127.0.0.1", 3)),
-        ("unet", "refiner"),
+        (*FRONTS, "refiner"),
         repository.parent / "triton.log",
     )
     made.start()
@@ -116,6 +127,27 @@ def denoiser(
     made.close()
 
 
+@contextlib.contextmanager
+def drawn_by(bundle: Bundle, server: TritonServer, model: str) -> Iterator[TritonDenoiser]:
+    """A denoiser of another front."""
+    made = TritonDenoiser(
+        server.address,
+        unet_config=dict(bundle.unet.config),
+        layout=bank_layout(bundle.unet),
+        link=lambda _: "",
+        unet_model=model,
+    )
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def step(denoiser: TritonDenoiser, urgency: Urgency = NO_HURRY) -> None:
+    with denoiser.session([], urgency) as unet:
+        unet(**ARGUMENTS)
+
+
 def adapter(bundle: Bundle, seed: int, *, rank: int = 8, weight: float = 1.0) -> LoadedAdapter:
     generator = torch.Generator().manual_seed(seed)
     layers = {
@@ -142,13 +174,13 @@ def request_for(adapters: list[LoadedAdapter], seed: int = 7, **more: object) ->
     )
 
 
-def metrics(server: TritonServer) -> dict[str, float]:
+def metrics(server: TritonServer, model: str = "unet") -> dict[str, float]:
     text = httpx.get(f"http://127.0.0.1:{server.ports.metrics}/metrics").text
     return {
         sample.name: sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.labels.get("model") == "unet"
+        if sample.labels.get("model") == model
     }
 
 
@@ -161,6 +193,7 @@ def test_images_are_those_of_the_in_process_pipeline(
         [],
         [adapter(bundle, 1)],
         [adapter(bundle, 1, weight=0.5), adapter(bundle, 2)],
+        [replace(adapter(bundle, 1), schedule=((0.0, 0.0), (0.5, 1.5), (1.0, -0.5)))],
     ):
         wanted = request_for(adapters, refiner_strength=refiner_strength)
         (ours,) = diffuse(bundle, denoiser, wanted)
@@ -168,6 +201,7 @@ def test_images_are_those_of_the_in_process_pipeline(
         assert decibels(ours, theirs) >= 50
         pictures.append(ours)
     assert decibels(pictures[0], pictures[1]) < 30, "the adapter changes nothing"
+    assert decibels(pictures[3], pictures[1]) < 30, "the schedule changes nothing"
 
 
 def test_requests_with_different_adapters_share_batches(bundle, in_process, denoiser, server):
@@ -243,6 +277,50 @@ def test_an_adapter_that_was_evicted_is_read_again(bundle, server, denoiser):
     assert after["toile_bank_loads_total"] - before["toile_bank_loads_total"] == 6
     assert after["toile_bank_evictions_total"] - before["toile_bank_evictions_total"] >= 5
     assert after["toile_bank_bytes"] <= BANK_BYTES
+
+
+def test_a_full_queue_refuses_and_takes_again(bundle, server):
+    with drawn_by(bundle, server, "narrow") as denoiser, ThreadPoolExecutor(24) as pool:
+        calls = [pool.submit(step, denoiser) for _ in range(24)]
+        outcomes = [call.exception() for call in calls]
+        assert any(isinstance(error, ExhaustedError) for error in outcomes)
+        assert {type(error) for error in outcomes} == {type(None), ExhaustedError}
+        step(denoiser)
+
+
+def test_who_waits_too_long_in_the_queue_is_told(bundle, server):
+    with drawn_by(bundle, server, "narrow") as denoiser, ThreadPoolExecutor(4) as pool:
+        step(denoiser)
+        calls = [pool.submit(step, denoiser) for _ in range(4)]
+        with pytest.raises(DeadlineError):
+            step(denoiser, Urgency(deadline=time.monotonic() + 0.005))
+        assert [call.result() for call in calls] == [None] * 4
+
+
+def test_who_is_waited_for_goes_first(bundle, server):
+    order: list[str] = []
+    with drawn_by(bundle, server, "narrow") as denoiser, ThreadPoolExecutor(5) as pool:
+
+        def timed(name: str, priority: int) -> None:
+            step(denoiser, Urgency(priority=priority))
+            order.append(name)
+
+        step(denoiser)
+        calls = [pool.submit(timed, "batch", 2) for _ in range(4)]
+        time.sleep(0.005)  # they are in the queue, the first is in the engine
+        calls.append(pool.submit(timed, "interactive", 1))
+        for call in calls:
+            call.result()
+    assert order.index("interactive") < 3
+
+
+def test_a_batch_holds_no_more_than_its_cap(bundle, server):
+    with drawn_by(bundle, server, "capped") as denoiser, ThreadPoolExecutor(6) as pool:
+        for call in [pool.submit(step, denoiser) for _ in range(12)]:
+            call.result()
+    seen = metrics(server, "capped")
+    assert seen["toile_engine_samples_total"] == 24
+    assert seen["toile_engine_calls_total"] == 12
 
 
 def test_what_is_no_packed_adapter_is_an_error_and_the_server_goes_on(bundle, denoiser, store):

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -22,6 +23,9 @@ ADAPTER_CACHE_BYTES = 512 << 20
 """Adapters kept in the UNet, by their own size; the least recently used go first."""
 
 
+TRAINED_TIMESTEPS = 1000
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedAdapter:
     """An adapter to draw with."""
@@ -31,6 +35,16 @@ class LoadedAdapter:
     weights: AdapterWeights
     weight: float = 1.0
     """Strength: 1 as trained, 0 none, negative away from the style."""
+    schedule: Sequence[tuple[float, float]] = ()
+    """Strength that changes while an image is drawn, in place of `weight`: (share, strength) in
+    ascending order of shares, from 0, all noise, to 1, none left; straight lines in between."""
+
+    def weight_at(self, timestep: float) -> float:
+        """Return the strength at a timestep, of the 1000 that SDXL was trained with."""
+        if not self.schedule:
+            return self.weight
+        shares, weights = zip(*self.schedule, strict=True)
+        return float(np.interp(1.0 - timestep / TRAINED_TIMESTEPS, shares, weights))
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ class TorchDenoiser:
         with _turn(self._lock, urgency):
             unet = self._bundle.unet
             self._apply(unet, adapters)
-            with self._precision(unet):
+            with self._precision(unet), self._scheduled(unet, adapters):
                 yield unet
 
     @contextlib.contextmanager
@@ -166,6 +180,24 @@ class TorchDenoiser:
         elif self._names:
             unet.disable_lora()
         self._evict(unet, keep={adapter.key for adapter in adapters})
+
+    @contextlib.contextmanager
+    def _scheduled(self, unet: Any, adapters: Sequence[LoadedAdapter]) -> Iterator[None]:
+        """Set the strengths of this very timestep before each evaluation, where they change."""
+        if not any(adapter.schedule for adapter in adapters):
+            yield
+            return
+        names = [self._names[adapter.key][0] for adapter in adapters]
+
+        def set_weights(module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            timestep = float(options["timestep"] if "timestep" in options else inputs[1])
+            module.set_adapters(names, [adapter.weight_at(timestep) for adapter in adapters])
+
+        hook = unet.register_forward_pre_hook(set_weights, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _resident(self, unet: Any, adapter: LoadedAdapter) -> str:
         """Return the adapter's name in peft, after loading it if need be."""

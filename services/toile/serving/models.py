@@ -129,7 +129,12 @@ class Models:
             width=request.width,
             height=request.height,
             adapters=[
-                LoadedAdapter(a.artifact, self._adapter(base, a.artifact), a.weight)
+                LoadedAdapter(
+                    a.artifact,
+                    self._adapter(base, a.artifact),
+                    a.weight,
+                    [(point.share, point.weight) for point in a.schedule],
+                )
                 for a in request.adapters
             ],
             scheduler=request.scheduler,

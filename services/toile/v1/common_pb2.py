@@ -25,25 +25,27 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15toile/v1/common.proto\x12\x08toile.v1\x1a\x1fgoogle/protobuf/timestamp.proto\">\n\rAdapterWeight\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xf1\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06origin\x18\x02 \x01(\x0e\x32\x15.toile.v1.ImageOrigin\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x0e\n\x06prompt\x18\x08 \x01(\t\x12\x11\n\x04seed\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08producer\x18\n \x01(\t\x12\x14\n\x0cparent_image\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0e\x63ontent_rating\x18\r \x01(\x0e\x32\x17.toile.v1.ContentRating\x12\x17\n\nseam_score\x18\x0e \x01(\x01H\x01\x88\x01\x01\x42\x07\n\x05_seedB\r\n\x0b_seam_score*|\n\x0bImageOrigin\x12\x1c\n\x18IMAGE_ORIGIN_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMAGE_ORIGIN_GENERATED\x10\x01\x12\x18\n\x14IMAGE_ORIGIN_REFINED\x10\x02\x12\x19\n\x15IMAGE_ORIGIN_UPLOADED\x10\x03*j\n\rContentRating\x12\x1e\n\x1a\x43ONTENT_RATING_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43ONTENT_RATING_GENERAL\x10\x01\x12\x1d\n\x19\x43ONTENT_RATING_RESTRICTED\x10\x02*]\n\x06Repeat\x12\x16\n\x12REPEAT_UNSPECIFIED\x10\x00\x12\x13\n\x0fREPEAT_STRAIGHT\x10\x01\x12\x14\n\x10REPEAT_HALF_DROP\x10\x02\x12\x10\n\x0cREPEAT_BRICK\x10\x03*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*d\n\x0bRefinerMode\x12\x1c\n\x18REFINER_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12REFINER_MODE_SPLIT\x10\x01\x12\x1f\n\x1bREFINER_MODE_IMAGE_TO_IMAGE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15toile/v1/common.proto\x12\x08toile.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"g\n\rAdapterWeight\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\'\n\x08schedule\x18\x03 \x03(\x0b\x32\x15.toile.v1.WeightPointB\t\n\x07_weight\",\n\x0bWeightPoint\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xf1\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06origin\x18\x02 \x01(\x0e\x32\x15.toile.v1.ImageOrigin\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x0e\n\x06prompt\x18\x08 \x01(\t\x12\x11\n\x04seed\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08producer\x18\n \x01(\t\x12\x14\n\x0cparent_image\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0e\x63ontent_rating\x18\r \x01(\x0e\x32\x17.toile.v1.ContentRating\x12\x17\n\nseam_score\x18\x0e \x01(\x01H\x01\x88\x01\x01\x42\x07\n\x05_seedB\r\n\x0b_seam_score*|\n\x0bImageOrigin\x12\x1c\n\x18IMAGE_ORIGIN_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMAGE_ORIGIN_GENERATED\x10\x01\x12\x18\n\x14IMAGE_ORIGIN_REFINED\x10\x02\x12\x19\n\x15IMAGE_ORIGIN_UPLOADED\x10\x03*j\n\rContentRating\x12\x1e\n\x1a\x43ONTENT_RATING_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43ONTENT_RATING_GENERAL\x10\x01\x12\x1d\n\x19\x43ONTENT_RATING_RESTRICTED\x10\x02*]\n\x06Repeat\x12\x16\n\x12REPEAT_UNSPECIFIED\x10\x00\x12\x13\n\x0fREPEAT_STRAIGHT\x10\x01\x12\x14\n\x10REPEAT_HALF_DROP\x10\x02\x12\x10\n\x0cREPEAT_BRICK\x10\x03*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*d\n\x0bRefinerMode\x12\x1c\n\x18REFINER_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12REFINER_MODE_SPLIT\x10\x01\x12\x1f\n\x1bREFINER_MODE_IMAGE_TO_IMAGE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'toile.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEORIGIN']._serialized_start=504
-  _globals['_IMAGEORIGIN']._serialized_end=628
-  _globals['_CONTENTRATING']._serialized_start=630
-  _globals['_CONTENTRATING']._serialized_end=736
-  _globals['_REPEAT']._serialized_start=738
-  _globals['_REPEAT']._serialized_end=831
-  _globals['_PRIORITY']._serialized_start=833
-  _globals['_PRIORITY']._serialized_end=915
-  _globals['_REFINERMODE']._serialized_start=917
-  _globals['_REFINERMODE']._serialized_end=1017
+  _globals['_IMAGEORIGIN']._serialized_start=591
+  _globals['_IMAGEORIGIN']._serialized_end=715
+  _globals['_CONTENTRATING']._serialized_start=717
+  _globals['_CONTENTRATING']._serialized_end=823
+  _globals['_REPEAT']._serialized_start=825
+  _globals['_REPEAT']._serialized_end=918
+  _globals['_PRIORITY']._serialized_start=920
+  _globals['_PRIORITY']._serialized_end=1002
+  _globals['_REFINERMODE']._serialized_start=1004
+  _globals['_REFINERMODE']._serialized_end=1104
   _globals['_ADAPTERWEIGHT']._serialized_start=68
-  _globals['_ADAPTERWEIGHT']._serialized_end=130
-  _globals['_IMAGE']._serialized_start=133
-  _globals['_IMAGE']._serialized_end=502
+  _globals['_ADAPTERWEIGHT']._serialized_end=171
+  _globals['_WEIGHTPOINT']._serialized_start=173
+  _globals['_WEIGHTPOINT']._serialized_end=217
+  _globals['_IMAGE']._serialized_start=220
+  _globals['_IMAGE']._serialized_end=589
 # @@protoc_insertion_point(module_scope)

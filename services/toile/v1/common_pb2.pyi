@@ -4,7 +4,9 @@ isort:skip_file
 """
 
 import builtins
+import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
@@ -154,23 +156,53 @@ class AdapterWeight(google.protobuf.message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
+    SCHEDULE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """projects/{project}/models/{model} for its newest version, or
     projects/{project}/models/{model}/versions/{version}
     """
     weight: builtins.float
     """Strength; 1 when unset, negative to push away from the style."""
+    @property
+    def schedule(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WeightPoint]:
+        """Strength that changes while an image is drawn, instead of weight: at most 16 points in
+        ascending order of shares, straight lines in between.
+        """
+
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         weight: builtins.float | None = ...,
+        schedule: collections.abc.Iterable[Global___WeightPoint] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "model", b"model", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "model", b"model", "schedule", b"schedule", "weight", b"weight"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
 
 Global___AdapterWeight: typing_extensions.TypeAlias = AdapterWeight
+
+@typing.final
+class WeightPoint(google.protobuf.message.Message):
+    """WeightPoint is a strength at a point of the noise schedule."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    share: builtins.float
+    """0 is all noise, 1 the finished image."""
+    weight: builtins.float
+    """Strength there."""
+    def __init__(
+        self,
+        *,
+        share: builtins.float = ...,
+        weight: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["share", b"share", "weight", b"weight"]) -> None: ...
+
+Global___WeightPoint: typing_extensions.TypeAlias = WeightPoint
 
 @typing.final
 class Image(google.protobuf.message.Message):

@@ -27,17 +27,23 @@ class Adapter(google.protobuf.message.Message):
 
     ARTIFACT_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
+    SCHEDULE_FIELD_NUMBER: builtins.int
     artifact: builtins.str
     """Artifact prefix of the model version."""
     weight: builtins.float
     """Strength."""
+    @property
+    def schedule(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[toile.v1.common_pb2.WeightPoint]:
+        """Strength that changes while an image is drawn, instead of weight."""
+
     def __init__(
         self,
         *,
         artifact: builtins.str = ...,
         weight: builtins.float = ...,
+        schedule: collections.abc.Iterable[toile.v1.common_pb2.WeightPoint] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "schedule", b"schedule", "weight", b"weight"]) -> None: ...
 
 Global___Adapter: typing_extensions.TypeAlias = Adapter
 

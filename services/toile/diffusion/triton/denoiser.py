@@ -142,7 +142,6 @@ class _Call:
     ) -> None:
         self._client, self._model, self._urgency = client, model, urgency
         self._adapters, self._link, self._step_seconds = adapters, link, step_seconds
-        self._named = json.dumps([[adapter.key, adapter.weight] for adapter in adapters])
 
     def __call__(self, arrays: "dict[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
         """Return the prediction `[B, C, H/8, W/8]`.
@@ -159,15 +158,18 @@ class _Call:
             wait=tenacity.wait_exponential(multiplier=0.002, max=LONGEST_PAUSE_SECONDS),
             stop=tenacity.stop_after_delay(self._urgency.seconds_left(self._step_seconds)),
         )
-        named = self._named
+        timestep = float(arrays["timestep"].flat[0])
+        entries = [(adapter.key, adapter.weight_at(timestep)) for adapter in self._adapters]
+        named = json.dumps(entries)
         try:
             for attempt in retrying:
                 with attempt:
                     try:
                         return self._infer([*inputs, _names(named, batch)])
                     except _AbsentError:
+                        links = (self._link(adapter) for adapter in self._adapters)
                         named = json.dumps(
-                            [[a.key, a.weight, self._link(a)] for a in self._adapters]
+                            [(*entry, link) for entry, link in zip(entries, links, strict=True)]
                         )
                         raise
         except tenacity.RetryError as error:
@@ -286,9 +288,9 @@ def _meaning(error: InferenceServerException) -> Exception:
         return _AbsentError(message)
     if LOADING in message:
         return _NotYetError(message)
-    if "Exceeds maximum queue size" in message or "Request timeout expired" in message:
+    if "Exceeds maximum queue size" in message:
         return ExhaustedError("the UNet's queue is full; try again later")
-    if "DEADLINE_EXCEEDED" in status:
+    if "DEADLINE_EXCEEDED" in status or "Request timeout expired" in message:
         return DeadlineError("the UNet did not answer in time")
     # A server that is gone, or back and still without the model.
     if "UNAVAILABLE" in status or "unknown model" in message or "is not ready" in message:
