@@ -2,6 +2,7 @@
 # ruff: noqa: N802 - gRPC's names
 
 import hashlib
+import json
 import signal
 import threading
 import time
@@ -61,6 +62,7 @@ class World:
     refinements: dict[str, refine_pb2.Refinement] = field(default_factory=dict)
     requests: dict[tuple[str, str], Any] = field(default_factory=dict)
     trainings: list[train_pb2.CreateTrainingJobRequest] = field(default_factory=list)
+    batches: list[generate_pb2.GenerateBatchRequest] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     during: dict[str, Callable[[], None]] = field(default_factory=dict)
@@ -371,11 +373,49 @@ class _Generation(generate_pb2_grpc.GenerateServiceServicer):
                 prompt=request.prompt,
                 seed=request.seed + index,
                 producer=name,
+                parent_image=self._source(request),
+                seam_score=1.0 if request.repeat else None,
             )
             generation.images.append(image)
             yield generate_pb2.GenerateResponse(image=image)
         generation.state = generate_pb2.GENERATION_STATE_SUCCEEDED
         yield generate_pb2.GenerateResponse(generation=generation)
+
+    @staticmethod
+    def _source(request: Any) -> str:
+        kind = request.WhichOneof("source")
+        return str(getattr(request, kind).image) if kind else ""
+
+    def GenerateBatch(self, request: Any, context: Context) -> Any:
+        self.world.enter("GenerateBatch")
+        self.world.batches.append(request)
+        for row, prompt in enumerate(json.loads(request.file)):
+            if not prompt:
+                error = generate_pb2.BatchRowError(reason="EMPTY_PROMPT", message=f"row {row}: …")
+                yield generate_pb2.GenerateBatchResponse(row=row, error=error)
+                continue
+            drawing = generate_pb2.GenerateRequest()
+            drawing.CopyFrom(request.defaults)
+            drawing.prompt = prompt
+            drawing.request_id += f"/{row}"
+            for event in self.Generate(drawing, context):
+                yield generate_pb2.GenerateBatchResponse(row=row, event=event)
+
+    def ListImages(self, request: Any, context: Context) -> Any:
+        images = [image for image, _ in self.world.images.values()]
+        return generate_pb2.ListImagesResponse(images=images[::-1])
+
+    def DeleteImage(self, request: Any, context: Context) -> Any:
+        image, _ = _get(self.world.images, request.name)
+        if any(other.parent_image == image.name for other, _ in self.world.images.values()):
+            raise FailedPreconditionError(f"{image.name} is kept", reason="IMAGE_IN_USE")
+        del self.world.images[image.name]
+        return generate_pb2.DeleteImageResponse()
+
+    def GetImageLink(self, request: Any, context: Context) -> Any:
+        _get(self.world.images, request.name)
+        url = f"https://store/{request.name}?for={request.expires_seconds}"
+        return generate_pb2.GetImageLinkResponse(url=url)
 
     def _accept(self, request: Any) -> str:
         if len(request.prompt) > 2000:

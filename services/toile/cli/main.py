@@ -9,7 +9,19 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from toile.cli.commands import dataset, generate, jobs, models, platform, rank, refine, run, train
+from toile.cli.commands import (
+    dataset,
+    generate,
+    images,
+    jobs,
+    models,
+    platform,
+    rank,
+    redraw,
+    refine,
+    run,
+    train,
+)
 from toile.cli.errors import PlatformFailedError, exit_code
 from toile.core.errors import ToileError
 
@@ -68,11 +80,16 @@ app.command("down")(platform.down)
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(train.app, name="train")
 app.command("generate")(generate.generate)
+app.command("batch")(generate.batch)
+app.command("redesign")(redraw.redesign)
+app.command("inpaint")(redraw.inpaint)
+app.command("upscale")(redraw.upscale)
 app.command("rank")(rank.rank)
 app.command("refine")(refine.refine)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
-app.command("lineage")(generate.lineage)
+app.add_typer(images.app, name="images")
+app.command("lineage")(images.lineage)
 
 
 def main() -> None:

@@ -178,6 +178,18 @@ def generate(
     raise UnavailableError("the generation ended without its images")
 
 
+def generate_batch(
+    clients: Clients,
+    request: generate_pb2.GenerateBatchRequest,
+    on_event: Callable[[generate_pb2.GenerateBatchResponse], None],
+) -> None:
+    """Draw the rows of a file; leaving early cancels what is left."""
+    start = partial(clients.generate.GenerateBatch, request, timeout=LONG_SECONDS)
+    with reading(start) as answers:
+        for answer in answers:
+            on_event(answer)
+
+
 def rank(
     clients: Clients,
     request: rank_pb2.RankImagesRequest,

@@ -1,51 +1,60 @@
-"""`toile generate` and `toile lineage`."""
+"""`toile generate` and `toile batch`: pictures from prompts."""
 
+import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.tree import Tree
 
+from toile.cli.commands import drawing
 from toile.cli.commands.common import session
-from toile.cli.names import short
 from toile.cli.output import JsonFlag
-from toile.core.errors import InvalidArgumentError, NotFoundError
+from toile.core.errors import FailedPreconditionError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from toile.v1 import generate_pb2
+
+_REFINER = "Refiner"
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
-    count: Annotated[int, typer.Option("-n", "--count", help="Images.")] = 1,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the first image; random if not given.")
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option("--adapter", "-a", help="NAME, NAME/VERSION or NAME:WEIGHT; may be repeated."),
-    ] = None,
-    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
-    steps: Annotated[int, typer.Option(min=0, help="Denoising steps; 20 if 0.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="Strength of the prompt.")] = None,
-    width: Annotated[int, typer.Option(min=0, help="Pixels; the base's own if 0.")] = 0,
-    height: Annotated[int, typer.Option(min=0, help="Pixels; the base's own if 0.")] = 0,
-    scheduler: Annotated[str, typer.Option(help="Sampler, by diffusers' class name.")] = "",
-    base: Annotated[str, typer.Option(help="Base model; the platform's own if empty.")] = "",
-    refiner: Annotated[bool, typer.Option("--refiner", help="Add the refiner stage.")] = False,
+    count: drawing.Count = 1,
+    seed: drawing.Seed = None,
+    adapter: drawing.Adapters = None,
+    negative: drawing.Negative = "",
+    steps: drawing.Steps = 0,
+    guidance: drawing.Guidance = None,
+    scheduler: drawing.Scheduler = "",
+    base: drawing.Base = "",
+    width: drawing.Width = 0,
+    height: drawing.Height = 0,
+    aspect: drawing.Aspect = "",
+    repeat: drawing.RepeatOption = None,
+    palette: drawing.Palette = "",
+    palette_strength: drawing.PaletteStrength = None,
+    rescale: drawing.Rescale = 0.0,
+    wildcards: drawing.Wildcards = None,
+    refiner: Annotated[
+        bool,
+        typer.Option("--refiner", help="Add the refiner stage.", rich_help_panel=_REFINER),
+    ] = False,
     refiner_strength: Annotated[
-        float | None, typer.Option(help="Share of the schedule that the refiner redraws.")
+        float | None,
+        typer.Option(
+            help="Share of the schedule that the refiner redraws.", rich_help_panel=_REFINER
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("designs"),
+    image_format: drawing.FormatOption = drawing.Format.PNG,
+    quality: drawing.Quality = 0,
+    out: drawing.Out = drawing.DESIGNS,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make images from a prompt and write them as PNG files with their metadata."""
-    from toile.cli import operations
-    from toile.cli.watching import bar
-    from toile.v1 import common_pb2, generate_pb2
+    """Make images from a prompt and write them as files with their metadata."""
+    from toile.v1 import generate_pb2
 
-    if count < 1:
-        raise InvalidArgumentError("count must be at least 1", field="count")
     with session(as_json=as_json) as s:
-        adapters = [s.names.adapter(text) for text in adapter or ()]
         stage = None
         if refiner or refiner_strength is not None:
             stage = generate_pb2.RefinerStage(strength=refiner_strength)
@@ -57,68 +66,115 @@ def generate(
             seed=seed,
             steps=steps,
             guidance_scale=guidance,
+            guidance_rescale=rescale,
             width=width,
             height=height,
-            adapters=[common_pb2.AdapterWeight(model=m, weight=w) for m, w in adapters],
+            aspect_ratio=aspect,
+            adapters=drawing.adapter_weights(s, adapter),
             base=base,
             scheduler=scheduler,
             refiner=stage,
+            **drawing.picture(
+                palette=palette,
+                palette_strength=palette_strength,
+                image_format=image_format,
+                quality=quality,
+                repeat=repeat,
+                wildcards=wildcards,
+            ),
         )
-        written: list[Path] = []
-        number = _last_number(out)
-        with bar(s.output, "generate", None) as line:
-
-            def show(event: generate_pb2.GenerateResponse) -> None:
-                if event.HasField("step"):
-                    line.show_step(len(written), count, event.step)
-                elif event.HasField("image"):
-                    path = out / f"{number + len(written) + 1:04d}.png"
-                    operations.download_image(s.clients, event.image, path)
-                    written.append(path)
-
-            generation = operations.generate(s.clients, request, show)
-        s.output.data({**operations.as_data(generation), "files": [str(p) for p in written]})
-        for image, path in zip(generation.images, written, strict=False):
-            s.output.say(f"{escape(str(path))}  [dim]seed {image.seed}[/dim]")
+        drawing.draw(s, request, out)
 
 
-def lineage(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="File or name of an image.")],
+def batch(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, help="Prompts: .json, .csv or .yaml."
+        ),
+    ],
+    adapter: drawing.Adapters = None,
+    negative: drawing.Negative = "",
+    steps: drawing.Steps = 0,
+    base: drawing.Base = "",
+    wildcards: drawing.Wildcards = None,
+    image_format: drawing.FormatOption = drawing.Format.PNG,
+    quality: drawing.Quality = 0,
+    out: drawing.Out = drawing.DESIGNS,
     as_json: JsonFlag = False,
 ) -> None:
-    """Follow an image back to the photographs that its style came from."""
+    """Draw every row of a file of prompts; run again, it goes on with what is missing.
+
+    Options are what rows do not say. Image I of row R becomes OUT/R-I; another folder gives new
+    pictures.
+    """
     from toile.cli import operations
-    from toile.cli.commands.sources import image_name, known_image
+    from toile.cli.watching import bar
     from toile.v1 import generate_pb2
 
     with session(as_json=as_json) as s:
-        path = Path(image)
-        name = known_image(s, path) if path.is_file() else image_name(s, image)
-        if name is None:
-            raise NotFoundError(f"the platform does not know {image}, or it was changed since")
-        request = generate_pb2.GetImageLineageRequest(name=name)
-        found = s.clients.generate.GetImageLineage(request)
-        s.output.data(operations.as_data(found))
-        root = Tree(f"[bold]{escape(short(found.images[0].name))}[/bold]")
-        node = root
-        for earlier in found.images[1:]:
-            node = node.add(f"refined from {escape(short(earlier.name))}")
-        if found.base:
-            node.add(f"base {escape(found.base)}")
-        for adapter in found.adapters:
-            style = node.add(
-                f"adapter {escape(short(adapter.model_version))} at {adapter.weight:g}"
-            )
-            data = style.add(
-                f"dataset {escape(short(adapter.dataset_version))}  {adapter.dataset_digest[:12]}"
-            )
-            for photograph in adapter.photographs:
-                data.add(f"{escape(photograph.file_name)}  [dim]{photograph.digest[:12]}[/dim]")
-        if not s.output.as_json:
-            s.output.console.print(root)
+        defaults = generate_pb2.GenerateRequest(
+            parent=s.names.project,
+            negative_prompt=negative,
+            steps=steps,
+            adapters=drawing.adapter_weights(s, adapter),
+            base=base,
+            **drawing.picture(image_format=image_format, quality=quality, wildcards=wildcards),
+        )
+        request = generate_pb2.GenerateBatchRequest(
+            file=file.read_bytes(), format=_file_format(file), defaults=defaults
+        )
+        request.defaults.request_id = _batch_id(request, out)
+        done: dict[int, dict[str, object]] = {}
+        failed: dict[int, str] = {}
+        with bar(s.output, "batch", None) as line:
+
+            def show(event: generate_pb2.GenerateBatchResponse) -> None:
+                if event.HasField("error"):
+                    failed[event.row] = event.error.message
+                    line.advance(event.error.message)
+                elif event.event.HasField("generation"):
+                    generation = event.event.generation
+                    files = []
+                    for index, image in enumerate(generation.images):
+                        path = out / f"{event.row:04d}-{index:02d}{drawing.suffix_of(image)}"
+                        operations.download_image(s.clients, image, path)
+                        files.append(str(path))
+                    done[event.row] = {**operations.as_data(generation), "files": files}
+                    line.advance()
+
+            operations.generate_batch(s.clients, request, show)
+        s.output.data(
+            [
+                {"row": row, "error": failed[row]} if row in failed else {"row": row, **done[row]}
+                for row in sorted({*done, *failed})
+            ]
+        )
+        s.output.say(f"{len(done)} of {len(done) + len(failed)} rows drawn into {escape(str(out))}")
+        for row in sorted(failed):
+            s.output.note(escape(failed[row]))
+        if failed:
+            raise FailedPreconditionError(f"{len(failed)} rows were not drawn")
 
 
-def _last_number(folder: Path) -> int:
-    """Return the highest number of an image in a folder, so that none is overwritten."""
-    numbers = [int(p.stem) for p in folder.glob("[0-9][0-9][0-9][0-9].png") if p.stem.isdecimal()]
-    return max(numbers, default=0)
+def _file_format(path: Path) -> "generate_pb2.PromptFileFormat.ValueType":
+    from toile.v1 import generate_pb2
+
+    formats = {
+        ".json": generate_pb2.PROMPT_FILE_FORMAT_JSON,
+        ".csv": generate_pb2.PROMPT_FILE_FORMAT_CSV,
+        ".yaml": generate_pb2.PROMPT_FILE_FORMAT_YAML,
+        ".yml": generate_pb2.PROMPT_FILE_FORMAT_YAML,
+    }
+    try:
+        return formats[path.suffix.lower()]
+    except KeyError:
+        raise InvalidArgumentError(
+            f"{path} must end in .json, .csv or .yaml", field="file"
+        ) from None
+
+
+def _batch_id(request: "generate_pb2.GenerateBatchRequest", out: Path) -> str:
+    """Return an id that the same file with the same options gets for the same folder."""
+    content = request.SerializeToString(deterministic=True) + str(out.resolve()).encode()
+    return f"batch-{hashlib.sha256(content).hexdigest()[:32]}"
