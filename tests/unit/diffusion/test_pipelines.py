@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
 from toile.core.errors import CancelledError, DeadlineError, InvalidArgumentError
@@ -17,6 +17,7 @@ from toile.diffusion.architecture import load_refiner
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.diffusion.request import RefinerMode, UpscaleTiles
 
 SIDE = 64
 
@@ -102,6 +103,42 @@ def test_refined_images_are_those_of_the_stock_pipelines(
     assert difference(ours, pixels(theirs)) == 0
 
 
+def test_redrawn_images_are_those_of_the_stock_pipeline(
+    bundle: Bundle, denoiser: TorchDenoiser, stock: StableDiffusionXLPipeline
+) -> None:
+    start = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8))
+    pipeline = StableDiffusionXLImg2ImgPipeline.from_pipe(stock)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        "a red dress",
+        image=start,
+        strength=0.6,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        guidance_rescale=0.7,
+        generator=torch.Generator().manual_seed(1),
+    ).images[0]
+    fields = {"init_image": start, "strength": 0.6, "steps": 4}
+    ours = draw(bundle, denoiser, guidance_rescale=0.7, **fields)
+    assert difference(ours, pixels(theirs)) == 0
+    assert difference(ours, draw(bundle, denoiser, **fields)) > 0
+
+
+def test_the_refiner_may_redraw_the_whole_image(
+    bundle: Bundle, denoiser: TorchDenoiser, stock: StableDiffusionXLPipeline
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    common = {"num_inference_steps": 5, "guidance_scale": 5.0, "generator": generator}
+    latents = stock("a red dress", width=SIDE, height=SIDE, output_type="latent", **common).images
+    refiner = load_refiner(bundle.path, stock)
+    refiner.set_progress_bar_config(disable=True)
+    theirs = refiner("a red dress", image=latents, strength=0.4, **common).images[0]
+    ours = draw(
+        bundle, denoiser, steps=5, refiner_strength=0.4, refiner_mode=RefinerMode.IMAGE_TO_IMAGE
+    )
+    assert difference(ours, pixels(theirs)) == 0
+
+
 def test_an_image_depends_on_its_seed_alone(bundle: Bundle, denoiser: TorchDenoiser) -> None:
     first, second = (pixels(i) for i in diffuse(bundle, denoiser, request(seeds=[1, 2])))
     assert difference(second, draw(bundle, denoiser, seeds=[2])) == 0
@@ -148,7 +185,7 @@ def test_inpainting_leaves_the_outside_to_the_pixel(
 
 
 @pytest.mark.parametrize("name", ["", *SCHEDULER_NAMES])
-@pytest.mark.parametrize("mode", ["text", "image", "refined"])
+@pytest.mark.parametrize("mode", ["text", "image", "refined", "refined as an image"])
 def test_every_scheduler_draws_and_counts_its_steps(
     bundle: Bundle, denoiser: TorchDenoiser, name: str, mode: str
 ) -> None:
@@ -156,6 +193,10 @@ def test_every_scheduler_draws_and_counts_its_steps(
         "text": {},
         "image": {"init_image": Image.new("RGB", (SIDE, SIDE), "red"), "strength": 0.5},
         "refined": {"refiner_strength": 0.4},
+        "refined as an image": {
+            "refiner_strength": 0.4,
+            "refiner_mode": RefinerMode.IMAGE_TO_IMAGE,
+        },
     }[mode]
     seen: list[tuple[int, int, int]] = []
     images = diffuse(
@@ -207,9 +248,26 @@ def test_emphasis_and_long_prompts_reach_the_refiner(
     "fields",
     [
         {"width": 60},
+        {"height": -64},
         {"steps": 0},
         {"guidance_scale": float("nan")},
+        {"guidance_rescale": float("nan")},
+        {"guidance_rescale": 1.1},
+        {"guidance_rescale": -0.1},
         {"refiner_strength": 1.0},
+        {"refiner_strength": float("nan")},
+        {"refiner_strength": 0.4, "refiner_mode": RefinerMode.IMAGE_TO_IMAGE},
+        {"preview_interval": -1},
+        {"upscale": UpscaleTiles(16)},
+        {"init_image": Image.new("RGB", (SIDE, SIDE)), "upscale": UpscaleTiles(-1)},
+        {"init_image": Image.new("RGB", (SIDE, SIDE)), "upscale": UpscaleTiles(8), "width": 0},
+        {
+            "init_image": Image.new("RGB", (SIDE, SIDE)),
+            "mask_image": Image.new("L", (SIDE, SIDE), 255),
+            "upscale": UpscaleTiles(8),
+        },
+        {"init_image": Image.new("RGB", (SIDE, SIDE)), "strength": float("nan")},
+        {"init_image": Image.new("RGB", (SIDE, SIDE)), "strength": 1.1},
         {"mask_image": Image.new("L", (SIDE, SIDE), 255)},
         {"init_image": Image.new("RGB", (SIDE, SIDE)), "mask_image": Image.new("L", (8, 8), 255)},
         {"init_image": Image.new("RGB", (SIDE, SIDE)), "mask_image": Image.new("L", (SIDE, SIDE))},
@@ -355,10 +413,10 @@ class _Fixed:
         self._unet = unet
 
     @contextmanager
-    def session(self, adapters: Any) -> Iterator[Any]:
+    def session(self, adapters: Any, urgency: Any) -> Iterator[Any]:
         assert not adapters
         yield self._unet
 
     @contextmanager
-    def refiner_session(self) -> Iterator[Any]:
+    def refiner_session(self, urgency: Any) -> Iterator[Any]:
         yield self._unet
