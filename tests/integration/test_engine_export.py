@@ -1,6 +1,5 @@
 """The exported UNet computes what torch does, and compiles, whatever the batch and the rank."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,48 +7,63 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from tests.unit.diffusion.test_bank import SDXL_IN_SMALL
+from tests.unit.diffusion.test_controls import random_controlnet
 
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
-from toile.diffusion.engine_builders import TENSORRT_RTX, EngineBuilder, open_builder
+from toile.diffusion.engine_builders import EngineBuilder, open_builder
 from toile.diffusion.engines import EngineProfile, Fingerprint, onnx_digest
-from toile.diffusion.export import MODEL_INPUTS, OUTPUT_NAME, example_inputs, export_onnx, run
+from toile.diffusion.export import write_onnx
+from toile.diffusion.networks import (
+    MODEL_INPUTS,
+    REFINER_TIME_IDS,
+    DenoisingNetwork,
+    NamedNetwork,
+    Sizes,
+    open_network,
+)
 from toile.diffusion.shipped import shipped_bundle_path
+from toile.diffusion.tensorrt_library import TENSORRT_RTX
 
 onnxruntime = pytest.importorskip("onnxruntime")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-
-@dataclass(frozen=True, eq=False)
-class Exported:
-    banked: BankedUNet
-    onnx: Path
-    time_ids: int = 6
+Exported = tuple[NamedNetwork, Path]
 
 
 @pytest.fixture(scope="module", params=["tiny", "sdxl"])
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
     """In fp32, as ONNX Runtime takes it on a CPU."""
     torch.manual_seed(0)
     if request.param == "sdxl":
-        unet = UNet2DConditionModel(**{**SDXL_IN_SMALL, "transformer_layers_per_block": (1, 1, 2)})
+        made = UNet2DConditionModel(**{**SDXL_IN_SMALL, "transformer_layers_per_block": (1, 1, 2)})
     else:
-        unet = UNet2DConditionModel.from_pretrained(shipped_bundle_path() / "unet")
-    return export(unet.float(), tmp_path_factory.mktemp("onnx"))
+        made = UNet2DConditionModel.from_pretrained(shipped_bundle_path() / "unet")
+    return made.float().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def exported(unet: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    network = DenoisingNetwork(BankedUNet(unet, bank_layout(unet)))
+    return network, write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet.onnx")
+
+
+@pytest.fixture(scope="module")
+def controlled(unet: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same with two ControlNets."""
+    nets = [random_controlnet(unet, seed) for seed in (1, 2)]
+    network = DenoisingNetwork(BankedUNet(unet, bank_layout(unet), nets))
+    return network, write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet_control.onnx")
 
 
 @pytest.fixture(scope="module", params=["unet", "refiner/unet"])
-def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In fp16, as GPUs take it; Turing multiplies no fp32 matrices."""
-    unet = UNet2DConditionModel.from_pretrained(shipped_bundle_path() / request.param)
-    folder = tmp_path_factory.mktemp("onnx")
-    return export(unet.half(), folder, time_ids=5 if "refiner" in request.param else 6)
-
-
-def export(unet: UNet2DConditionModel, folder: Path, time_ids: int = 6) -> Exported:
+    unet = UNet2DConditionModel.from_pretrained(shipped_bundle_path() / request.param).half()
     unet.eval().requires_grad_(False)
     banked = BankedUNet(unet, bank_layout(unet))
-    return Exported(banked, export_onnx(banked, folder / "unet.onnx", time_ids=time_ids), time_ids)
+    network = DenoisingNetwork(banked, REFINER_TIME_IDS if "refiner" in request.param else 6)
+    return write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -58,49 +72,104 @@ def rtx() -> EngineBuilder:
     return open_builder(TENSORRT_RTX)
 
 
-def test_onnx_runtime_computes_what_torch_does(exported: Exported) -> None:
-    session = onnxruntime.InferenceSession(exported.onnx, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
-    assert names == [*MODEL_INPUTS, *exported.banked.layout.input_names]
-    assert [node.name for node in session.get_outputs()] == [OUTPUT_NAME]
-    for batch, rank, size, tokens in ((1, 1, 16, 77), (2, 4, 16, 77), (5, 24, 24, 154)):
-        torch.manual_seed(batch)
-        inputs = example_inputs(
-            exported.banked,
-            batch=batch,
-            rank=rank,
-            size=size,
-            tokens=tokens,
-            time_ids=exported.time_ids,
+def evaluate(onnx: Path, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    assert [node.name for node in session.get_inputs()] == list(inputs)
+    names = [node.name for node in session.get_outputs()]
+    values = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    return dict(zip(names, values, strict=True))
+
+
+def agree(network: NamedNetwork, onnx: Path, inputs: dict[str, torch.Tensor]) -> None:
+    got, expected = evaluate(onnx, inputs), network.run(inputs)
+    assert list(got) == list(expected) == list(network.output_names)
+    for name, tensor in expected.items():
+        assert np.abs(got[name] - tensor.numpy()).max() <= 1e-4, name
+
+
+def changes(network: NamedNetwork, inputs: dict[str, torch.Tensor], prefix: str) -> float:
+    """How much the prediction moves when inputs are silent."""
+    silent = {n: 0 * tensor if n.startswith(prefix) else tensor for n, tensor in inputs.items()}
+    before, after = network.run(inputs)["prediction"], network.run(silent)["prediction"]
+    return float((before - after).abs().max())
+
+
+@pytest.mark.parametrize(
+    "sizes", [Sizes(1, 1, 16), Sizes(2, 4, 16), Sizes(5, 24, 24, 154)], ids=["1", "2", "5"]
+)
+def test_onnx_runtime_computes_what_torch_does(exported: Exported, sizes: Sizes) -> None:
+    network, onnx = exported
+    torch.manual_seed(sizes.batch)
+    inputs = network.example_inputs(sizes)
+    inputs["sample"] = inputs["sample"][..., :-8]  # not square
+    assert list(inputs) == [*MODEL_INPUTS, *network.layout.input_names]
+    agree(network, onnx, inputs)
+    assert changes(network, inputs, "up_") > 1e-2, "the bank does nothing"
+
+
+@pytest.mark.parametrize("sizes", [Sizes(1, 1, 16), Sizes(3, 4, 24)], ids=["1", "3"])
+def test_controlnets_are_in_the_graph(controlled: Exported, sizes: Sizes) -> None:
+    network, onnx = controlled
+    torch.manual_seed(sizes.batch)
+    inputs = network.example_inputs(sizes)
+    inputs["sample"] = inputs["sample"][..., :-8]
+    for index in range(2):
+        inputs[f"control_image_{index}"] = inputs[f"control_image_{index}"][..., :-64]
+        inputs[f"control_scale_{index}"][0] = index  # off, and on
+    agree(network, onnx, inputs)
+    for index in range(2):
+        assert changes(network, inputs, f"control_scale_{index}") > 1e-2 or sizes.batch == 1
+    assert changes(network, inputs, "up_") > 1e-2
+
+
+def test_tensorrt_for_rtx_compiles_controlnets(
+    controlled: Exported, rtx: EngineBuilder, tmp_path: Path
+) -> None:
+    onnx = controlled[1]
+    engine = tmp_path / "unet_control.engine"
+    built = rtx.build(onnx, engine, profile=EngineProfile(), compute_capabilities=["8.9"])
+    assert built.size_bytes > onnx.stat().st_size
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
+def test_the_other_networks_are_exported_and_compiled(
+    rtx: EngineBuilder, tmp_path: Path, part: str
+) -> None:
+    network = open_network(shipped_bundle_path(), part)
+    onnx = write_onnx(network, tmp_path / f"{part}.onnx")
+    for sizes in (Sizes(1, latent_size=16), Sizes(5, latent_size=24)):
+        torch.manual_seed(sizes.batch)
+        agree(network, onnx, network.example_inputs(sizes))
+    for dtype in (torch.float16, torch.bfloat16):
+        other = open_network(shipped_bundle_path(), part, dtype=dtype)
+        built = rtx.build(
+            write_onnx(other, tmp_path / f"{part}-{dtype}.onnx"),
+            tmp_path / f"{part}-{dtype}.engine",
+            profile=EngineProfile(),
+            compute_capabilities=["8.6", "12.0"],
         )
-        inputs["sample"] = inputs["sample"][..., : size - 8]  # not square
-        expected = run(exported.banked, inputs).numpy()
-        got = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0]
-        assert np.abs(got - expected).max() <= 1e-4
-        silent = {name: 0 * t if name.startswith("up_") else t for name, t in inputs.items()}
-        changed = np.abs(run(exported.banked, silent).numpy() - expected).max()
-        assert changed > 1e-2, "the bank does nothing"
+        assert built.size_bytes > 1 << 20
 
 
 def test_tensorrt_for_rtx_compiles_it_without_a_gpu(
-    half: Exported, rtx: EngineBuilder, tmp_path: Path
+    half: Path, rtx: EngineBuilder, tmp_path: Path
 ) -> None:
     capabilities = ("7.5", "8.0", "8.6", "8.9", "12.0")
     built = rtx.build(
-        half.onnx,
+        half,
         tmp_path / "unet.engine",
         profile=EngineProfile(),
         compute_capabilities=capabilities,
         base_digest="b" * 64,
     )
     data = built.path.read_bytes()
-    assert len(data) == built.size_bytes > half.onnx.stat().st_size
+    assert len(data) == built.size_bytes > half.stat().st_size
     # The header of a plan: its magic, and its own size after 16 bytes.
     assert data[1:4] == b"trt"
     assert int.from_bytes(data[16:24], "little") == len(data)
     fingerprint = Fingerprint.load(built.path)
     assert fingerprint == built.fingerprint
-    assert fingerprint.onnx_digest == onnx_digest(half.onnx)
+    assert fingerprint.onnx_digest == onnx_digest(half)
     fingerprint.check(builder=TENSORRT_RTX, builder_version=rtx.version, compute_capability="8.6")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unet.engine", "unet.json"]
 
@@ -119,11 +188,11 @@ def test_what_cannot_be_compiled_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize("wanted", [(), ("9.0",), ("8.6", "x")])
 def test_a_gpu_that_is_not_built_for_is_named_with_those_that_are(
-    half: Exported, rtx: EngineBuilder, tmp_path: Path, wanted: tuple[str, ...]
+    half: Path, rtx: EngineBuilder, tmp_path: Path, wanted: tuple[str, ...]
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=r"7\.5, 8\.0, 8\.6, 8\.9, 12\.0") as caught:
         rtx.build(
-            half.onnx,
+            half,
             tmp_path / "unet.engine",
             profile=EngineProfile(),
             compute_capabilities=wanted,

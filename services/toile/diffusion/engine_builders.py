@@ -1,25 +1,22 @@
 """Builders of engines: TensorRT for RTX, which needs no GPU to build, and TensorRT itself.
 
-Both libraries share one API; they differ in their module, in that the first compiles ahead of
-time for named compute capabilities, and in the GPUs they know: RTX 7.5 to 8.9 and 12.x, TensorRT
-that of the machine, Hopper and data-centre Blackwell included. Neither is a dependency: extra
-`rtx`, or NVIDIA's own installation. Source: NVIDIA TensorRT for RTX documentation, "Ahead-of-time
-compilation", and the TensorRT Python API.
+The first compiles ahead of time for named compute capabilities, 7.5 to 8.9 and 12.x; the second for
+the GPU of the machine, Hopper and data-centre Blackwell included. Source: NVIDIA TensorRT for RTX
+documentation, "Ahead-of-time compilation", and the TensorRT Python API.
+
+There is no timing cache: TensorRT for RTX has none (its calls do nothing since 1.2); what it keeps
+is made on the GPU, when an engine runs: see `engine_runner`.
 """
 
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toile.core.errors import FailedPreconditionError, InvalidArgumentError
+from toile.core.errors import InvalidArgumentError
 from toile.diffusion.engines import EngineProfile, Fingerprint, onnx_digest
-
-TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
-_MODULES = {TENSORRT: ("tensorrt",), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-_EXTRA = {TENSORRT: "tensorrt, from NVIDIA", TENSORRT_RTX: "the extra `rtx`"}
+from toile.diffusion.tensorrt_library import TENSORRT, capability_here, keep_messages, load_library
 
 
 @dataclass(frozen=True)
@@ -39,21 +36,7 @@ def open_builder(name: str) -> "EngineBuilder":
         InvalidArgumentError: There is no such builder.
         FailedPreconditionError: Its library is not installed (`NO_ENGINE_BUILDER`).
     """
-    if name not in _MODULES:
-        raise InvalidArgumentError(
-            f"there is no builder {name!r}; there are {', '.join(_MODULES)}", field="builder"
-        )
-    for module_name in _MODULES[name]:
-        try:
-            library = importlib.import_module(module_name)
-        except ImportError:
-            continue
-        # A folder called tensorrt/ on the path would be imported as an empty namespace.
-        if hasattr(library, "Builder"):
-            return EngineBuilder(name, library)
-    raise FailedPreconditionError(
-        f"{name} is not installed; it comes with {_EXTRA[name]}", reason="NO_ENGINE_BUILDER"
-    )
+    return EngineBuilder(name, load_library(name))
 
 
 class EngineBuilder:
@@ -68,7 +51,7 @@ class EngineBuilder:
         self.name = name
         self.version = str(library.__version__)
         self._trt = library
-        self._messages = _messages(library)
+        self._messages = keep_messages(library)
 
     def build(
         self,
@@ -141,7 +124,7 @@ class EngineBuilder:
     def _target(self, config: Any, wanted: Sequence[str]) -> tuple[str, ...]:
         """Set what is built for, and return it."""
         if self.name == TENSORRT:
-            here = _capability_here()
+            here = capability_here()
             if set(wanted) - {here}:
                 raise self._bad_capability(wanted[0], [here])
             return (here,)
@@ -172,31 +155,3 @@ class EngineBuilder:
         return InvalidArgumentError(
             f"{onnx.name} {what} by {self.name}: {why}", field="onnx", reason="BAD_NETWORK"
         )
-
-
-def _messages(library: Any) -> Any:
-    """Return a logger of the library's that keeps errors, which it otherwise prints."""
-
-    class Messages(library.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.problems: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= library.ILogger.Severity.ERROR:
-                self.problems.append(message)
-
-    return Messages()
-
-
-def _capability_here() -> str:
-    import torch  # heavy, and only asked on a machine with a GPU
-
-    if not torch.cuda.is_available():
-        raise FailedPreconditionError(
-            "TensorRT builds on the GPU that the engine is for, and there is none here; "
-            "tensorrt-rtx builds without one",
-            reason="NO_GPU",
-        )
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}.{minor}"

@@ -1,6 +1,6 @@
 """Compiled engines: what they were built from and for, and whether they may be used here.
 
-Free of TensorRT, which only `engine_builders` touches.
+Free of TensorRT, which `engine_builders` and `engine_runner` alone touch.
 """
 
 import hashlib
@@ -16,6 +16,32 @@ FINGERPRINT_SUFFIX = ".json"
 
 Range = tuple[int, int, int]
 """Least, what it is tuned for, most."""
+
+PIXELS_PER_LATENT = 8
+"""How much smaller than pictures latents are, each way."""
+
+
+def open_axes(name: str) -> dict[int, str]:
+    """Return which axes of a network's input stay open, and what each counts.
+
+    Args:
+        name: Of the input, as in `toile.diffusion.networks`.
+
+    Returns:
+        By axis: `batch`, `rank`, `tokens`, `latent_size`, or `picture_size`, which is
+        `PIXELS_PER_LATENT` times that.
+    """
+    if name in ("sample", "latents"):
+        return {0: "batch", 2: "latent_size", 3: "latent_size"}
+    if name.startswith("control_image_"):
+        return {0: "batch", 2: "picture_size", 3: "picture_size"}
+    if name == "encoder_hidden_states":
+        return {0: "batch", 1: "tokens"}
+    if name.startswith("down_"):
+        return {0: "batch", 2: "rank"}
+    if name.startswith("up_"):
+        return {0: "batch", 3: "rank"}
+    return {0: "batch"}
 
 
 @dataclass(frozen=True)
@@ -39,22 +65,21 @@ class EngineProfile:
 
     def shapes(self, name: str, shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Return least, tuned and most shape of an input whose open sizes are -1."""
+        axes = open_axes(name)
         return tuple(
             tuple(
-                size if size >= 0 else self._range(name, axis)[which]
+                size if size >= 0 else self._range(axes[axis])[which]
                 for axis, size in enumerate(shape)
             )
             for which in range(3)
         )
 
-    def _range(self, name: str, axis: int) -> Range:
-        if axis == 0:
-            return self.batch
-        if name == "sample":
-            return self.latent_size
-        if name == "encoder_hidden_states":
-            return self.tokens
-        return self.rank
+    def _range(self, counts: str) -> Range:
+        if counts == "picture_size":
+            least, tuned, most = (size * PIXELS_PER_LATENT for size in self.latent_size)
+            return least, tuned, most
+        found: Range = getattr(self, counts)
+        return found
 
 
 @dataclass(frozen=True)
@@ -130,6 +155,31 @@ class Fingerprint:
             reason="ENGINE_MISMATCH",
             metadata={"command": command},
         )
+
+
+def check_plan(engine: Path) -> None:
+    """Refuse a file that is no engine, or not a whole one; needs no library and no GPU.
+
+    A plan of TensorRT or TensorRT for RTX has `trt` from its second byte, and its own size in the
+    eight bytes from the sixteenth (as written by 1.7; the layout is not documented).
+
+    Raises:
+        FailedPreconditionError: It is not (`ENGINE_BROKEN`).
+    """
+    try:
+        size = engine.stat().st_size
+        with engine.open("rb") as file:
+            header = file.read(24)
+    except OSError as error:
+        raise _broken(engine, f"cannot be read: {error}") from error
+    if len(header) < 24 or header[1:4] != b"trt":
+        raise _broken(engine, "is no engine")
+    if (stated := int.from_bytes(header[16:24], "little")) != size:
+        raise _broken(engine, f"has {size} bytes, and says that it has {stated}")
+
+
+def _broken(engine: Path, what: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{engine.name} {what}", reason="ENGINE_BROKEN")
 
 
 def rebuild_command(builder: str, compute_capability: str) -> str:

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
-from toile.diffusion.engine_builders import TENSORRT, TENSORRT_RTX, open_builder
-from toile.diffusion.engines import EngineProfile, Fingerprint, onnx_digest
+from toile.diffusion.engine_builders import open_builder
+from toile.diffusion.engines import EngineProfile, Fingerprint, check_plan, onnx_digest
+from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
 
 FINGERPRINT = Fingerprint(
     builder=TENSORRT_RTX,
@@ -27,6 +28,9 @@ def test_a_profile_gives_each_input_its_shapes():
     assert profile.shapes("down_64_64", (-1, 30, -1, 64))[2] == (4, 30, 16, 64)
     assert profile.shapes("up_64_64", (-1, 30, 64, -1))[1] == (2, 30, 64, 8)
     assert profile.shapes("encoder_hidden_states", (-1, -1, 256))[2] == (4, 231, 256)
+    assert profile.shapes("control_image_1", (-1, 3, -1, -1))[2] == (4, 3, 256, 256)
+    assert profile.shapes("latents", (-1, 4, -1, -1))[0] == (1, 4, 16, 16)
+    assert profile.shapes("input_ids", (-1, 77))[2] == (4, 77)
     with pytest.raises(ValueError, match="batch"):
         EngineProfile(batch=(2, 1, 4))
 
@@ -75,13 +79,27 @@ def test_the_digest_covers_the_data_beside_the_network(tmp_path: Path):
     assert onnx_digest(tmp_path / "a.onnx") != alone
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"x" * 40, b"vtrt" + bytes(12) + (99).to_bytes(8, "little") + bytes(40)],
+    ids=["empty", "other", "cut"],
+)
+def test_a_file_that_is_no_whole_engine_is_refused(tmp_path: Path, data: bytes):
+    (tmp_path / "unet.engine").write_bytes(data)
+    with pytest.raises(FailedPreconditionError) as caught:
+        check_plan(tmp_path / "unet.engine")
+    assert caught.value.reason == "ENGINE_BROKEN"
+
+
 def test_an_unknown_builder_is_refused():
     with pytest.raises(InvalidArgumentError, match="tensorrt-rtx"):
         open_builder("openvino")
 
 
 def test_tensorrt_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toile.diffusion.engine_builders._MODULES", {TENSORRT: ("no_such_module",)})
+    monkeypatch.setattr(
+        "toile.diffusion.tensorrt_library._MODULES", {TENSORRT: ("no_such_module",)}
+    )
     with pytest.raises(FailedPreconditionError) as caught:
         open_builder(TENSORRT)
     assert caught.value.reason == "NO_ENGINE_BUILDER"
