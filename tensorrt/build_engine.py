@@ -1,6 +1,8 @@
-"""Compile an exported UNet for GPUs; with tensorrt-rtx no GPU is needed.
+"""Compile an exported network for GPUs; with tensorrt-rtx no GPU is needed.
 
 python tensorrt/build_engine.py --onnx out/engines/unet.onnx --compute-capability 8.6 8.9
+
+Says first how much memory the engine will want on a GPU (see `toile.diffusion.engine_memory`).
 """
 
 import argparse
@@ -8,9 +10,13 @@ import json
 import sys
 from pathlib import Path
 
+from toile.core.bases import bundle_digest
 from toile.core.errors import ToileError
-from toile.diffusion.engine_builders import TENSORRT, TENSORRT_RTX, open_builder
+from toile.diffusion.engine_builders import open_builder
+from toile.diffusion.engine_memory import estimate_memory
 from toile.diffusion.engines import EngineProfile
+from toile.diffusion.shipped import shipped_bundle_path
+from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
 
 
 def main() -> None:
@@ -29,7 +35,12 @@ def main() -> None:
             metavar=("LEAST", "TUNED", "MOST"),
             default=getattr(default, name),
         )
-    parser.add_argument("--base-digest", default="")
+    parser.add_argument(
+        "--base", type=Path, default=shipped_bundle_path(), help="bundle folder it was exported of"
+    )
+    parser.add_argument(
+        "--vram-limit", type=float, metavar="GB", help="build nothing that will want more"
+    )
     arguments = parser.parse_args()
     try:
         profile = EngineProfile(
@@ -38,12 +49,16 @@ def main() -> None:
             latent_size=tuple(arguments.latent_size),
             tokens=tuple(arguments.tokens),
         )
+        memory = estimate_memory(arguments.onnx, profile)
+        print(f"estimated GPU memory: {memory}", file=sys.stderr)  # noqa: T201
+        if arguments.vram_limit:
+            memory.check(int(arguments.vram_limit * 1e9))
         built = open_builder(arguments.builder).build(
             arguments.onnx,
             arguments.out or arguments.onnx.with_suffix(".engine"),
             profile=profile,
             compute_capabilities=arguments.compute_capability,
-            base_digest=arguments.base_digest,
+            base_digest=bundle_digest(arguments.base),
         )
     except ToileError as error:
         sys.exit(f"error: {error.message}")
@@ -53,6 +68,7 @@ def main() -> None:
         "engine": str(built.path),
         "bytes": built.size_bytes,
         "seconds": round(built.seconds, 1),
+        "estimated_memory_bytes": memory.total,
     }
     print(json.dumps(facts))  # noqa: T201 - the script's output
 

@@ -39,21 +39,31 @@ def import_base(
     name = name or settings.default_base
     base = BaseName.parse(name)
     description = read_description(folder)
-    manifest = _manifest_of(folder)
-    prefix = f"bases/{base.base}/{manifest.digest[:12]}"
+    digest = bundle_digest(folder)
+    prefix = f"bases/{base.base}/{digest[:12]}"
     with catalog.transaction() as session:
-        _check_replaceable(session, name, manifest.digest)
+        _check_replaceable(session, name, digest)
     publish_folder(store, prefix, folder)
     with catalog.transaction() as session:
-        _check_replaceable(session, name, manifest.digest)
+        _check_replaceable(session, name, digest)
         row = BaseRow(
             name=name,
             artifact=prefix,
-            digest=manifest.digest,
+            digest=digest,
             native_size=int(description["native_size"]),
             license=str(description.get("licence") or description.get("license") or ""),
         )
         return session.merge(row)
+
+
+def bundle_digest(folder: Path) -> str:
+    """Return the digest that a bundle folder has in the store: of its manifest, unpublished."""
+    files: dict[str, FileEntry] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, digest)
+    return Manifest(files=files, metadata={}).digest
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -109,15 +119,6 @@ def _check_replaceable(session: Session, name: str, digest: str) -> None:
                 reason="BASE_CHANGED",
                 metadata={"name": name, "digest": row.digest},
             )
-
-
-def _manifest_of(folder: Path) -> Manifest:
-    files: dict[str, FileEntry] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, digest)
-    return Manifest(files=files, metadata={})
 
 
 def _bad_base(message: str) -> InvalidArgumentError:

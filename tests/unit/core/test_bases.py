@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from toile.core.artifacts import fetch, open_store, read_manifest
-from toile.core.bases import import_base, list_bases, resolve_base
+from toile.core.bases import bundle_digest, import_base, list_bases, resolve_base
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.catalog.models import GenerationRow
 from toile.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
@@ -47,7 +47,7 @@ def test_a_base_is_published_whole_and_found(
     assert row.name == settings.default_base
     assert (row.native_size, row.license) == (128, "CC0-1.0")
     assert row.artifact == f"bases/tiny/{row.digest[:12]}"
-    assert read_manifest(store, row.artifact).digest == row.digest
+    assert read_manifest(store, row.artifact).digest == row.digest == bundle_digest(bundle())
     assert (fetch(store, row.artifact, tmp_path / "cache") / "unet/config.json").is_file()
     with catalog.reading() as session:
         assert resolve_base(session, row.name).artifact == row.artifact
