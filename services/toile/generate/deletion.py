@@ -84,6 +84,14 @@ class Deletion:
 
 
 def _check_unused(session: Session, project: str, names: Sequence[str]) -> None:
+    # The running ones first: what ends meanwhile has its images by the time they are looked for.
+    running = select(GenerationRow).where(
+        GenerationRow.project == project, GenerationRow.state == State.RUNNING
+    )
+    for row in session.scalars(running):
+        for _, name in source_names(request_of(row)):
+            if name in names:
+                raise _in_use(name, "what a running generation starts from")
     uses = {
         "ranked": select(ScoreRow.image).where(ScoreRow.image.in_(names)),
         "refined": select(RefinementRow.source_image).where(RefinementRow.source_image.in_(names)),
@@ -94,13 +102,6 @@ def _check_unused(session: Session, project: str, names: Sequence[str]) -> None:
     for use, statement in uses.items():
         if (name := session.scalar(statement.limit(1))) is not None:
             raise _in_use(name, use)
-    running = select(GenerationRow).where(
-        GenerationRow.project == project, GenerationRow.state == State.RUNNING
-    )
-    for row in session.scalars(running):
-        for _, name in source_names(request_of(row)):
-            if name in names:
-                raise _in_use(name, "what a running generation starts from")
 
 
 def _in_use(name: str, use: str) -> FailedPreconditionError:

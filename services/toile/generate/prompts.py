@@ -68,16 +68,16 @@ def check_prompts(
         facts.check_prompt(prompt, "prompt")
     facts.check_prompt(request.negative_prompt, "negative_prompt")
     if settings.restricted_content == "refuse":
-        _refuse_restricted(prompts, source_is_restricted=source_is_restricted)
+        if source_is_restricted:
+            raise FailedPreconditionError(
+                "the image to start from is for adults, which this platform does not draw",
+                reason="RESTRICTED_CONTENT",
+                metadata={"field": f"{request.WhichOneof('source')}.image"},
+            )
+        _refuse_restricted(prompts)
 
 
-def _refuse_restricted(prompts: Sequence[str], *, source_is_restricted: bool) -> None:
-    if source_is_restricted:
-        raise FailedPreconditionError(
-            "the image to start from is for adults, which this platform does not draw",
-            reason="RESTRICTED_CONTENT",
-            metadata={"field": "source"},
-        )
+def _refuse_restricted(prompts: Sequence[str]) -> None:
     for prompt in prompts:
         if term := restricted_term(prompt):
             raise FailedPreconditionError(

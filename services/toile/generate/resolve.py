@@ -206,10 +206,6 @@ def _resolve_for_base(request: generate_pb2.GenerateRequest, facts: BaseFacts) -
     request.scheduler = check_scheduler_name(request.scheduler) or facts.scheduler
     if not request.HasField("guidance_scale"):
         request.guidance_scale = facts.guidance_scale
-    if request.HasField("inpaint") and request.repeat:
-        raise InvalidArgumentError(
-            "a part of an image cannot be a tile that repeats", field="repeat"
-        )
     if request.HasField("refiner"):
         _resolve_refiner(request, facts)
 

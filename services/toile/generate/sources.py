@@ -171,6 +171,10 @@ def _resolve_inpaint(
     request: generate_pb2.GenerateRequest, limits: Limits, pixels: SourcePixels
 ) -> None:
     inpaint = request.inpaint
+    if request.repeat:
+        raise InvalidArgumentError(
+            "a part of an image cannot be a tile that repeats", field="repeat"
+        )
     _resolve_strength("inpaint", inpaint, DEFAULT_INPAINT_STRENGTH, request.steps)
     if not inpaint.HasField("mask_blur"):
         inpaint.mask_blur = DEFAULT_MASK_BLUR_PIXELS

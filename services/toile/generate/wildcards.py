@@ -19,6 +19,7 @@ from typing import TypeAlias
 from toile.core.errors import InvalidArgumentError
 
 MOST_VALUES = 1000
+MOST_VALUE_CHARACTERS = 2000
 MOST_LIST_CHARACTERS = 100_000
 """Characters in all lists of a request."""
 
@@ -63,6 +64,15 @@ def check_wildcards(wildcards: Mapping[str, Sequence[str]]) -> None:
             raise _refused(
                 f"wildcard {name} must have 1 to {MOST_VALUES} values, not {len(values)}",
                 "BAD_WILDCARD",
+                name,
+                field="wildcards",
+            )
+        longest = max(map(len, values))
+        if longest > MOST_VALUE_CHARACTERS:
+            raise _refused(
+                f"a value of wildcard {name} has {longest} characters; {MOST_VALUE_CHARACTERS} "
+                "are the most",
+                "WILDCARDS_TOO_LONG",
                 name,
                 field="wildcards",
             )

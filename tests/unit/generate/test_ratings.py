@@ -47,7 +47,7 @@ async def test_uploads_are_rated_by_what_is_said_of_them(
     assert (harmless.content_rating, rated.content_rating) == (GENERAL, RESTRICTED)
     for kind in ("redesign", "upscale"):
         error = await refused(platform, **{kind: {"image": rated.name}})
-        assert (error.reason, error.metadata["field"]) == ("RESTRICTED_CONTENT", "source")
+        assert (error.reason, error.metadata["field"]) == ("RESTRICTED_CONTENT", f"{kind}.image")
     error = await refused(platform, prompt="", redesign={"image": rated.name})
     assert error.reason == "RESTRICTED_CONTENT"
     assert not painter.requests

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from servers.generating import Painter, count, download, ended, generate, kinds, refused, stub
-from servers.platform import PARENT, Platform, garment
+from servers.platform import PARENT, PROJECT, Platform, garment
 from toile.core.catalog.models import GenerationRow, ImageRow
+from toile.core.context import current
 from toile.core.errors import (
     ComputeUnavailableError,
     DataLossError,
@@ -19,6 +20,7 @@ from toile.core.errors import (
     ToileError,
 )
 from toile.core.rpc.mapping import from_rpc_error
+from toile.generate.records import GenerationRecords
 from toile.imaging import formats
 from toile.imaging.colours import rgb_to_lab
 from toile.v1 import common_pb2, generate_pb2
@@ -508,3 +510,21 @@ class TestSmallLimits:
         error = await refused(platform, inpaint={"image": small, "expansion": expansion})
         assert (error.reason, error.metadata["field"]) == ("TOO_MANY_PIXELS", "inpaint.expansion")
         assert not painter.requests
+
+
+async def test_a_wrapped_request_belongs_to_its_project(
+    platform: Platform, painter: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def find(records: GenerationRecords, request: generate_pb2.GenerateRequest) -> None:
+        seen.append(current().project)
+
+    monkeypatch.setattr(GenerationRecords, "find", find)
+    image = platform.add_image(noise())
+    request = generate_pb2.UpscaleRequest(
+        drawing={"parent": PARENT, "prompt": "x"}, upscale={"image": image}
+    )
+    async for _ in stub(platform).Upscale(request):
+        pass
+    assert seen == [PROJECT]

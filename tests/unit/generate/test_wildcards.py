@@ -105,7 +105,8 @@ def test_what_unfolds_without_end_is_refused(template: str, lists: dict[str, lis
         ({"a__b": ["x"]}, "BAD_WILDCARD"),
         ({"a": []}, "BAD_WILDCARD"),
         ({"a": ["x"] * 1001}, "BAD_WILDCARD"),
-        ({"a": ["x" * 60_000], "b": ["x" * 60_000]}, "WILDCARDS_TOO_LONG"),
+        ({"a": ["x" * 2001]}, "WILDCARDS_TOO_LONG"),
+        ({"a": ["x" * 2000] * 30, "b": ["x" * 2000] * 30}, "WILDCARDS_TOO_LONG"),
     ],
 )
 def test_lists_that_cannot_be(lists: dict[str, list[str]], reason: str) -> None:

@@ -293,4 +293,5 @@ class RefinementRow(Table):
 
 
 Index("ix_images_producer_order", ImageRow.producer, ImageRow.producer_index)
+Index("ix_generations_state_time", GenerationRow.state, GenerationRow.create_time)
 Index("ix_images_project_time", ImageRow.project, ImageRow.create_time, ImageRow.name)

@@ -207,11 +207,13 @@ def _writing(inner: Callable[[Any, Context], Any]) -> Behaviour:
 
 
 def _project(request: object) -> str:
-    """Return the project in a request's `parent` or `name`; "" when there is none."""
-    for field in ("parent", "name"):
-        parts = str(getattr(request, field, "")).split("/")
-        if len(parts) >= 2 and parts[0] == "projects" and ID.fullmatch(parts[1]):
-            return parts[1]
+    """Return the project in the `parent` or `name` of a request, or of one that it wraps."""
+    wrapped = [getattr(request, field, None) for field in ("drawing", "request", "defaults")]
+    for message in (request, *wrapped):
+        for field in ("parent", "name"):
+            parts = str(getattr(message, field, "")).split("/")
+            if len(parts) >= 2 and parts[0] == "projects" and ID.fullmatch(parts[1]):
+                return parts[1]
     return current().project
 
 

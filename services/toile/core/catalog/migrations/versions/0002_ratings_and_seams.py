@@ -1,4 +1,4 @@
-"""For whom an image is, how visible its seams are, and an index to list images by time."""
+"""For whom an image is, how visible its seams are; indices to list images and running drawings."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,10 +21,14 @@ def upgrade() -> None:
     op.create_index(
         "ix_images_project_time", "images", ["project", "create_time", "name"], unique=False
     )
+    op.create_index(
+        "ix_generations_state_time", "generations", ["state", "create_time"], unique=False
+    )
 
 
 def downgrade() -> None:
     """Go back to the revision before."""
+    op.drop_index("ix_generations_state_time", table_name="generations")
     op.drop_index("ix_images_project_time", table_name="images")
     with op.batch_alter_table("images") as images:
         images.drop_column("seam_score")
