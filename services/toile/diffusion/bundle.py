@@ -22,6 +22,7 @@ from transformers import (
 from toile.core.bases import read_description
 from toile.core.errors import FailedPreconditionError
 from toile.core.prompts import check_prompt
+from toile.diffusion.previews import Previewer
 from toile.diffusion.prompts import PromptEmbeddings, TextEncoder, encode_prompts
 from toile.diffusion.shipped import shipped_bundle_path
 
@@ -102,6 +103,14 @@ class Bundle:
     def unet(self) -> UNet2DConditionModel:
         """Denoising network."""
         return self._network("unet", UNet2DConditionModel, torch_dtype=self.dtype)
+
+    @property
+    def previewer(self) -> Previewer:
+        """Shows latents; fitted to the VAE on first use."""
+        with self._lock:
+            if "previewer" not in self._parts:
+                self._parts["previewer"] = Previewer.fit(self.vae)
+            return cast("Previewer", self._parts["previewer"])
 
     @property
     def refiner_unet(self) -> UNet2DConditionModel:

@@ -1,7 +1,7 @@
 """One image by diffusers' stock SDXL pipelines, from noise or from another image."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from PIL import Image
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import Denoiser
 from toile.diffusion.latents import decode, encode
+from toile.diffusion.previews import Previewer, WatchedUNet, enlarge
 from toile.diffusion.progress import Progress
 from toile.diffusion.prompts import PromptEmbeddings
 from toile.diffusion.repeats import RollingUNet
-from toile.diffusion.request import DiffusionRequest, RefinerMode
+from toile.diffusion.request import PIXELS_PER_LATENT, DiffusionRequest, RefinerMode
 from toile.diffusion.schedulers import make_scheduler
 
 
@@ -27,6 +28,10 @@ class Drawing:
 
     Its randomness comes from the CPU, so an image depends on its seed and not on where it is
     drawn or beside what.
+
+    Attributes:
+        generator: Source of its noise.
+        show: Turns a preview of what is being drawn into one of the whole image.
     """
 
     def __init__(
@@ -42,6 +47,14 @@ class Drawing:
         self._progress = progress
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self._frames = torch.Generator("cpu").manual_seed(seed)
+        # Fitted before a session is held, where it has to be fitted.
+        self._previewer = bundle.previewer if progress.wants_previews else None
+        self.show: Callable[[Image.Image], Image.Image] = lambda preview: preview
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the base's latents."""
+        return int(self._bundle.vae.config.latent_channels)
 
     @torch.inference_mode()
     def from_noise(self) -> Image.Image:
@@ -130,7 +143,20 @@ class Drawing:
         with _session(self._denoiser, self._request, refiner=refiner) as unet:
             if self._request.repeat is not None:
                 unet = RollingUNet(unet, self._request.repeat, self._frames)
+            if self._previewer is not None:
+                unet = self._watched(unet, self._previewer)
             yield unet
+
+    def _watched(self, unet: Any, previewer: Previewer) -> WatchedUNet:
+        scheduler = make_scheduler(self._request.scheduler, self._bundle.scheduler_config)
+        watched = WatchedUNet(unet, scheduler, self._request.guidance_scale)
+
+        def preview() -> Image.Image:
+            assert watched.clean is not None  # noqa: S101 - asked for after a step
+            return enlarge(self.show(previewer(watched.clean)), PIXELS_PER_LATENT)
+
+        self._progress.preview = preview
+        return watched
 
     def _pipeline(self, cls: Any, unet: Any) -> Any:
         """Make a stock pipeline. Prompts come encoded: no text encoder is needed."""
