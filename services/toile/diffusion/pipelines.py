@@ -6,6 +6,7 @@ neighbours.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from PIL import Image
 
@@ -20,6 +21,7 @@ from toile.diffusion.request import (
     RefinerMode,
 )
 from toile.diffusion.schedulers import make_scheduler
+from toile.diffusion.upscale import tile_corners, upscale
 
 __all__ = [
     "DEFAULT_GUIDANCE_SCALE",
@@ -68,10 +70,14 @@ def diffuse(
     for index, seed in enumerate(request.seeds):
         progress = Progress(request, index, total, listener)
         progress.check()
-        yield _draw(bundle, request, Drawing(bundle, denoiser, request, seed, progress))
+        # An enlarged image repeats as a whole; its tiles do not.
+        each = request if request.upscale is None else replace(request, repeat=None)
+        yield _draw(bundle, request, Drawing(bundle, denoiser, each, seed, progress))
 
 
 def _draw(bundle: Bundle, request: DiffusionRequest, drawing: Drawing) -> Image.Image:
+    if request.upscale is not None:
+        return upscale(drawing, request, bundle.native_size)
     if request.init_image is None:
         return drawing.from_noise()
     size = request.image_size(bundle.native_size)
@@ -93,6 +99,10 @@ def _steps_in_all(bundle: Bundle, request: DiffusionRequest) -> int:
         skipped = request.steps - min(int(request.steps * strength), request.steps)
         return calls - skipped * int(scheduler.order)
 
+    if request.upscale is not None:
+        size = (request.height, request.width)
+        corners = tile_corners(size, bundle.native_size, request.upscale.overlap, request.repeat)
+        return len(corners) * redrawn(request.strength)
     if request.init_image is not None:
         return redrawn(request.strength)
     if not request.refiner_strength:

@@ -79,10 +79,21 @@ class InferenceReplica:
                 )
             )
 
+        def on_preview(index: int, step: int, data: bytes) -> None:
+            put(
+                inference_pb2.DiffuseResponse(
+                    preview=inference_pb2.DiffusePreview(image_index=index, step=step, jpeg=data)
+                )
+            )
+
         def draw() -> None:
             try:
                 self._models.diffuse(
-                    request, on_step=on_step, on_image=on_image, cancelled=stop.is_set
+                    request,
+                    on_step=on_step,
+                    on_image=on_image,
+                    on_preview=on_preview,
+                    cancelled=stop.is_set,
                 )
             except Exception as error:  # noqa: BLE001 - raised where it can be answered
                 put(error)

@@ -6,7 +6,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -18,14 +20,20 @@ from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import Denoiser, LoadedAdapter, Urgency
 from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
+from toile.diffusion.request import RefinerMode, UpscaleTiles
 from toile.diffusion.triton.packed import empty_unet
 from toile.diffusion.vision import Vision
-from toile.imaging import decode, png
+from toile.imaging import decode, formats, png
+from toile.imaging.formats import ImageFormat
+from toile.imaging.seams import Repeat
 from toile.serving.denoisers import open_denoiser
 from toile.v1 import common_pb2, inference_pb2
 
 BASES_IN_MEMORY = 2
 ADAPTER_BYTES_IN_MEMORY = 512 << 20
+PREVIEW_QUALITY = 80
+
+E = TypeVar("E", bound=IntEnum)
 
 
 @dataclass
@@ -71,9 +79,12 @@ class Models:
         *,
         on_step: OnStep,
         on_image: Callable[[int, bytes], None],
+        on_preview: Callable[[int, int, bytes], None],
         cancelled: Callable[[], bool],
     ) -> None:
         """Draw images, each as PNG to `on_image` when it is done.
+
+        Previews go to `on_preview` as JPEG, with the image's index and the steps done.
 
         Raises:
             CancelledError: `cancelled` said so.
@@ -83,7 +94,19 @@ class Models:
         """
         base = self._base(request.base_artifact)
         drawing = self._drawing(base, request)
-        images = diffuse(base.bundle, base.denoiser, drawing, on_step=on_step, cancelled=cancelled)
+
+        def show(index: int, step: int, preview: Image.Image) -> None:
+            jpeg = formats.encode(preview, ImageFormat.JPEG, quality=PREVIEW_QUALITY)
+            on_preview(index, step, jpeg)
+
+        images = diffuse(
+            base.bundle,
+            base.denoiser,
+            drawing,
+            on_step=on_step,
+            on_preview=show,
+            cancelled=cancelled,
+        )
         for index, image in enumerate(images):
             on_image(index, png.encode(image))
 
@@ -143,6 +166,13 @@ class Models:
             mask_image=mask,
             strength=request.strength,
             urgency=_urgency(request),
+            guidance_rescale=request.guidance_rescale,
+            preview_interval=request.preview_interval,
+            repeat=_member(Repeat, request.repeat, "repeat") if request.repeat else None,
+            upscale=(
+                UpscaleTiles(request.upscale.overlap) if request.HasField("upscale") else None
+            ),
+            refiner_mode=_member(RefinerMode, request.refiner_mode or 1, "refiner_mode"),
         )
 
     def _base(self, artifact: str) -> LoadedBase:
@@ -177,6 +207,13 @@ class Models:
         while len(sizes) > 1 and sum(sizes) > ADAPTER_BYTES_IN_MEMORY:
             self._adapters.popitem(last=False)
             sizes.pop(0)
+
+
+def _member(cls: type[E], number: int, field: str) -> E:
+    try:
+        return cls(number)
+    except ValueError:
+        raise InvalidArgumentError(f"{field} {number} is unknown", field=field) from None
 
 
 def _urgency(request: inference_pb2.DiffuseRequest) -> Urgency:

@@ -1,0 +1,138 @@
+"""What `DiffuseRequest` says reaches the pipelines, and what cannot be drawn is refused."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toile.core.artifacts import open_store
+from toile.core.bases import import_base
+from toile.core.catalog.engine import open_catalog
+from toile.core.errors import InvalidArgumentError
+from toile.core.settings import Settings
+from toile.serving.models import Models
+from toile.v1 import common_pb2, inference_pb2
+
+SIDE = 64
+
+
+class Drawn:
+    """Everything that one request gave."""
+
+    def __init__(self, models: Models, request: inference_pb2.DiffuseRequest) -> None:
+        self.steps: list[tuple[int, int, int]] = []
+        self.previews: list[tuple[int, int, Image.Image]] = []
+        self.images: list[Image.Image] = []
+        models.diffuse(
+            request,
+            on_step=lambda *step: self.steps.append(step),
+            on_image=lambda _, data: self.images.append(Image.open(io.BytesIO(data))),
+            on_preview=self._see,
+            cancelled=lambda: False,
+        )
+
+    def _see(self, index: int, step: int, data: bytes) -> None:
+        preview = Image.open(io.BytesIO(data))
+        assert preview.format == "JPEG"
+        self.previews.append((index, step, preview))
+
+
+@pytest.fixture(scope="module")
+def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Models, str]:
+    settings = Settings(home=tmp_path_factory.mktemp("home"))
+    catalog, store = open_catalog(settings), open_store(settings)
+    catalog.migrate()
+    base = import_base(settings, catalog, store, tiny_bundle)
+    catalog.close()
+    return Models(settings, store), base.artifact
+
+
+def draw(served: tuple[Models, str], **fields: Any) -> Drawn:
+    models, base = served
+    asked = {
+        "prompt": "a red dress",
+        "seeds": [1],
+        "steps": 4,
+        "guidance_scale": 5.0,
+        "width": SIDE,
+        "height": SIDE,
+        **fields,
+    }
+    return Drawn(models, inference_pb2.DiffuseRequest(base_artifact=base, **asked))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guidance_rescale": 0.7},
+        {"repeat": common_pb2.REPEAT_HALF_DROP},
+        {"repeat": common_pb2.REPEAT_BRICK},
+        {"prompt": "a (red:1.5) dress"},
+        {"prompt": "a red dress " * 30},
+        {"refiner_strength": 0.5},
+        {"refiner_strength": 0.5, "refiner_mode": common_pb2.REFINER_MODE_IMAGE_TO_IMAGE},
+    ],
+)
+def test_each_field_changes_the_image(served: tuple[Models, str], fields: dict[str, Any]) -> None:
+    plain, changed = draw(served).images[0], draw(served, **fields).images[0]
+    assert not np.array_equal(np.asarray(plain), np.asarray(changed))
+
+
+def test_an_unset_mode_splits_the_schedule(served: tuple[Models, str]) -> None:
+    unset = draw(served, refiner_strength=0.5)
+    split = draw(served, refiner_strength=0.5, refiner_mode=common_pb2.REFINER_MODE_SPLIT)
+    assert np.array_equal(np.asarray(unset.images[0]), np.asarray(split.images[0]))
+    assert unset.steps[-1] == (0, 4, 4)
+    mode = common_pb2.REFINER_MODE_IMAGE_TO_IMAGE
+    assert draw(served, refiner_strength=0.5, refiner_mode=mode).steps[-1] == (0, 6, 6)
+
+
+def test_previews_come_as_jpeg(served: tuple[Models, str]) -> None:
+    drawn = draw(served, preview_interval=2, seeds=[1, 2])
+    assert [place[:2] for place in drawn.previews] == [(0, 2), (0, 4), (1, 2), (1, 4)]
+    assert not draw(served).previews
+
+
+def test_an_image_is_enlarged(served: tuple[Models, str]) -> None:
+    drawn = draw(
+        served,
+        init_image=png(Image.new("RGB", (SIDE, SIDE), "teal")),
+        strength=0.5,
+        width=192,
+        height=128,
+        upscale=inference_pb2.UpscaleTiles(overlap=32),
+    )
+    assert drawn.images[0].size == (192, 128)
+    assert drawn.steps[-1] == (0, 4, 4)  # two of each of two tiles
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"guidance_rescale": float("nan")}, "guidance_rescale"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale"),
+        ({"refiner_strength": float("nan")}, "refiner_strength"),
+        ({"preview_interval": -1}, "preview_interval"),
+        ({"repeat": 9}, "repeat"),
+        ({"refiner_mode": 9}, "refiner_mode"),
+        ({"repeat": common_pb2.REPEAT_BRICK, "width": 72}, "width"),
+        ({"upscale": inference_pb2.UpscaleTiles(overlap=8)}, "upscale"),
+        ({"prompt": "(red:99)"}, "prompt"),
+        ({"negative_prompt": "red " * 700}, "negative_prompt"),
+    ],
+)
+def test_what_cannot_be_drawn_names_its_field(
+    served: tuple[Models, str], fields: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        draw(served, **fields)
+    assert caught.value.metadata["field"] == named
