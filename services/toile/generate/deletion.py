@@ -100,8 +100,8 @@ def _check_unused(session: Session, project: str, names: Sequence[str]) -> None:
         ),
     }
     for use, statement in uses.items():
-        if (name := session.scalar(statement.limit(1))) is not None:
-            raise _in_use(name, use)
+        if (used := session.scalar(statement.limit(1))) is not None:
+            raise _in_use(used, use)
 
 
 def _in_use(name: str, use: str) -> FailedPreconditionError:

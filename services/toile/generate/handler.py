@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import TypeAlias, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import structlog
 
@@ -29,6 +29,7 @@ SEEN_SIDE_PIXELS = 1024
 Models: TypeAlias = Callable[[], Inference]
 """Gives the client of the models, which is opened in the loop that uses it."""
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -56,18 +57,15 @@ class GenerateHandler:
         """
         deadline = deadline or Deadline()
         deadline.seconds_left()
-        name = await asyncio.to_thread(self._records.find, request)
+        name, new = await asyncio.to_thread(self._records.find, request), False
         if name is None:
             plan = await self._plan(request)
             deadline.seconds_left()  # what nobody waits for is not begun
-            name, ours = await self._add(request, plan)
-        else:
-            ours = False
-        told: set[str] | None = None
+            name, new = await self._own(self._records.add, request, plan)
+        ours, told = new, set[str]()
         if not ours:
-            told = set()
             yield await self._accepted(name)
-        while told is not None and not ours:
+        while not ours:
             drawing = await asyncio.to_thread(self._records.load, name)
             for image in drawing.images:
                 if image.name not in told:
@@ -76,10 +74,10 @@ class GenerateHandler:
             if drawing.row.state == State.SUCCEEDED:
                 yield _summary(drawing)
                 return
-            ours = await asyncio.to_thread(self._records.claim, name)
+            _, ours = await self._own(self._records.claim, name)
             if not ours:
                 await asyncio.sleep(FOLLOW_INTERVAL_SECONDS)
-        async with contextlib.aclosing(self._draw(name, told, deadline)) as events:
+        async with contextlib.aclosing(self._draw(name, told, deadline, new=new)) as events:
             async for event in events:
                 yield event
 
@@ -104,16 +102,21 @@ class GenerateHandler:
         caption = await self._models().describe(plan.base.artifact, seen)
         return await asyncio.to_thread(self._records.with_caption, plan, escape(caption))
 
-    async def _add(self, request: generate_pb2.GenerateRequest, plan: Plan) -> tuple[str, bool]:
-        """Record a request; if its client goes away meanwhile, it is not left running."""
-        adding = asyncio.ensure_future(asyncio.to_thread(self._records.add, request, plan))
+    async def _own(
+        self, take: Callable[P, tuple[str, bool]], *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[str, bool]:
+        """Make a generation ours; if the client goes away meanwhile, it is not left running.
+
+        `take` returns its name, and whether it is ours now.
+        """
+        taking = asyncio.ensure_future(asyncio.to_thread(take, *args, **kwargs))
         try:
-            return await asyncio.shield(adding)
+            return await asyncio.shield(taking)
         except asyncio.CancelledError:
-            await asyncio.wait([adding])
-            if adding.exception() is None:
-                name, new = adding.result()
-                if new:
+            await asyncio.wait([taking])
+            if taking.exception() is None:
+                name, ours = taking.result()
+                if ours:
                     await self._end(name, State.CANCELLED, None)
             raise
 
@@ -124,21 +127,21 @@ class GenerateHandler:
         )
 
     async def _draw(
-        self, name: str, told: set[str] | None, deadline: Deadline
+        self, name: str, told: set[str], deadline: Deadline, *, new: bool
     ) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
         """Draw what is missing of a generation that is ours, and record how it ends.
 
-        `told` are the images that the client knows; None when it was told nothing yet.
+        `told` are the images that the client knows.
         """
         self._drawing.add(name)
         ended = State.CANCELLED  # unless we get to know better
         failure: ToileError | None = None
         try:
-            if told is None:
+            if new:
                 yield await self._accepted(name)
             drawing = await asyncio.to_thread(self._records.load, name)
             for image in drawing.images:
-                if image.name not in (told or ()):
+                if image.name not in told:
                     yield _image_event(image)
             async with contextlib.aclosing(self._events(drawing, deadline)) as events:
                 async for event in events:
@@ -171,9 +174,13 @@ class GenerateHandler:
             left = deadline.seconds_left()
             wanted.timeout_seconds = left or 0.0
             drawn = self._models().diffuse(wanted, timeout_seconds=left)
+            images = 0
             async with contextlib.aclosing(drawn) as events:
                 async for event in events:
+                    images += event.HasField("image")
                     yield await self._told(drawing, start, indices, event)
+            if images < len(indices):
+                raise ComputeUnavailableError("the models ended before all images were drawn")
 
     async def _told(
         self,

@@ -162,16 +162,19 @@ class GenerationRecords:
             )
             return session.scalar(earlier) or 0
 
-    def claim(self, name: str) -> bool:
-        """Take over a generation that ended early; False if it runs or is complete."""
+    def claim(self, name: str) -> tuple[str, bool]:
+        """Take over a generation that ended early; return its name, and whether it was taken.
+
+        It is not when it runs or is complete.
+        """
         ended_early = (State.FAILED, State.CANCELLED)
         with self._catalog.transaction() as session:
             row = session.get(GenerationRow, name, with_for_update=True)
             if row is None or row.state not in ended_early:
-                return False
+                return name, False
             row.state, row.heartbeat_time, row.end_time = State.RUNNING, now(), None
             row.error_reason = row.error_message = ""
-            return True
+            return name, True
 
     def load(self, name: str) -> Drawing:
         """Return a generation with all that belongs to it.

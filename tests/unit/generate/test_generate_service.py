@@ -43,7 +43,7 @@ from toile.core.errors import (
 from toile.core.rpc.mapping import from_rpc_error
 from toile.generate import records
 from toile.imaging import png as png_files
-from toile.v1 import generate_pb2
+from toile.v1 import generate_pb2, inference_pb2
 
 FAILED = generate_pb2.GENERATION_STATE_FAILED
 CANCELLED = generate_pb2.GENERATION_STATE_CANCELLED
@@ -278,6 +278,19 @@ async def test_an_image_that_cannot_be_stored_is_not_told(
     generation = await ended(platform)
     assert generation.state == FAILED
     assert len(generation.images) == count(platform, ImageRow) == 1
+
+
+async def test_models_that_end_early_have_not_drawn_it(
+    platform: Platform, painter: Painter
+) -> None:
+    async def lazy(request: inference_pb2.DiffuseRequest, context: Any) -> Any:
+        for event in [e async for e in painter.draw(request, context)][:2]:
+            yield event
+
+    platform.models.painter = lazy
+    assert isinstance(await refused(platform, count=2), ComputeUnavailableError)
+    generation = await ended(platform)
+    assert (generation.state, len(generation.images)) == (FAILED, 1)
 
 
 async def test_a_bug_is_not_told_in_detail(

@@ -154,7 +154,7 @@ def batch(
         for row in sorted(failed):
             s.output.note(escape(failed[row]))
         if failed:
-            raise FailedPreconditionError(f"{len(failed)} rows were not drawn")
+            raise FailedPreconditionError(f"rows that were not drawn: {len(failed)}")
 
 
 def _file_format(path: Path) -> "generate_pb2.PromptFileFormat.ValueType":
