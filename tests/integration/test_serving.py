@@ -27,7 +27,7 @@ from toile.core.errors import (
 )
 from toile.core.inference import Inference
 from toile.core.settings import Limits, Settings
-from toile.v1 import inference_pb2
+from toile.v1 import common_pb2, inference_pb2
 
 pytestmark = pytest.mark.integration
 
@@ -118,6 +118,22 @@ async def test_the_refiner_redraws_and_is_counted(models: Inference, deployed: D
     assert steps == [1, 2, 3, 4, 5]
     (plain,) = await _draw(models, _request(deployed, steps=5))
     assert _difference(events[-1].image.png, plain) > 0
+
+
+async def test_a_long_prompt_draws_a_tile_with_previews(
+    models: Inference, deployed: Deployed
+) -> None:
+    request = _request(
+        deployed,
+        prompt="(red:1.2) lace " * 40,
+        steps=4,
+        repeat=common_pb2.REPEAT_HALF_DROP,
+        preview_interval=2,
+    )
+    events = [event async for event in models.diffuse(request)]
+    assert [e.preview.step for e in events if e.HasField("preview")] == [2, 4]
+    assert Image.open(io.BytesIO(events[-2].preview.jpeg)).size == (SIDE, SIDE)
+    assert Image.open(io.BytesIO(events[-1].image.png)).size == (SIDE, SIDE)
 
 
 async def test_inpainting_leaves_the_outside_alone(models: Inference, deployed: Deployed) -> None:
