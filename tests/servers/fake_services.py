@@ -2,35 +2,26 @@
 # ruff: noqa: N802 - gRPC's names
 
 import hashlib
-import json
-import signal
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from grpc_status import rpc_status
-from PIL import Image
 
+from servers.fake_generation import FakeGeneration
+from servers.world import PROJECT, World, get, press_ctrl_c, wait_until
 from toile.core.errors import (
-    CancelledError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
     ToileError,
 )
 from toile.core.rpc.mapping import to_status
-from toile.imaging import png
 from toile.v1 import (
     common_pb2,
     dataset_pb2,
     dataset_pb2_grpc,
-    generate_pb2,
     generate_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
@@ -42,63 +33,9 @@ from toile.v1 import (
     train_pb2_grpc,
 )
 
+__all__ = ["World", "press_ctrl_c", "serving"]
+
 Context = grpc.ServicerContext
-PROJECT = "projects/default"
-
-
-@dataclass
-class World:
-    """What the fakes know. Hooks run `before` a call, or `during` its stream."""
-
-    datasets: dict[str, dataset_pb2.Dataset] = field(default_factory=dict)
-    photographs: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
-    versions: dict[str, dataset_pb2.DatasetVersion] = field(default_factory=dict)
-    jobs: dict[str, job_pb2.Job] = field(default_factory=dict)
-    models: dict[str, train_pb2.ModelVersion] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
-    generations: dict[str, generate_pb2.Generation] = field(default_factory=dict)
-    images: dict[str, tuple[common_pb2.Image, bytes]] = field(default_factory=dict)
-    rankings: dict[str, rank_pb2.Ranking] = field(default_factory=dict)
-    refinements: dict[str, refine_pb2.Refinement] = field(default_factory=dict)
-    requests: dict[tuple[str, str], Any] = field(default_factory=dict)
-    trainings: list[train_pb2.CreateTrainingJobRequest] = field(default_factory=list)
-    batches: list[generate_pb2.GenerateBatchRequest] = field(default_factory=list)
-    calls: Counter[str] = field(default_factory=Counter)
-    before: dict[str, Callable[[], None]] = field(default_factory=dict)
-    during: dict[str, Callable[[], None]] = field(default_factory=dict)
-    lock: threading.RLock = field(default_factory=threading.RLock)
-
-    def enter(self, call: str) -> None:
-        self.calls[call] += 1
-        self.before.get(call, lambda: None)()
-
-    def once(self, call: str, request_id: str, make: Callable[[], Any]) -> Any:
-        """Answer the same request id with the same thing."""
-        with self.lock:
-            key = (call, request_id)
-            if not request_id or key not in self.requests:
-                self.requests[key] = make()
-            return self.requests[key]
-
-    def add_image(
-        self, colour: tuple[int, int, int], origin: Any, **fields: Any
-    ) -> common_pb2.Image:
-        picture = Image.new("RGB", (64, 64), (245, 244, 240))
-        picture.paste(colour, (16, 8, 48, 56))
-        name = f"{PROJECT}/images/img-{len(self.images) + 1}"
-        data = png.encode(picture, toile={"image": name})
-        image = common_pb2.Image(
-            name=name,
-            origin=origin,
-            media_type="image/png",
-            width=64,
-            height=64,
-            digest=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
-            **fields,
-        )
-        self.images[name] = (image, data)
-        return image
 
 
 class _Errors(grpc.ServerInterceptor):
@@ -142,12 +79,6 @@ class _Errors(grpc.ServerInterceptor):
         return call
 
 
-def _get(table: dict[str, Any], name: str) -> Any:
-    if name not in table:
-        raise NotFoundError(f"there is no {name}")
-    return table[name]
-
-
 class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def __init__(self, world: World) -> None:
         self.world = world
@@ -162,7 +93,7 @@ class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         return dataset_pb2.CreateDatasetResponse(dataset=self.world.datasets[name])
 
     def GetDataset(self, request: Any, context: Context) -> Any:
-        return dataset_pb2.GetDatasetResponse(dataset=_get(self.world.datasets, request.name))
+        return dataset_pb2.GetDatasetResponse(dataset=get(self.world.datasets, request.name))
 
     def ListDatasets(self, request: Any, context: Context) -> Any:
         return dataset_pb2.ListDatasetsResponse(datasets=self.world.datasets.values())
@@ -170,7 +101,7 @@ class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def ImportImages(self, request_iterator: Any, context: Context) -> Any:
         self.world.enter("ImportImages")
         files: list[tuple[str, str, bytearray]] = []
-        dataset = _get(self.world.datasets, next(request_iterator).header.dataset)
+        dataset = get(self.world.datasets, next(request_iterator).header.dataset)
         for message in request_iterator:
             if message.HasField("file"):
                 files.append((message.file.file_name, message.file.caption, bytearray()))
@@ -193,7 +124,7 @@ class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
 
     def BuildDatasetVersion(self, request: Any, context: Context) -> Any:
         self.world.enter("BuildDatasetVersion")
-        dataset = _get(self.world.datasets, request.dataset)
+        dataset = get(self.world.datasets, request.dataset)
         if not dataset.image_count:
             raise FailedPreconditionError("the dataset has no images")
         number = len(self.world.versions) + 1
@@ -204,7 +135,7 @@ class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         return dataset_pb2.BuildDatasetVersionResponse(job=self.world.jobs[job])
 
     def GetDatasetVersion(self, request: Any, context: Context) -> Any:
-        version = _get(self.world.versions, request.name)
+        version = get(self.world.versions, request.name)
         return dataset_pb2.GetDatasetVersionResponse(version=version)
 
     def ListDatasetVersions(self, request: Any, context: Context) -> Any:
@@ -238,13 +169,13 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
         self.world = world
 
     def GetJob(self, request: Any, context: Context) -> Any:
-        return job_pb2.GetJobResponse(job=_get(self.world.jobs, request.name))
+        return job_pb2.GetJobResponse(job=get(self.world.jobs, request.name))
 
     def ListJobs(self, request: Any, context: Context) -> Any:
         return job_pb2.ListJobsResponse(jobs=list(self.world.jobs.values())[::-1])
 
     def WatchJob(self, request: Any, context: Context) -> Any:
-        job = _get(self.world.jobs, request.name)
+        job = get(self.world.jobs, request.name)
         kind = "train" if job.kind == job_pb2.JOB_KIND_TRAINING else "build"
         self.world.enter(f"WatchJob-{kind}")
         for sequence in range(request.after_sequence + 1, 11):
@@ -266,7 +197,7 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
 
     def CancelJob(self, request: Any, context: Context) -> Any:
         self.world.enter("CancelJob")
-        job = _get(self.world.jobs, request.name)
+        job = get(self.world.jobs, request.name)
         if job.state == job_pb2.JOB_STATE_QUEUED:
             job.state = job_pb2.JOB_STATE_CANCELLED
         return job_pb2.CancelJobResponse(job=job)
@@ -337,137 +268,12 @@ class _Training(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.ListModelsResponse(models=[train_pb2.Model(name=n) for n in sorted(names)])
 
     def GetModelVersion(self, request: Any, context: Context) -> Any:
-        version = _get(self.world.models, request.name)
+        version = get(self.world.models, request.name)
         return train_pb2.GetModelVersionResponse(version=version)
 
     def DownloadModelFile(self, request: Any, context: Context) -> Any:
-        data = _get(self.world.files, f"{request.name}:{request.path}")
+        data = get(self.world.files, f"{request.name}:{request.path}")
         yield train_pb2.DownloadModelFileResponse(chunk=data)
-
-
-class _Generation(generate_pb2_grpc.GenerateServiceServicer):
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def Generate(self, request: Any, context: Context) -> Any:
-        self.world.enter("Generate")
-        name = self.world.once("Generate", request.request_id, lambda: self._accept(request))
-        generation = self.world.generations[name]
-        yield generate_pb2.GenerateResponse(
-            accepted=generate_pb2.GenerationAccepted(generation=name)
-        )
-        if generation.state == generate_pb2.GENERATION_STATE_CANCELLED:
-            raise CancelledError("the generation was cancelled")
-        for index in range(len(generation.images), request.count or 1):
-            step = generate_pb2.StepProgress(image_index=index, step=1, total_steps=1)
-            yield generate_pb2.GenerateResponse(step=step)
-            if index == 1 and "Generate" in self.world.during:
-                self.world.during["Generate"]()
-                wait_until(lambda: not context.is_active())
-            if not context.is_active():
-                generation.state = generate_pb2.GENERATION_STATE_CANCELLED
-                return
-            image = self.world.add_image(
-                (40 * index % 255, 90, 200),
-                common_pb2.IMAGE_ORIGIN_GENERATED,
-                prompt=request.prompt,
-                seed=request.seed + index,
-                producer=name,
-                parent_image=self._source(request),
-                seam_score=1.0 if request.repeat else None,
-            )
-            generation.images.append(image)
-            yield generate_pb2.GenerateResponse(image=image)
-        generation.state = generate_pb2.GENERATION_STATE_SUCCEEDED
-        yield generate_pb2.GenerateResponse(generation=generation)
-
-    @staticmethod
-    def _source(request: Any) -> str:
-        kind = request.WhichOneof("source")
-        return str(getattr(request, kind).image) if kind else ""
-
-    def GenerateBatch(self, request: Any, context: Context) -> Any:
-        self.world.enter("GenerateBatch")
-        self.world.batches.append(request)
-        for row, prompt in enumerate(json.loads(request.file)):
-            if not prompt:
-                error = generate_pb2.BatchRowError(reason="EMPTY_PROMPT", message=f"row {row}: …")
-                yield generate_pb2.GenerateBatchResponse(row=row, error=error)
-                continue
-            drawing = generate_pb2.GenerateRequest()
-            drawing.CopyFrom(request.defaults)
-            drawing.prompt = prompt
-            drawing.request_id += f"/{row}"
-            for event in self.Generate(drawing, context):
-                yield generate_pb2.GenerateBatchResponse(row=row, event=event)
-
-    def ListImages(self, request: Any, context: Context) -> Any:
-        images = [image for image, _ in self.world.images.values()]
-        return generate_pb2.ListImagesResponse(images=images[::-1])
-
-    def DeleteImage(self, request: Any, context: Context) -> Any:
-        image, _ = _get(self.world.images, request.name)
-        if any(other.parent_image == image.name for other, _ in self.world.images.values()):
-            raise FailedPreconditionError(f"{image.name} is kept", reason="IMAGE_IN_USE")
-        del self.world.images[image.name]
-        return generate_pb2.DeleteImageResponse()
-
-    def GetImageLink(self, request: Any, context: Context) -> Any:
-        _get(self.world.images, request.name)
-        url = f"https://store/{request.name}?for={request.expires_seconds}"
-        return generate_pb2.GetImageLinkResponse(url=url)
-
-    def _accept(self, request: Any) -> str:
-        if len(request.prompt) > 2000:
-            raise InvalidArgumentError("prompt has more than 2000 characters", field="prompt")
-        for adapter in request.adapters:
-            if not any(n.startswith(adapter.model) for n in self.world.models):
-                raise NotFoundError(f"there is no {adapter.model}")
-        name = f"{request.parent}/generations/gen-{len(self.world.generations) + 1}"
-        resolved = generate_pb2.GenerateRequest()
-        resolved.CopyFrom(request)
-        resolved.steps = request.steps or 20
-        resolved.guidance_scale = request.guidance_scale or 5
-        self.world.generations[name] = generate_pb2.Generation(name=name, request=resolved)
-        return name
-
-    def GetGeneration(self, request: Any, context: Context) -> Any:
-        generation = _get(self.world.generations, request.name)
-        return generate_pb2.GetGenerationResponse(generation=generation)
-
-    def UploadImage(self, request_iterator: Any, context: Context) -> Any:
-        self.world.enter("UploadImage")
-        list(request_iterator)
-        image = self.world.add_image((9, 9, 9), common_pb2.IMAGE_ORIGIN_UPLOADED)
-        return generate_pb2.UploadImageResponse(image=image)
-
-    def GetImage(self, request: Any, context: Context) -> Any:
-        image, _ = _get(self.world.images, request.name)
-        return generate_pb2.GetImageResponse(image=image)
-
-    def DownloadImage(self, request: Any, context: Context) -> Any:
-        _, data = _get(self.world.images, request.name)
-        yield generate_pb2.DownloadImageResponse(chunk=data)
-
-    def GetImageLineage(self, request: Any, context: Context) -> Any:
-        image, _ = _get(self.world.images, request.name)
-        chain = [image]
-        while chain[-1].parent_image:
-            chain.append(self.world.images[chain[-1].parent_image][0])
-        answer = generate_pb2.GetImageLineageResponse(images=chain, base="bases/tiny")
-        for model in self.world.models.values():
-            dataset = model.dataset_version.rpartition("/versions/")[0]
-            answer.adapters.add(
-                model_version=model.name,
-                weight=1.0,
-                dataset_version=model.dataset_version,
-                dataset_digest=model.dataset_digest,
-                photographs=[
-                    generate_pb2.SourcePhotograph(file_name=name, digest=digest)
-                    for name, _, digest in self.world.photographs[dataset]
-                ],
-            )
-        return answer
 
 
 class _Ranking(rank_pb2_grpc.RankServiceServicer):
@@ -487,7 +293,7 @@ class _Ranking(rank_pb2_grpc.RankServiceServicer):
             name=name, scorers=[rank_pb2.ScorerWeight(scorer="style", weight=1.0)]
         )
         for place, image in enumerate(reversed(request.images), start=1):
-            _get(self.world.images, image)
+            get(self.world.images, image)
             total = 1 / place
             score = rank_pb2.Score(scorer="style", value=total / 2)
             ranking.images.add(image=image, rank=place, total=total, scores=[score])
@@ -495,7 +301,7 @@ class _Ranking(rank_pb2_grpc.RankServiceServicer):
         return ranking
 
     def GetRanking(self, request: Any, context: Context) -> Any:
-        return rank_pb2.GetRankingResponse(ranking=_get(self.world.rankings, request.name))
+        return rank_pb2.GetRankingResponse(ranking=get(self.world.rankings, request.name))
 
 
 class _Refinement(refine_pb2_grpc.RefineServiceServicer):
@@ -504,7 +310,7 @@ class _Refinement(refine_pb2_grpc.RefineServiceServicer):
 
     def RefineImage(self, request: Any, context: Context) -> Any:
         self.world.enter("RefineImage")
-        source, _ = _get(self.world.images, request.image)
+        source, _ = get(self.world.images, request.image)
         plan = refine_pb2.RefinementPlan(
             operation="colour", region="garment", value="blue", region_share=0.375
         )
@@ -532,22 +338,8 @@ class _Refinement(refine_pb2_grpc.RefineServiceServicer):
         yield refine_pb2.RefineImageResponse(refinement=refinement)
 
     def GetRefinement(self, request: Any, context: Context) -> Any:
-        refinement = _get(self.world.refinements, request.name)
+        refinement = get(self.world.refinements, request.name)
         return refine_pb2.GetRefinementResponse(refinement=refinement)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Give a client time to go away; a test that waits in vain fails later."""
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def press_ctrl_c() -> None:
-    """Interrupt the main thread, as a terminal does."""
-    main = threading.main_thread().ident
-    assert main is not None
-    signal.pthread_kill(main, signal.SIGINT)
 
 
 @contextmanager
@@ -557,7 +349,7 @@ def serving(world: World) -> Iterator[str]:
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(_Datasets(world), server)
     job_pb2_grpc.add_JobServiceServicer_to_server(_Jobs(world), server)
     train_pb2_grpc.add_TrainServiceServicer_to_server(_Training(world), server)
-    generate_pb2_grpc.add_GenerateServiceServicer_to_server(_Generation(world), server)
+    generate_pb2_grpc.add_GenerateServiceServicer_to_server(FakeGeneration(world), server)
     rank_pb2_grpc.add_RankServiceServicer_to_server(_Ranking(world), server)
     refine_pb2_grpc.add_RefineServiceServicer_to_server(_Refinement(world), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -95,8 +95,10 @@ def test_a_part_is_drawn_within_a_mask(cli, world: World, photograph: Path, tmp_
 
 
 def test_an_image_is_enlarged(cli, world: World, photograph: Path, tmp_path: Path) -> None:
-    cli.json("upscale", photograph, "--factor", 3, "--overlap", 16, "--out", tmp_path)
+    options = ["--factor", 3, "--overlap", 16, "--repeat", "brick"]
+    cli.json("upscale", photograph, *options, "--out", tmp_path)
     request = asked(world)
+    assert request.repeat == common_pb2.REPEAT_BRICK
     assert (request.upscale.factor, request.upscale.overlap) == (3, 16)
     assert not request.upscale.HasField("strength")
 

@@ -166,6 +166,7 @@ def upscale(
     negative: drawing.Negative = "",
     steps: drawing.Steps = 0,
     base: drawing.Base = "",
+    repeat: drawing.RepeatOption = None,
     image_format: drawing.FormatOption = drawing.Format.PNG,
     quality: drawing.Quality = 0,
     out: drawing.Out = drawing.DESIGNS,
@@ -186,7 +187,7 @@ def upscale(
             upscale=generate_pb2.Upscale(
                 image=_name(s, image), factor=factor, strength=strength, overlap=overlap
             ),
-            **drawing.picture(image_format=image_format, quality=quality),
+            **drawing.picture(image_format=image_format, quality=quality, repeat=repeat),
         )
         drawing.draw(s, request, out)
 
