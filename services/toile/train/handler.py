@@ -34,6 +34,7 @@ from toile.core.names import (
     ProjectName,
     check_id,
 )
+from toile.core.prompts import escape, parse_prompt
 from toile.core.rpc.uploads import chunks
 from toile.core.settings import Settings
 from toile.train.convert import ModelView, lora_values
@@ -184,6 +185,7 @@ class TrainHandler:
                     field=f"lora.sample_prompts.{index}",
                     reason="BAD_CONFIG",
                 )
+            parse_prompt(prompt, f"lora.sample_prompts.{index}")
         if config.batch_size < self._settings.train_workers:
             raise InvalidArgumentError(
                 f"lora.batch_size must be at least {self._settings.train_workers}, "
@@ -240,7 +242,8 @@ def _captions(session: Session, dataset: DatasetVersionRow) -> tuple[str, ...]:
         .order_by(DatasetItemRow.file_name)
     )
     distinct = list(dict.fromkeys(captions))[:_DEFAULT_SAMPLES]
-    return tuple(distinct) or (dataset.trigger_word,)
+    # Trained on as they stand, so that brackets in them are no emphasis.
+    return tuple(escape(caption) for caption in distinct or [dataset.trigger_word])
 
 
 def _next_version(session: Session, model: ModelName) -> ModelVersionName:

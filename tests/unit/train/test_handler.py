@@ -1,10 +1,11 @@
 """What is asked of a training before it is queued, and what is said of models."""
 
 import pytest
+from sqlalchemy import update
 
 from toile.core.artifacts import ArtifactStore, publish
 from toile.core.catalog.engine import Catalog
-from toile.core.catalog.models import JobRow, ModelVersionRow
+from toile.core.catalog.models import DatasetItemRow, JobRow, ModelVersionRow
 from toile.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -51,6 +52,15 @@ def test_newest_version_and_defaults_are_filled_in(handler: TrainHandler) -> Non
     assert config["sample_prompts"] == ["<lace> white dress", "<lace> black skirt"]
 
 
+def test_brackets_in_a_caption_are_no_emphasis_in_its_sample(
+    handler: TrainHandler, catalog: Catalog
+) -> None:
+    with catalog.transaction() as session:
+        session.execute(update(DatasetItemRow).values(caption="<lace> dress (no. 3:40)"))
+    job = handler.create(request_of())
+    assert job.spec["config"]["sample_prompts"] == [r"<lace> dress \(no. 3:40\)"]
+
+
 def test_named_version_is_taken(handler: TrainHandler) -> None:
     job = handler.create(request_of(dataset=f"{LACE}/versions/1"))
     assert job.spec["dataset_version"] == f"{LACE}/versions/1"
@@ -68,6 +78,7 @@ def test_zero_is_a_value_and_not_a_default(handler: TrainHandler) -> None:
         (request_of(rank=65), "lora.rank"),
         (request_of(steps=0), "lora.steps"),
         (request_of(sample_prompts=["a", "x" * 2001]), "lora.sample_prompts.1"),
+        (request_of(sample_prompts=["a", "b", "(red:99)"]), "lora.sample_prompts.2"),
         (request_of(model="Lace!"), "model_id"),
         (request_of(dataset="lace"), "dataset"),
         (request_of(dataset="projects/other/datasets/lace"), "dataset"),
