@@ -111,7 +111,8 @@ def read_source(
     image = _decode(store, limits, source.image, fields[0])
     if source.mask is None:
         return SourcePixels(image, np.zeros(image.shape[:2], dtype=np.bool_))
-    mask = _decode(store, limits, source.mask, fields[1])
+    # White strokes on nothing are a mask, too: what is transparent is not drawn.
+    mask = _decode(store, limits, source.mask, fields[1], backdrop="black")
     if mask.shape != image.shape:
         sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (mask, image)]
         raise InvalidArgumentError(
@@ -123,9 +124,12 @@ def read_source(
     return SourcePixels(image, mask.mean(axis=2) >= 128)
 
 
-def _decode(store: ArtifactStore, limits: Limits, row: ImageRow, field: str) -> UInt8Array:
+def _decode(
+    store: ArtifactStore, limits: Limits, row: ImageRow, field: str, *, backdrop: str = "white"
+) -> UInt8Array:
     try:
-        return np.asarray(decode(store.get(row.artifact), limits), dtype=np.uint8)
+        picture = decode(store.get(row.artifact), limits, backdrop=backdrop)
+        return np.asarray(picture, dtype=np.uint8)
     except BadImageError as error:
         raise BadImageError(
             f"{row.name}: {error.message}", field=field, reason=error.reason

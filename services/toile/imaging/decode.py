@@ -83,11 +83,15 @@ def probe(
 
 
 def decode(
-    data: bytes | Path, limits: Limits | None = None, *, min_side_pixels: int = MIN_SIDE_PIXELS
+    data: bytes | Path,
+    limits: Limits | None = None,
+    *,
+    min_side_pixels: int = MIN_SIDE_PIXELS,
+    backdrop: str = "white",
 ) -> Image.Image:
     """Decode a file to an upright RGB image with 8 bits a channel, sRGB where a profile says how.
 
-    Transparency is laid over white; of an animation the first frame is taken.
+    Transparency is laid over the backdrop's colour; of an animation the first frame is taken.
 
     Raises:
         BadImageError: With reason EMPTY_FILE, NOT_AN_IMAGE, UNSUPPORTED_FORMAT, TRUNCATED_IMAGE,
@@ -98,7 +102,7 @@ def decode(
             image.load()
         except _DAMAGE as error:
             raise _truncated() from error
-        return _to_rgb(_upright(image))
+        return _to_rgb(_upright(image), backdrop)
 
 
 def _open(data: bytes | Path, limits: Limits, min_side_pixels: int) -> Image.Image:
@@ -179,13 +183,13 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, backdrop: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _from_deep_grey(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        ground = Image.new("RGBA", layer.size, backdrop)
+        return Image.alpha_composite(ground, layer).convert("RGB")
     return _to_srgb(image)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from servers.generating import Painter, count, download, ended, generate, kinds, refused, stub
+from servers.generating import Painter, count, download, ended, generate, kinds, refused, stub, upload
 from servers.platform import PARENT, PROJECT, Platform, garment
 from toile.core.catalog.models import GenerationRow, ImageRow
 from toile.core.context import current
@@ -152,6 +152,20 @@ async def test_a_hard_mask_changes_its_own_pixels_only(
     outside = mask[..., 0] == 0
     assert (after[outside] == before[outside]).all()
     assert (after[~outside] != before[~outside]).any(axis=1).mean() > 0.95
+
+
+async def test_white_strokes_on_nothing_are_a_mask(platform: Platform, painter: Painter) -> None:
+    before = noise()
+    strokes = Image.new("RGBA", (128, 96), (0, 0, 0, 0))
+    strokes.paste("white", (32, 32, 96, 64))
+    buffer = io.BytesIO()
+    strokes.save(buffer, "PNG")
+    mask = await upload(platform, buffer.getvalue())
+    fields = {"image": platform.add_image(before), "mask": mask.name, "mask_blur": 0}
+    after = await pixels_of(platform, last_image(await generate(platform, inpaint=fields)))
+    changed = (after != before).any(axis=2)
+    assert not changed[:32].any()
+    assert changed[32:64, 32:96].mean() > 0.95
 
 
 async def test_with_padding_only_the_region_is_drawn(platform: Platform, painter: Painter) -> None:
