@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from servers.generating import Painter, count, download, ended, generate, kinds, refused, stub, upload
+from servers.generating import (
+    Painter,
+    count,
+    download,
+    ended,
+    generate,
+    kinds,
+    refused,
+    stub,
+    upload,
+)
 from servers.platform import PARENT, PROJECT, Platform, garment
 from toile.core.catalog.models import GenerationRow, ImageRow
 from toile.core.context import current
