@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -10,10 +11,11 @@ from toile.core.catalog.models import BaseRow, ModelVersionRow
 from toile.core.errors import InvalidArgumentError, NotFoundError
 from toile.core.names import ModelName, ModelVersionName
 from toile.core.settings import Limits
-from toile.generate.checks import within_floats
+from toile.generate.checks import within, within_floats
 from toile.v1 import common_pb2
 
 MAX_ADAPTER_WEIGHT = 10.0
+MAX_SCHEDULE_POINTS = 16
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,15 @@ class Adapter:
 
     version: ModelVersionRow
     weight: float
+    schedule: Sequence[common_pb2.WeightPoint] = ()
+    """Strength over the noise schedule, in place of the weight."""
+
+
+def adapter_to_proto(adapter: Adapter) -> common_pb2.AdapterWeight:
+    """Return an adapter as a resolved request names it."""
+    if adapter.schedule:
+        return common_pb2.AdapterWeight(model=adapter.version.name, schedule=adapter.schedule)
+    return common_pb2.AdapterWeight(model=adapter.version.name, weight=adapter.weight)
 
 
 def resolve_adapters(
@@ -33,7 +44,8 @@ def resolve_adapters(
     """Return the adapters that a request names, by version.
 
     Raises:
-        InvalidArgumentError: There are too many, one is named twice, or a weight is wrong.
+        InvalidArgumentError: There are too many, one is named twice, or a weight or a schedule
+            is wrong.
         NotFoundError: There is no such adapter in the project.
     """
     if len(wanted) > limits.adapters:
@@ -43,15 +55,7 @@ def resolve_adapters(
             reason="TOO_MANY_ADAPTERS",
         )
     adapters = [
-        Adapter(
-            resolve_version(session, project, one.model),
-            within_floats(
-                "adapters.weight",
-                one.weight if one.HasField("weight") else 1.0,
-                -MAX_ADAPTER_WEIGHT,
-                MAX_ADAPTER_WEIGHT,
-            ),
-        )
+        Adapter(resolve_version(session, project, one.model), _weight(one), _schedule(one))
         for one in wanted
     ]
     if len({adapter.version.name for adapter in adapters}) < len(adapters):
@@ -59,6 +63,24 @@ def resolve_adapters(
             "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
         )
     return adapters
+
+
+def _weight(wanted: common_pb2.AdapterWeight) -> float:
+    weight = wanted.weight if wanted.HasField("weight") else 1.0
+    return within_floats("adapters.weight", weight, -MAX_ADAPTER_WEIGHT, MAX_ADAPTER_WEIGHT)
+
+
+def _schedule(wanted: common_pb2.AdapterWeight) -> Sequence[common_pb2.WeightPoint]:
+    points, field = wanted.schedule, "adapters.schedule"
+    if points and wanted.HasField("weight"):
+        raise InvalidArgumentError("an adapter has a weight or a schedule, not both", field=field)
+    within(field, len(points), 0, MAX_SCHEDULE_POINTS)
+    for point in points:
+        within_floats(f"{field}.share", point.share, 0.0, 1.0)
+        within_floats(f"{field}.weight", point.weight, -MAX_ADAPTER_WEIGHT, MAX_ADAPTER_WEIGHT)
+    if any(one.share >= other.share for one, other in pairwise(points)):
+        raise InvalidArgumentError("the shares of a schedule must ascend", field=field)
+    return points
 
 
 def check_base(adapters: Sequence[Adapter], base: BaseRow) -> None:

@@ -80,7 +80,8 @@ def drawing_of(
         width=request.width,
         height=request.height,
         adapters=[
-            inference_pb2.Adapter(artifact=a.version.artifact, weight=a.weight) for a in adapters
+            inference_pb2.Adapter(artifact=a.version.artifact, weight=a.weight, schedule=a.schedule)
+            for a in adapters
         ],
         scheduler=request.scheduler,
         refiner_strength=request.refiner.strength,

@@ -194,9 +194,10 @@ class GenerationRecords:
             done = row.state == State.SUCCEEDED  # then its source may have been deleted since
             source = None if done else find_source(session, row.project, request)
             order = [adapter.model for adapter in request.adapters]
+            schedules = {adapter.model: adapter.schedule for adapter in request.adapters}
             adapters = sorted(
                 (
-                    Adapter(version, weight)
+                    Adapter(version, weight, schedules[version.name])
                     for version, weight in session.execute(
                         used.where(GenerationAdapterRow.producer == name)
                     )

@@ -13,7 +13,12 @@ from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.core.names import ProjectName
 from toile.core.samplers import check_scheduler_name
 from toile.core.settings import Limits, Settings
-from toile.generate.adapters import Adapter, check_base, resolve_adapters
+from toile.generate.adapters import (
+    Adapter,
+    adapter_to_proto,
+    check_base,
+    resolve_adapters,
+)
 from toile.generate.checks import known, share, within, within_floats
 from toile.generate.facts import BaseFacts
 from toile.generate.prompts import check_prompts
@@ -83,9 +88,7 @@ class Resolver:
         base = resolve_base(session, request.base or settings.default_base)
         check_base(adapters, base)
         del resolved.adapters[:]
-        resolved.adapters.extend(
-            common_pb2.AdapterWeight(model=a.version.name, weight=a.weight) for a in adapters
-        )
+        resolved.adapters.extend(adapter_to_proto(adapter) for adapter in adapters)
         resolved.base = base.name
         facts = self._facts(base.artifact)
         _resolve_for_base(resolved, facts)

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.json_format import MessageToDict
 from PIL import Image
 from sqlalchemy import select
 
@@ -90,6 +91,18 @@ async def test_a_random_seed_is_recorded(platform: Platform, painter: Painter) -
     assert list(painter.requests[0].seeds) == seeds
 
 
+async def test_an_adapter_may_change_its_strength(platform: Platform, painter: Painter) -> None:
+    add_adapter(platform)
+    schedule = [{"share": 0.2, "weight": 0.0}, {"share": 0.6, "weight": 1.5}]
+    adapters = [{"model": MODEL_VERSION, "schedule": schedule}]
+    resolved = (await generate(platform, adapters=adapters))[-1].generation.request
+    for adapter in (painter.requests[0].adapters[0], resolved.adapters[0]):
+        assert [(p.share, p.weight) for p in adapter.schedule] == [(0.2, 0.0), (0.6, 1.5)]
+    again = [MessageToDict(adapter) for adapter in resolved.adapters]  # a resolved one is valid
+    await generate(platform, adapters=again)
+    assert painter.requests[1].adapters == painter.requests[0].adapters
+
+
 async def test_the_file_says_how_it_was_made(platform: Platform, painter: Painter) -> None:
     add_adapter(platform)
     adapter = {"model": MODEL_VERSION, "weight": 0.5}
@@ -167,6 +180,28 @@ async def test_mistakes_are_named_before_anything_is_recorded(
         (
             {"adapters": [{"model": MODEL_VERSION, "weight": float("inf")}]},
             "INVALID_ARGUMENT",
+        ),
+        *(
+            (
+                {
+                    "adapters": [
+                        {
+                            "model": MODEL_VERSION,
+                            "schedule": [{"share": s, "weight": w} for s, w in points],
+                            **more,
+                        }
+                    ]
+                },
+                "INVALID_ARGUMENT",
+            )
+            for points, more in (
+                ([(0.0, 1.0), (1.0, 0.0)], {"weight": 1.0}),
+                ([(0.5, 1.0), (0.5, 0.0)], {}),
+                ([(0.5, 1.0), (0.2, 0.0)], {}),
+                ([(0.0, 1.0), (1.1, 0.0)], {}),
+                ([(0.0, float("nan"))], {}),
+                ([(i / 20, 1.0) for i in range(17)], {}),
+            )
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Self
 
 import grpc
@@ -286,12 +286,25 @@ def _to_application(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallD
 
 
 def _with_id(request: Message) -> Message:
-    if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:  # type: ignore[attr-defined]
+    """Fill in an empty request id, of the message or of the request that it holds."""
+    path = _path_to_id(request.DESCRIPTOR)
+    if path is None:
         return request
     filled = type(request)()
     filled.CopyFrom(request)
-    filled.request_id = new_id()  # type: ignore[attr-defined]
+    holder: Any = reduce(getattr, path, filled)
+    holder.request_id = holder.request_id or new_id()
     return filled
+
+
+def _path_to_id(message: Any) -> tuple[str, ...] | None:
+    """Return the fields that lead to a message's request id; None if it has none."""
+    if "request_id" in message.fields_by_name:
+        return ()
+    for field in message.fields:
+        if field.message_type is not None and "request_id" in field.message_type.fields_by_name:
+            return (field.name,)
+    return None
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:
@@ -317,7 +330,7 @@ def _service_config() -> str:
         for file in (dataset_pb2, generate_pb2, job_pb2, rank_pb2, refine_pb2, train_pb2)
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
-        if method.name.startswith(_READING) or "request_id" in method.input_type.fields_by_name
+        if method.name.startswith(_READING) or _path_to_id(method.input_type) is not None
     ]
     policy = {
         "maxAttempts": 4,
