@@ -6,11 +6,12 @@ TRITON_VENV := .venv-triton
 BIN := $(VENV)/bin
 BUILDER ?= tensorrt-rtx
 COMPUTE_CAPABILITY ?= 7.5 8.0 8.6 8.9 12.0
+PARTS ?= unet refiner vae text_encoder text_encoder_2
 export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine triton lace-samples bench-demo clean
+.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton lace-samples bench-demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -76,12 +77,27 @@ constraints: setup-dev ## Pin the versions of .venv in constraints.txt
 tiny-base: setup ## Train the tiny base from nothing; PHOTOS=folder adds photographs
 	$(BIN)/python -m toile.training.tiny_base all --workdir out/tiny-base $(if $(PHOTOS),--photos "$(PHOTOS)")
 
-engine: setup-dev ## Export the tiny base's UNets and compile them; BUILDER, COMPUTE_CAPABILITY
-	@for part in unet refiner; do \
+engine: setup-dev ## Export the tiny base's networks, compile and check them; BUILDER, COMPUTE_CAPABILITY, PARTS
+	@for part in $(PARTS); do \
 	  $(BIN)/python tensorrt/export_unet.py --part $$part --out out/engines/$$part.onnx && \
 	  $(BIN)/python tensorrt/build_engine.py --onnx out/engines/$$part.onnx \
-	    --builder $(BUILDER) --compute-capability $(COMPUTE_CAPABILITY) || exit 1; \
+	    --builder $(BUILDER) --compute-capability $(COMPUTE_CAPABILITY) && \
+	  $(BIN)/python tensorrt/verify_engine.py out/engines/$$part.onnx --part $$part --batch 2 --runs 2 || exit 1; \
 	done
+
+engine-full: setup-dev ## Export and compile SDXL's UNet at full size, random weights; needs about 20 GB of memory
+	$(BIN)/python benchmarks/engine_full/__main__.py
+
+gpu-check: setup-dev ## On a GPU: run the tests that need one, and compare fresh engines with torch
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU, or a CPU build of torch.")'
+	$(BIN)/pytest tests/gpu -m gpu
+	$(MAKE) engine BUILDER=$(BUILDER) COMPUTE_CAPABILITY="$$($(BIN)/python -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")')"
+	@for part in $(PARTS); do \
+	  $(BIN)/python tensorrt/verify_engine.py out/engines/$$part.engine --part $$part || exit 1; \
+	done
+
+gpu-bench: setup-dev ## On a GPU: time SDXL's UNet at full size, with and without adapters as inputs
+	$(BIN)/python benchmarks/gpu/__main__.py
 
 lace-samples: setup ## Draw the sample photographs of examples/lace anew
 	$(BIN)/python -m toile.imaging.renderer.lace_samples examples/lace/photos

@@ -1,0 +1,27 @@
+"""Tests that run engines: on a GPU, with a library that builds for it."""
+
+import pytest
+import torch
+
+from toile.core.errors import ToileError
+from toile.diffusion.engine_builders import EngineBuilder, open_builder
+from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX, capability_here
+
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU here, or torch is a CPU build")
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def builder(device: torch.device) -> EngineBuilder:
+    """Of TensorRT for RTX where it knows the GPU, of TensorRT elsewhere."""
+    name = TENSORRT_RTX if capability_here() in RTX_CAPABILITIES else TENSORRT
+    try:
+        return open_builder(name)
+    except ToileError as error:
+        pytest.skip(f"compute capability {capability_here()}: {error.message}")
