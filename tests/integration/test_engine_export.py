@@ -50,8 +50,9 @@ def exported(unet: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def controlled(unet: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The same with two ControlNets."""
-    nets = [random_controlnet(unet, seed) for seed in (1, 2)]
+    """The same with two ControlNets; the deeper one with one, for its time."""
+    deep = unet.config.transformer_layers_per_block != 1
+    nets = [random_controlnet(unet, seed) for seed in ((1,) if deep else (1, 2))]
     network = DenoisingNetwork(BankedUNet(unet, bank_layout(unet), nets))
     return network, write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet_control.onnx")
 
@@ -113,12 +114,14 @@ def test_controlnets_are_in_the_graph(controlled: Exported, sizes: Sizes) -> Non
     torch.manual_seed(sizes.batch)
     inputs = network.example_inputs(sizes)
     inputs["sample"] = inputs["sample"][..., :-8]
-    for index in range(2):
-        inputs[f"control_image_{index}"] = inputs[f"control_image_{index}"][..., :-64]
-        inputs[f"control_scale_{index}"][0] = index  # off, and on
+    scales = [name for name in inputs if name.startswith("control_scale_")]
+    for index, name in enumerate(scales):
+        image = f"control_image_{index}"
+        inputs[image] = inputs[image][..., :-64]
+        inputs[name][0] = index  # the first sample has the first one off, the second on
     agree(network, onnx, inputs)
-    for index in range(2):
-        assert changes(network, inputs, f"control_scale_{index}") > 1e-2 or sizes.batch == 1
+    for name in scales if sizes.batch > 1 else ():
+        assert changes(network, inputs, name) > 1e-2, "a ControlNet does nothing"
     assert changes(network, inputs, "up_") > 1e-2
 
 
