@@ -171,9 +171,7 @@ class GenerateHandler:
             wanted = drawing_of(
                 drawing.request, drawing.base, drawing.adapters, start, prompt, seeds
             )
-            left = deadline.seconds_left()
-            wanted.timeout_seconds = left or 0.0
-            drawn = self._models().diffuse(wanted, timeout_seconds=left)
+            drawn = self._models().diffuse(wanted, timeout_seconds=deadline.seconds_left())
             images = 0
             async with contextlib.aclosing(drawn) as events:
                 async for event in events:
