@@ -1,0 +1,1 @@
+"""Figures of drawing through Triton: see the section in `benchmarks/README.md`."""

@@ -1,0 +1,153 @@
+"""Figure 3: requests that share batches step by step, against those who wait for one another."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from serve.bench import Bench
+from serve.drawing import decode, draw_latents
+from serve.engine import LocalEngine, Served, counted, serving
+from serve.load import (
+    LOAD,
+    LONG_STEPS,
+    SHORT_STEPS,
+    Draw,
+    under_load,
+)
+from serve.timing import in_turns, ratios, side_by_side, spread
+from serve.whole import WholeRequestServer
+
+from toile.core.artifacts.local import LocalStore
+from toile.diffusion.triton.denoiser import TritonDenoiser
+from toile.diffusion.triton.repository import FrontConfig
+
+CLIENTS = 16
+"""Enough that the next batch is full when one is done."""
+TOGETHER = 8
+"""Requests that the whole-request server draws at a time: 16 samples, the front's most."""
+MIXED_STEPS = (SHORT_STEPS,) * 4 + (LONG_STEPS,)
+"""The mix as a sequence, for a closed loop."""
+ALIKE = 1e-2
+"""Most by which latents of the same seed may differ between the arms."""
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Measure throughput at saturation, then latencies under a share of that load."""
+    with (
+        _denoiser(bench, "shared", FrontConfig()) as (shared, denoiser),
+        _denoiser(bench, "alone", FrontConfig(max_batch=2)) as (alone, denoiser_alone),
+    ):
+        bench.say("saturation")
+        saturation = _saturation(bench, {"shared": denoiser, "alone": denoiser_alone}, shared)
+        alone.server.stop()
+        bench.say("Poisson mix")
+        return {"saturation": saturation, "mix": _mix(bench, denoiser)}
+
+
+def _saturation(
+    bench: Bench, denoisers: dict[str, TritonDenoiser], shared: Served
+) -> dict[str, Any]:
+    """Count the steps a second of many clients who draw latents all the time."""
+    images = max(1, bench.scale.images_per_client // 2)
+
+    def arm(denoiser: TritonDenoiser) -> Callable[[int], float]:
+        def client(number: int) -> None:
+            with denoiser.session([]) as unet:
+                for image in range(images):
+                    draw_latents(
+                        bench.bundle,
+                        unet,
+                        steps=bench.scale.steps,
+                        seed=number * images + image,
+                        size=bench.size,
+                    )
+
+        def run(_: int) -> float:
+            return CLIENTS * images * bench.scale.steps / side_by_side(CLIENTS, client)
+
+        return run
+
+    arms = {name: arm(denoiser) for name, denoiser in denoisers.items()}
+    for warm_up in arms.values():
+        warm_up(0)
+    before = shared.counters()
+    rates = in_turns(arms, bench.scale.rounds)
+    return {
+        "clients": CLIENTS,
+        "steps_per_second": {name: spread(values) for name, values in rates.items()},
+        "ratio": spread(ratios(rates["shared"], rates["alone"])),
+        "triton": counted(before, shared.counters()),
+        "raw": rates,
+    }
+
+
+def _mix(bench: Bench, denoiser: TritonDenoiser) -> dict[str, Any]:
+    engine = LocalEngine(bench.exported.onnx, bench.exported.layout, bench.threads)
+    together = WholeRequestServer(bench.bundle, engine, most=TOGETHER, size=bench.size)
+    in_line = WholeRequestServer(bench.bundle, engine, most=1, size=bench.size)
+    try:
+        _check_alike(bench, denoiser, together)
+        draws = {
+            "continuous": _through_triton(bench, denoiser),
+            "whole requests": _by(bench, together),
+            "one at a time": _by(bench, in_line),
+        }
+        capacity = _capacity(draws["continuous"], bench.scale.images_per_client)
+        servers = under_load(draws, LOAD * capacity, bench.scale.trace_seconds, bench.scale.rounds)
+        return {
+            "capacity_images_per_second": capacity,
+            "offered_images_per_second": LOAD * capacity,
+            "trace_seconds": bench.scale.trace_seconds,
+            "servers": servers,
+        }
+    finally:
+        together.close()
+        in_line.close()
+
+
+def _through_triton(bench: Bench, denoiser: TritonDenoiser) -> Draw:
+    def draw(steps: int, seed: int) -> None:
+        with denoiser.session([]) as unet:
+            latents = draw_latents(bench.bundle, unet, steps=steps, seed=seed, size=bench.size)
+        decode(bench.bundle, latents)
+
+    return draw
+
+
+def _by(bench: Bench, server: WholeRequestServer) -> Draw:
+    def draw(steps: int, seed: int) -> None:
+        decode(bench.bundle, server.draw(steps, seed))
+
+    return draw
+
+
+def _capacity(draw: Draw, images: int) -> float:
+    """Return the images a second of the mix when callers draw all the time."""
+
+    def client(number: int) -> None:
+        for image in range(images):
+            draw(MIXED_STEPS[(number + image) % len(MIXED_STEPS)], number * images + image)
+
+    return CLIENTS * images / side_by_side(CLIENTS, client)
+
+
+def _check_alike(bench: Bench, denoiser: TritonDenoiser, server: WholeRequestServer) -> None:
+    """See to it that the arms draw the same image."""
+    with denoiser.session([]) as unet:
+        ours = draw_latents(bench.bundle, unet, steps=SHORT_STEPS, seed=1, size=bench.size)
+    most = float(torch.max(torch.abs(ours - server.draw(SHORT_STEPS, 1))))
+    if not most < ALIKE:
+        raise RuntimeError(f"the servers draw different images: latents differ by {most}")
+
+
+@contextmanager
+def _denoiser(
+    bench: Bench, name: str, config: FrontConfig
+) -> Iterator[tuple[Served, TritonDenoiser]]:
+    folder = bench.scratch / name
+    with (
+        serving(bench.environment, bench.exported, folder, config) as served,
+        served.denoiser(LocalStore(folder / "artifacts")) as denoiser,
+    ):
+        yield served, denoiser

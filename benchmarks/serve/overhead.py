@@ -1,0 +1,179 @@
+"""Figure 1: one client of the platform, against the bare pipeline in its own process.
+
+Every arm draws the same images from prompts that none has seen, so that each encodes them. The
+platform's client has a PNG in the end and the others an image in memory: encoding is the
+platform's expense. All but torch's evaluate the same ONNX file with the same threads.
+"""
+
+import asyncio
+import io
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from serve.bench import Bench
+from serve.drawing import GUIDANCE_SCALE, PROMPT, stock_pipeline
+from serve.engine import LocalEngine, calling_unet
+from serve.stack import Platform, platform
+from serve.timing import in_turns, ratios, spread
+
+from toile.core.inference import Inference
+from toile.diffusion.denoiser import TorchDenoiser, cpu_has_bfloat16
+from toile.v1 import inference_pb2
+
+PEER = "in process, ONNX Runtime"
+OURS = "gRPC, Ray Serve, Triton"
+ALIKE_DECIBELS = 50.0
+
+
+class _Steps:
+    """The times at which steps were told of, and what lies between them."""
+
+    def __init__(self) -> None:
+        self.between_ms: list[float] = []
+        self._last = 0.0
+
+    def restart(self) -> None:
+        self._last = 0.0
+
+    def tell(self) -> None:
+        now = time.perf_counter()
+        if self._last:
+            self.between_ms.append(1e3 * (now - self._last))
+        self._last = now
+
+
+Arm = Callable[[int], Image.Image]
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Draw in turns by every arm."""
+    bench.say("starting a platform, with its engines")
+    with (
+        platform(bench.scratch / "overhead-home", bench.run) as running,
+        asyncio.Runner() as runner,
+    ):
+        steps = {OURS: _Steps(), PEER: _Steps()}
+        engine = LocalEngine(running.onnx, bench.exported.layout, bench.threads)
+        arms: dict[str, Arm] = {
+            OURS: _through_platform(bench, running, runner, steps[OURS]),
+            PEER: _in_process(bench, calling_unet(bench.exported.unet_config, engine), steps[PEER]),
+            "in process, torch fp32": _torch(bench, bfloat16=False),
+        }
+        if cpu_has_bfloat16():
+            arms["in process, torch bf16"] = _torch(bench, bfloat16=True)
+        decibels = _decibels(*(arm(-1) for arm in list(arms.values())[:2]))
+        if decibels < ALIKE_DECIBELS:
+            raise RuntimeError(f"the arms draw different images: {decibels:.0f} dB")
+        for arm in arms.values():
+            arm(-2)
+        for told in steps.values():
+            told.between_ms.clear()
+        bench.say("drawing in turns")
+        took = in_turns(
+            {name: _timed(arm) for name, arm in arms.items()}, bench.scale.overhead_rounds
+        )
+    over = [a - b for a, b in zip(took[OURS], took[PEER], strict=True)]
+    return {
+        "steps": bench.scale.steps,
+        "size": bench.size,
+        "alike_decibels": decibels,
+        "latency_seconds": {name: spread(values) for name, values in took.items()},
+        "ratio": {
+            name: spread(ratios(took[OURS], values))
+            for name, values in took.items()
+            if name != OURS
+        },
+        "ratio_of_medians": statistics.median(took[OURS]) / statistics.median(took[PEER]),
+        "over_ms_a_step": spread([1e3 * value / bench.scale.steps for value in over]),
+        "between_steps_ms": {name: spread(told.between_ms) for name, told in steps.items()},
+        "raw": took,
+    }
+
+
+def _timed(arm: Arm) -> Callable[[int], float]:
+    def run(number: int) -> float:
+        started = time.perf_counter()
+        arm(number)
+        return time.perf_counter() - started
+
+    return run
+
+
+def _prompt(number: int) -> str:
+    return f"{PROMPT}, number {number}"
+
+
+def _through_platform(
+    bench: Bench, running: Platform, runner: asyncio.Runner, steps: _Steps
+) -> Arm:
+    client = runner.run(_connect(running))
+
+    async def draw(number: int) -> bytes:
+        request = inference_pb2.DiffuseRequest(
+            base_artifact=running.base_artifact,
+            prompt=_prompt(number),
+            seeds=[number + 10],
+            steps=bench.scale.steps,
+            guidance_scale=GUIDANCE_SCALE,
+        )
+        found = b""
+        steps.restart()
+        async for event in client.diffuse(request):
+            if event.HasField("step"):
+                steps.tell()
+            elif event.HasField("image"):
+                found = event.image.png
+        return found
+
+    return lambda number: Image.open(io.BytesIO(runner.run(draw(number))))
+
+
+async def _connect(running: Platform) -> Inference:
+    return Inference.connect(running.settings)
+
+
+@torch.inference_mode()
+def _draw(bench: Bench, unet: Any, number: int, on_step: Callable[[], None]) -> Image.Image:
+    def told(_pipeline: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step()
+        return tensors
+
+    image: Image.Image = stock_pipeline(bench.bundle, unet, encoders=True)(
+        _prompt(number),
+        num_inference_steps=bench.scale.steps,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=torch.Generator("cpu").manual_seed(number + 10),
+        width=bench.size,
+        height=bench.size,
+        callback_on_step_end=told,
+    ).images[0]
+    return image
+
+
+def _in_process(bench: Bench, unet: Any, steps: _Steps) -> Arm:
+    def draw(number: int) -> Image.Image:
+        steps.restart()
+        return _draw(bench, unet, number, steps.tell)
+
+    return draw
+
+
+def _torch(bench: Bench, *, bfloat16: bool) -> Arm:
+    denoiser = TorchDenoiser(bench.bundle, bfloat16=bfloat16)
+
+    def draw(number: int) -> Image.Image:
+        with denoiser.session([]) as unet:
+            return _draw(bench, unet, number, lambda: None)
+
+    return draw
+
+
+def _decibels(one: Image.Image, other: Image.Image) -> float:
+    difference = np.asarray(one, np.float64) - np.asarray(other.convert("RGB"), np.float64)
+    error = float(np.mean(difference**2))
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

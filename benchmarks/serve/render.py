@@ -1,0 +1,243 @@
+"""The results as Markdown, between the marks in `benchmarks/README.md`.
+
+`python -m serve.render` renders what `results.json` holds.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+RESULTS = Path(__file__).with_name("results.json")
+BEGIN, END = "<!-- serve: rendered from results.json -->", "<!-- /serve -->"
+
+Results = Mapping[str, Any]
+
+
+def render_into(readme: Path, results: Results) -> None:
+    """Replace what is between the marks.
+
+    Raises:
+        ValueError: The file has no marks.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{readme} has no place for the results")
+    readme.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}", encoding="utf-8")
+
+
+def render(results: Results) -> str:
+    """Return the tables of the parts that were measured."""
+    blocks = []
+    for name, (title, tables) in _SECTIONS.items():
+        if name in results:
+            found = results[name]
+            blocks.append(f"\n#### {title}\n\n{_run(found)}\n\n{tables(found)}")
+    return "\n".join(blocks) + "\n"
+
+
+def _run(found: Results) -> str:
+    run, machine = found["run"], found["machine"]
+    versions = machine["versions"]
+    quiet = "" if run["others_share"] < 0.1 else " **Others kept the machine busy.**"
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, "
+        f"torch {versions['torch']}, diffusers {versions['diffusers']}, "
+        f"ONNX Runtime {versions['onnxruntime']}; {run['began'][:10]}, scale `{run['scale']}`; "
+        f"load average before {run['load_before']:.1f}, other processes took "
+        f"{100 * run['others_share']:.0f} % of the processors.{quiet}"
+    )
+
+
+def _overhead(found: Results) -> str:
+    ratios = found["ratio"]
+    rows: list[Iterable[str]] = []
+    for name, latency in found["latency_seconds"].items():
+        between = found["between_steps_ms"].get(name)
+        rows.append(
+            (
+                name,
+                _spread(latency, 1e3, "{:.0f}"),
+                _spread(between, 1, "{:.1f}") if between else "",
+                _spread(ratios[name], 1, "{:.2f}") if name in ratios else "",
+            )
+        )
+    over = _spread(found["over_ms_a_step"], 1, "{:.2f}")
+    return (
+        _table(
+            ("drawn by", "ms an image, p50", "ms between steps", "platform to it"),
+            rows,
+        )
+        + f"\n\n{found['steps']} steps, {found['size']} pixels. The platform takes {over} ms a "
+        "step more than ONNX Runtime in process, all of an image's costs spread over its steps "
+        "(targets: 1.10 times, 2 ms a step, less than torch)."
+    )
+
+
+def _mixed(found: Results) -> str:
+    rows = [
+        (
+            clients,
+            *(
+                _spread(arm["images_per_second"][name], 1, "{:.2f}")
+                for name in ("a LoRA each", "one LoRA", "no LoRA")
+            ),
+            _spread(arm["each_over_one"], 1, "{:.3f}"),
+            f"{arm['triton_last_round']['a LoRA each']['samples_per_call']:.1f}",
+        )
+        for clients, arm in found["clients"].items()
+    ]
+    peers = found["peers"]
+    peer_rows = [
+        (
+            name,
+            _spread(rate, 1, "{:.2f}"),
+            _spread(peers["toile_over"][name], 1, "{:.1f}") if name != "toile" else "",
+        )
+        for name, rate in peers["images_per_second"].items()
+    ]
+    return (
+        _table(
+            (
+                "clients",
+                "a LoRA each, images/s",
+                "one LoRA",
+                "none",
+                "each to one (target 0.97)",
+                "samples a call",
+            ),
+            rows,
+        )
+        + f"\n\n{found['steps']} steps, rank {found['rank']}. Against diffusers servers with "
+        f"{peers['clients']} clients and as many LoRAs (targets: 2 times `set_adapters`, 4 times "
+        "load and fuse):\n\n" + _table(("server", "images/s", "toile to it"), peer_rows)
+    )
+
+
+def _mixed_platform(found: Results) -> str:
+    rows = [
+        (
+            clients,
+            _spread(arm["images_per_second"]["a LoRA each"], 1, "{:.2f}"),
+            _spread(arm["images_per_second"]["one LoRA"], 1, "{:.2f}"),
+            _spread(arm["each_over_one"], 1, "{:.3f}"),
+        )
+        for clients, arm in found.items()
+        if clients.isdigit()
+    ]
+    return _table(("clients", "a LoRA each, images/s", "one LoRA", "each to one"), rows)
+
+
+def _continuous(found: Results) -> str:
+    saturation, mix = found["saturation"], found["mix"]
+    shared, alone = (saturation["steps_per_second"][name] for name in ("shared", "alone"))
+    own = mix["servers"]["continuous"]["latency_seconds"]
+    return (
+        f"At saturation, {saturation['clients']} clients: {_spread(shared, 1, '{:.1f}')} steps/s "
+        f"with shared batches of {saturation['triton']['samples_per_call']:.1f} samples, "
+        f"{_spread(alone, 1, '{:.1f}')} one request a batch: "
+        f"{_spread(saturation['ratio'], 1, '{:.2f}')} times (target 1.25).\n\n"
+        + _latencies(mix["servers"], own)
+        + f"\n\n{mix['offered_images_per_second']:.2f} requests/s, 70 % of the capacity of "
+        f"{mix['capacity_images_per_second']:.2f} images/s measured with shared batches; traces of "
+        f"{mix['trace_seconds']:.0f} s. In brackets: how many times the latency of continuous "
+        "batching (targets: short at least 2 times; long no less than 1 / 1.5)."
+    )
+
+
+def _modelled(found: Results) -> str:
+    blocks = []
+    for size, at in found.items():
+        if not size.isdigit():
+            continue
+        curve = at["curve"]
+        blocks.append(
+            f"{size} pixels, {curve['base_ms']} + {curve['sample_ms']} ms a sample, "
+            f"{at['offered_images_per_second']:.2f} requests/s:\n\n"
+            + _latencies(at["servers"], None)
+        )
+    return "\n\n".join(blocks)
+
+
+def _latencies(servers: Results, own: Results | None) -> str:
+    rows = []
+    for name, server in servers.items():
+        latency = server["latency_seconds"]
+        cells = [name]
+        for kind in ("short", "long"):
+            for key in ("p50", "p95"):
+                value = latency.get(kind, {}).get(key, math.nan)
+                times = (
+                    f" ({value / own[kind][key]:.1f})"
+                    if own is not None and latency is not own and kind in own
+                    else ""
+                )
+                cells.append(f"{value:.2f}{times}")
+        if own is None:
+            cells += [
+                f"{server['most_images_per_second']:.2f}",
+                f"{server['triton']['samples_per_call']:.1f}" if "triton" in server else "",
+            ]
+        rows.append(cells)
+    head = ["server", "short p50, s", "short p95", "long p50", "long p95"]
+    if own is None:
+        head += ["most images/s", "samples a call"]
+    return _table(head, rows)
+
+
+def _resident(found: Results) -> str:
+    ways = {
+        "cold": "cold (target 200)",
+        "warm": "warm (target 10)",
+        "unpacked": "never packed",
+        "switch": "switch",
+    }
+    rows = [
+        (
+            rank,
+            f"{at['packed_bytes'] / 2**20:.1f}",
+            _spread(at["resident_ms"], 1, "{:.1f}"),
+            *(_spread(at["extra_ms"][way], 1, "{:.1f}") for way in ways),
+        )
+        for rank, at in found["first_step"].items()
+    ]
+    memory = found["memory"]
+    rss = memory["rss_bytes"]
+    return (
+        _table(("rank", "MiB", "resident step, ms", *(f"{name}" for name in ways.values())), rows)
+        + f"\n\nOver {memory['switches']} switches among {memory['adapters']} adapters, of which "
+        f"the bank holds {memory['held']}: {memory['loads']:.0f} loads, {memory['evictions']:.0f} "
+        f"evictions, {_spread(memory['step_ms'], 1, '{:.1f}')} ms a step; the backend's memory "
+        f"{rss['min'] / 2**20:.0f} to {rss['max'] / 2**20:.0f} MiB once each was used, the second "
+        f"half's peak {100 * memory['rss_growth']:+.1f} % over the first half's."
+    )
+
+
+def _spread(found: Results, factor: float, form: str) -> str:
+    """Write a median and its quartiles."""
+    middle, low, high = (form.format(factor * found[key]) for key in ("median", "p25", "p75"))
+    return f"{middle} ({low} to {high})"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    cells = list(head)
+    lines = [cells, ["---"] * len(cells), *(list(row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "overhead": ("1. What the platform adds to a drawing", _overhead),
+    "mixed": ("2. A LoRA for each client", _mixed),
+    "mixed_platform": ("2. The same through the whole platform", _mixed_platform),
+    "continuous": ("3. Continuous batching", _continuous),
+    "modelled": ("3. Batch caps on a modelled A100", _modelled),
+    "resident": ("4. Adapters that the bank does not hold", _resident),
+}
+
+
+if __name__ == "__main__":
+    render_into(README, json.loads(RESULTS.read_text(encoding="utf-8")))
