@@ -75,8 +75,8 @@ def _simplify(model: onnx_ir.Model) -> None:
 
     Without it GEGLU's chunk stays SplitToSequence, and constants CastLike, which TensorRT does not
     parse. The exporter's own `optimize=True` does the same and rewrites patterns besides, one of
-    them in time that grows with the square of the nodes: 195 of SDXL's 257 seconds. Engines and
-    ONNX Runtime rewrite for themselves.
+    them (`SlicesSplit`) in time that grows with the square of the nodes; this takes 3 s for the
+    17,706 nodes of SDXL's UNet. Engines and ONNX Runtime rewrite for themselves.
     """
     passes.InlinePass()(model)
     fold_constants(model, onnx_shape_inference=True)
