@@ -61,6 +61,7 @@ def main() -> None:
                 bench = Bench(
                     scale=SCALES[arguments.scale],
                     scratch=Path(scratch),
+                    home=OUT / "home",
                     bundle=bundle,
                     exported=exported,
                     environment=environment,

@@ -1,6 +1,7 @@
 """Random LoRAs on every target of a bank, in memory and as the files that trainers write."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.adapters import AdapterWeights, LoraLayer, write_adapter
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.denoiser import LoadedAdapter
+
+CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def random_adapters(
@@ -27,7 +30,13 @@ def write_files(folder: Path, adapters: Sequence[LoadedAdapter]) -> list[Path]:
     """Write each adapter into a folder of its own with Toile's writer; return the folders."""
     folders = []
     for number, adapter in enumerate(adapters):
-        card = AdapterCard(f"bench {number}", base="bases/tiny", base_digest="", resolution=128)
+        card = AdapterCard(
+            f"bench {number}",
+            base="bases/tiny",
+            base_digest="",
+            resolution=128,
+            created=CREATED,  # the same files every time, so that a store takes them twice
+        )
         write_adapter(folder / str(number), adapter.weights, card)
         folders.append(folder / str(number))
     return folders

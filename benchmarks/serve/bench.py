@@ -19,6 +19,8 @@ class Bench:
     scale: Scale
     scratch: Path
     """Removed at the end."""
+    home: Path
+    """`TOILE_HOME` of the platforms, one after another; stays."""
     bundle: Bundle
     exported: Exported
     environment: TritonEnvironment

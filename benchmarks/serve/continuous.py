@@ -28,6 +28,8 @@ TOGETHER = 8
 """Requests that the whole-request server draws at a time: 16 samples, the front's most."""
 MIXED_STEPS = (SHORT_STEPS,) * 4 + (LONG_STEPS,)
 """The mix as a sequence, for a closed loop."""
+TRACES = 3
+"""Traces that are replayed, at most."""
 ALIKE = 1e-2
 """Most by which latents of the same seed may differ between the arms."""
 

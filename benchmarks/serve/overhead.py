@@ -54,7 +54,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     """Draw in turns by every arm."""
     bench.say("starting a platform, with its engines")
     with (
-        platform(bench.scratch / "overhead-home", bench.run) as running,
+        platform(bench.home, bench.run) as running,
         asyncio.Runner() as runner,
     ):
         steps = {OURS: _Steps(), PEER: _Steps()}

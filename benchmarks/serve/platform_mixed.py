@@ -24,7 +24,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "TOILE_LIMITS__QUEUED_GENERATIONS": str(most),
     }
     bench.say("starting a platform, with its engines")
-    with platform(bench.scratch / "mixed-home", bench.run, variables) as running:
+    with platform(bench.home, bench.run, variables) as running:
         artifacts = _publish(bench, running, most)
         found: dict[str, Any] = {}
         for clients in bench.scale.clients:

@@ -32,15 +32,15 @@ class Scale:
 
 FULL = Scale(
     "full",
-    rounds=5,
-    overhead_rounds=60,
+    rounds=3,
+    overhead_rounds=30,
     steps=20,
     clients=(8, 64),
-    images_per_client=4,
-    trace_seconds=90.0,
-    modelled_seconds=(90.0, 200.0),
+    images_per_client=2,
+    trace_seconds=45.0,
+    modelled_seconds=(45.0, 90.0),
     modelled_caps=(2, 4, 8, 16, 32),
-    loads=20,
+    loads=12,
     switches=1000,
 )
 QUICK = Scale(
@@ -51,7 +51,7 @@ QUICK = Scale(
     clients=(8,),
     images_per_client=1,
     trace_seconds=8.0,
-    modelled_seconds=(6.0, 6.0),
+    modelled_seconds=(5.0, 5.0),
     modelled_caps=(4, 16),
     loads=4,
     switches=200,

@@ -1,4 +1,4 @@
-"""The whole platform, as `toile up` starts it, in a home of its own."""
+"""The whole platform, as `toile up` starts it, in a home of the benchmark's own."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def platform(
     """Start a platform with its engines ready, and stop it at the end.
 
     Args:
-        home: Its `TOILE_HOME`.
+        home: Its `TOILE_HOME`, which keeps the exported engines for the next time.
         run: Its processors' seconds are added to `own_seconds`.
         variables: More settings.
     """
@@ -63,6 +63,7 @@ def platform(
         )
         return json.loads(done.stdout)
 
+    toile("down")  # what a run left that was cut off
     try:
         state = toile("up")
         if state.get("status") != "ready":
