@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from toile.v1 import job_pb2 as toile_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14toile/v1/train.proto\x12\x08toile.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12toile/v1/job.proto\"\x94\x03\n\nLoraConfig\x12\x11\n\x04rank\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05steps\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x17\n\nbatch_size\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x1c\n\x0f\x63\x61ption_dropout\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1a\n\rmin_snr_gamma\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12&\n\x19\x63heckpoint_interval_steps\x18\t \x01(\x05H\x08\x88\x01\x01\x12\x16\n\x0esample_prompts\x18\n \x03(\tB\x07\n\x05_rankB\x08\n\x06_alphaB\x10\n\x0e_learning_rateB\x08\n\x06_stepsB\r\n\x0b_batch_sizeB\x07\n\x05_seedB\x12\n\x10_caption_dropoutB\x10\n\x0e_min_snr_gammaB\x1c\n\x1a_checkpoint_interval_steps\"^\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0elatest_version\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\xda\x02\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_type\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x05 \x01(\t\x12\x14\n\x0ctrigger_word\x18\x06 \x01(\t\x12$\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x14.toile.v1.LoraConfig\x12\x12\n\nfinal_loss\x18\x08 \x01(\x01\x12\x14\n\x0c\x63ode_version\x18\t \x01(\t\x12\x1f\n\x17reproduction_difference\x18\n \x01(\x01\x12\"\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x13.toile.v1.ModelFile\x12\x0b\n\x03job\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bnative_size\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07license\x18\x04 \x01(\t\"\x9f\x01\n\x18\x43reateTrainingJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\t\x12$\n\x04lora\x18\x05 \x01(\x0b\x32\x14.toile.v1.LoraConfigH\x00\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x08\n\x06recipe\"7\n\x19\x43reateTrainingJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.toile.v1.Model\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"N\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.toile.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x17GetModelVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.toile.v1.ModelVersion\"Q\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x19ListModelVersionsResponse\x12(\n\x08versions\x18\x01 \x03(\x0b\x32\x16.toile.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x18\x44ownloadModelFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"*\n\x19\x44ownloadModelFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x12\n\x10ListBasesRequest\"2\n\x11ListBasesResponse\x12\x1d\n\x05\x62\x61ses\x18\x01 \x03(\x0b\x32\x0e.toile.v1.Base2\xd4\x04\n\x0cTrainService\x12\\\n\x11\x43reateTrainingJob\x12\".toile.v1.CreateTrainingJobRequest\x1a#.toile.v1.CreateTrainingJobResponse\x12\x41\n\x08GetModel\x12\x19.toile.v1.GetModelRequest\x1a\x1a.toile.v1.GetModelResponse\x12G\n\nListModels\x12\x1b.toile.v1.ListModelsRequest\x1a\x1c.toile.v1.ListModelsResponse\x12V\n\x0fGetModelVersion\x12 .toile.v1.GetModelVersionRequest\x1a!.toile.v1.GetModelVersionResponse\x12\\\n\x11ListModelVersions\x12\".toile.v1.ListModelVersionsRequest\x1a#.toile.v1.ListModelVersionsResponse\x12^\n\x11\x44ownloadModelFile\x12\".toile.v1.DownloadModelFileRequest\x1a#.toile.v1.DownloadModelFileResponse0\x01\x12\x44\n\tListBases\x12\x1a.toile.v1.ListBasesRequest\x1a\x1b.toile.v1.ListBasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14toile/v1/train.proto\x12\x08toile.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12toile/v1/job.proto\"\xdc\x08\n\nLoraConfig\x12\x11\n\x04rank\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05steps\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x17\n\nbatch_size\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x1c\n\x0f\x63\x61ption_dropout\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1a\n\rmin_snr_gamma\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12&\n\x19\x63heckpoint_interval_steps\x18\t \x01(\x05H\x08\x88\x01\x01\x12\x16\n\x0esample_prompts\x18\n \x03(\t\x12#\n\x16learning_rate_schedule\x18\x0b \x01(\tH\t\x88\x01\x01\x12\x19\n\x0cwarmup_steps\x18\x0c \x01(\x05H\n\x88\x01\x01\x12\x16\n\toptimizer\x18\r \x01(\tH\x0b\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x0e \x01(\x01H\x0c\x88\x01\x01\x12\x17\n\nadam_beta1\x18\x0f \x01(\x01H\r\x88\x01\x01\x12\x17\n\nadam_beta2\x18\x10 \x01(\x01H\x0e\x88\x01\x01\x12\x19\n\x0cnoise_offset\x18\x11 \x01(\x01H\x0f\x88\x01\x01\x12\x14\n\x07huber_c\x18\x12 \x01(\x01H\x10\x88\x01\x01\x12(\n\x1bgradient_accumulation_steps\x18\x13 \x01(\x05H\x11\x88\x01\x01\x12#\n\x16gradient_checkpointing\x18\x14 \x01(\x08H\x12\x88\x01\x01\x12\x16\n\tema_decay\x18\x15 \x01(\x01H\x13\x88\x01\x01\x12\x1d\n\x10validation_share\x18\x16 \x01(\x01H\x14\x88\x01\x01\x12&\n\x19validation_interval_steps\x18\x17 \x01(\x05H\x15\x88\x01\x01\x12$\n\x17\x65\x61rly_stopping_patience\x18\x18 \x01(\x05H\x16\x88\x01\x01\x42\x07\n\x05_rankB\x08\n\x06_alphaB\x10\n\x0e_learning_rateB\x08\n\x06_stepsB\r\n\x0b_batch_sizeB\x07\n\x05_seedB\x12\n\x10_caption_dropoutB\x10\n\x0e_min_snr_gammaB\x1c\n\x1a_checkpoint_interval_stepsB\x19\n\x17_learning_rate_scheduleB\x0f\n\r_warmup_stepsB\x0c\n\n_optimizerB\x0f\n\r_weight_decayB\r\n\x0b_adam_beta1B\r\n\x0b_adam_beta2B\x0f\n\r_noise_offsetB\n\n\x08_huber_cB\x1e\n\x1c_gradient_accumulation_stepsB\x19\n\x17_gradient_checkpointingB\x0c\n\n_ema_decayB\x13\n\x11_validation_shareB\x1c\n\x1a_validation_interval_stepsB\x1a\n\x18_early_stopping_patience\"^\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0elatest_version\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\xda\x02\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_type\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x05 \x01(\t\x12\x14\n\x0ctrigger_word\x18\x06 \x01(\t\x12$\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x14.toile.v1.LoraConfig\x12\x12\n\nfinal_loss\x18\x08 \x01(\x01\x12\x14\n\x0c\x63ode_version\x18\t \x01(\t\x12\x1f\n\x17reproduction_difference\x18\n \x01(\x01\x12\"\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x13.toile.v1.ModelFile\x12\x0b\n\x03job\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bnative_size\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07license\x18\x04 \x01(\t\"\x9f\x01\n\x18\x43reateTrainingJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\t\x12$\n\x04lora\x18\x05 \x01(\x0b\x32\x14.toile.v1.LoraConfigH\x00\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x08\n\x06recipe\"7\n\x19\x43reateTrainingJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.toile.v1.Model\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"N\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.toile.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x17GetModelVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.toile.v1.ModelVersion\"Q\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x19ListModelVersionsResponse\x12(\n\x08versions\x18\x01 \x03(\x0b\x32\x16.toile.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x18\x44ownloadModelFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"*\n\x19\x44ownloadModelFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x12\n\x10ListBasesRequest\"2\n\x11ListBasesResponse\x12\x1d\n\x05\x62\x61ses\x18\x01 \x03(\x0b\x32\x0e.toile.v1.Base2\xd4\x04\n\x0cTrainService\x12\\\n\x11\x43reateTrainingJob\x12\".toile.v1.CreateTrainingJobRequest\x1a#.toile.v1.CreateTrainingJobResponse\x12\x41\n\x08GetModel\x12\x19.toile.v1.GetModelRequest\x1a\x1a.toile.v1.GetModelResponse\x12G\n\nListModels\x12\x1b.toile.v1.ListModelsRequest\x1a\x1c.toile.v1.ListModelsResponse\x12V\n\x0fGetModelVersion\x12 .toile.v1.GetModelVersionRequest\x1a!.toile.v1.GetModelVersionResponse\x12\\\n\x11ListModelVersions\x12\".toile.v1.ListModelVersionsRequest\x1a#.toile.v1.ListModelVersionsResponse\x12^\n\x11\x44ownloadModelFile\x12\".toile.v1.DownloadModelFileRequest\x1a#.toile.v1.DownloadModelFileResponse0\x01\x12\x44\n\tListBases\x12\x1a.toile.v1.ListBasesRequest\x1a\x1b.toile.v1.ListBasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,43 +34,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'toile.v1.train_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LORACONFIG']._serialized_start=88
-  _globals['_LORACONFIG']._serialized_end=492
-  _globals['_MODEL']._serialized_start=494
-  _globals['_MODEL']._serialized_end=588
-  _globals['_MODELFILE']._serialized_start=590
-  _globals['_MODELFILE']._serialized_end=651
-  _globals['_MODELVERSION']._serialized_start=654
-  _globals['_MODELVERSION']._serialized_end=1000
-  _globals['_BASE']._serialized_start=1002
-  _globals['_BASE']._serialized_end=1076
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1079
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1238
-  _globals['_CREATETRAININGJOBRESPONSE']._serialized_start=1240
-  _globals['_CREATETRAININGJOBRESPONSE']._serialized_end=1295
-  _globals['_GETMODELREQUEST']._serialized_start=1297
-  _globals['_GETMODELREQUEST']._serialized_end=1328
-  _globals['_GETMODELRESPONSE']._serialized_start=1330
-  _globals['_GETMODELRESPONSE']._serialized_end=1380
-  _globals['_LISTMODELSREQUEST']._serialized_start=1382
-  _globals['_LISTMODELSREQUEST']._serialized_end=1456
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1458
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1536
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=1538
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=1576
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=1578
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=1644
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=1646
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=1727
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=1729
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1823
-  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_start=1825
-  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_end=1879
-  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_start=1881
-  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_end=1923
-  _globals['_LISTBASESREQUEST']._serialized_start=1925
-  _globals['_LISTBASESREQUEST']._serialized_end=1943
-  _globals['_LISTBASESRESPONSE']._serialized_start=1945
-  _globals['_LISTBASESRESPONSE']._serialized_end=1995
-  _globals['_TRAINSERVICE']._serialized_start=1998
-  _globals['_TRAINSERVICE']._serialized_end=2594
+  _globals['_LORACONFIG']._serialized_end=1204
+  _globals['_MODEL']._serialized_start=1206
+  _globals['_MODEL']._serialized_end=1300
+  _globals['_MODELFILE']._serialized_start=1302
+  _globals['_MODELFILE']._serialized_end=1363
+  _globals['_MODELVERSION']._serialized_start=1366
+  _globals['_MODELVERSION']._serialized_end=1712
+  _globals['_BASE']._serialized_start=1714
+  _globals['_BASE']._serialized_end=1788
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1791
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1950
+  _globals['_CREATETRAININGJOBRESPONSE']._serialized_start=1952
+  _globals['_CREATETRAININGJOBRESPONSE']._serialized_end=2007
+  _globals['_GETMODELREQUEST']._serialized_start=2009
+  _globals['_GETMODELREQUEST']._serialized_end=2040
+  _globals['_GETMODELRESPONSE']._serialized_start=2042
+  _globals['_GETMODELRESPONSE']._serialized_end=2092
+  _globals['_LISTMODELSREQUEST']._serialized_start=2094
+  _globals['_LISTMODELSREQUEST']._serialized_end=2168
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2170
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2248
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=2250
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=2288
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=2290
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=2356
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=2358
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=2439
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=2441
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=2535
+  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_start=2537
+  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_end=2591
+  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_start=2593
+  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_end=2635
+  _globals['_LISTBASESREQUEST']._serialized_start=2637
+  _globals['_LISTBASESREQUEST']._serialized_end=2655
+  _globals['_LISTBASESRESPONSE']._serialized_start=2657
+  _globals['_LISTBASESRESPONSE']._serialized_end=2707
+  _globals['_TRAINSERVICE']._serialized_start=2710
+  _globals['_TRAINSERVICE']._serialized_end=3306
 # @@protoc_insertion_point(module_scope)

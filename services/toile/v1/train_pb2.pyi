@@ -36,6 +36,20 @@ class LoraConfig(google.protobuf.message.Message):
     MIN_SNR_GAMMA_FIELD_NUMBER: builtins.int
     CHECKPOINT_INTERVAL_STEPS_FIELD_NUMBER: builtins.int
     SAMPLE_PROMPTS_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_SCHEDULE_FIELD_NUMBER: builtins.int
+    WARMUP_STEPS_FIELD_NUMBER: builtins.int
+    OPTIMIZER_FIELD_NUMBER: builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: builtins.int
+    ADAM_BETA1_FIELD_NUMBER: builtins.int
+    ADAM_BETA2_FIELD_NUMBER: builtins.int
+    NOISE_OFFSET_FIELD_NUMBER: builtins.int
+    HUBER_C_FIELD_NUMBER: builtins.int
+    GRADIENT_ACCUMULATION_STEPS_FIELD_NUMBER: builtins.int
+    GRADIENT_CHECKPOINTING_FIELD_NUMBER: builtins.int
+    EMA_DECAY_FIELD_NUMBER: builtins.int
+    VALIDATION_SHARE_FIELD_NUMBER: builtins.int
+    VALIDATION_INTERVAL_STEPS_FIELD_NUMBER: builtins.int
+    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: builtins.int
     rank: builtins.int
     """Rank of the update matrices, 1 to 64."""
     alpha: builtins.float
@@ -54,6 +68,38 @@ class LoraConfig(google.protobuf.message.Message):
     """Gamma of min-SNR loss weighting; 0 turns it off."""
     checkpoint_interval_steps: builtins.int
     """Steps between two checkpoints."""
+    learning_rate_schedule: builtins.str
+    """How the learning rate goes on after the warm-up: "cosine" and "linear" fall to a tenth of
+    the peak at the last step, "constant" stays.
+    """
+    warmup_steps: builtins.int
+    """Steps in which the learning rate rises to its peak; a twentieth of the steps when unset."""
+    optimizer: builtins.str
+    """"adamw" or "adafactor"."""
+    weight_decay: builtins.float
+    """Decoupled weight decay."""
+    adam_beta1: builtins.float
+    """Decay of AdamW's mean of gradients, 0 to below 1."""
+    adam_beta2: builtins.float
+    """Decay of AdamW's mean of squared gradients, 0 to below 1."""
+    noise_offset: builtins.float
+    """Deviation of the noise that is added to a whole channel; 0 turns it off."""
+    huber_c: builtins.float
+    """Error above which the pseudo-Huber loss turns linear; 0 is the squared error."""
+    gradient_accumulation_steps: builtins.int
+    """Pieces that a step's images are computed in, one after the other, to need less memory."""
+    gradient_checkpointing: builtins.bool
+    """Whether to compute activations again instead of keeping them: less memory, more time."""
+    ema_decay: builtins.float
+    """Decay of the moving average of the weights, 0 to below 1; the average is what is published.
+    0 turns it off.
+    """
+    validation_share: builtins.float
+    """Share of the images held out of training to validate on; 0 turns validation off."""
+    validation_interval_steps: builtins.int
+    """Steps between two validations."""
+    early_stopping_patience: builtins.int
+    """Validations without a new best after which training ends; 0 never ends it early."""
     @property
     def sample_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Prompts of the samples drawn at the end of the run."""
@@ -71,9 +117,27 @@ class LoraConfig(google.protobuf.message.Message):
         min_snr_gamma: builtins.float | None = ...,
         checkpoint_interval_steps: builtins.int | None = ...,
         sample_prompts: collections.abc.Iterable[builtins.str] | None = ...,
+        learning_rate_schedule: builtins.str | None = ...,
+        warmup_steps: builtins.int | None = ...,
+        optimizer: builtins.str | None = ...,
+        weight_decay: builtins.float | None = ...,
+        adam_beta1: builtins.float | None = ...,
+        adam_beta2: builtins.float | None = ...,
+        noise_offset: builtins.float | None = ...,
+        huber_c: builtins.float | None = ...,
+        gradient_accumulation_steps: builtins.int | None = ...,
+        gradient_checkpointing: builtins.bool | None = ...,
+        ema_decay: builtins.float | None = ...,
+        validation_share: builtins.float | None = ...,
+        validation_interval_steps: builtins.int | None = ...,
+        early_stopping_patience: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_learning_rate", b"_learning_rate", "_min_snr_gamma", b"_min_snr_gamma", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "learning_rate", b"learning_rate", "min_snr_gamma", b"min_snr_gamma", "rank", b"rank", "seed", b"seed", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_learning_rate", b"_learning_rate", "_min_snr_gamma", b"_min_snr_gamma", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "learning_rate", b"learning_rate", "min_snr_gamma", b"min_snr_gamma", "rank", b"rank", "sample_prompts", b"sample_prompts", "seed", b"seed", "steps", b"steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "rank", b"rank", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "rank", b"rank", "sample_prompts", b"sample_prompts", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adam_beta1", b"_adam_beta1"]) -> typing.Literal["adam_beta1"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adam_beta2", b"_adam_beta2"]) -> typing.Literal["adam_beta2"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_alpha", b"_alpha"]) -> typing.Literal["alpha"] | None: ...
     @typing.overload
@@ -83,15 +147,39 @@ class LoraConfig(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_checkpoint_interval_steps", b"_checkpoint_interval_steps"]) -> typing.Literal["checkpoint_interval_steps"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]) -> typing.Literal["early_stopping_patience"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ema_decay", b"_ema_decay"]) -> typing.Literal["ema_decay"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gradient_accumulation_steps", b"_gradient_accumulation_steps"]) -> typing.Literal["gradient_accumulation_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gradient_checkpointing", b"_gradient_checkpointing"]) -> typing.Literal["gradient_checkpointing"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_huber_c", b"_huber_c"]) -> typing.Literal["huber_c"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learning_rate_schedule", b"_learning_rate_schedule"]) -> typing.Literal["learning_rate_schedule"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_snr_gamma", b"_min_snr_gamma"]) -> typing.Literal["min_snr_gamma"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_noise_offset", b"_noise_offset"]) -> typing.Literal["noise_offset"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_optimizer", b"_optimizer"]) -> typing.Literal["optimizer"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_rank", b"_rank"]) -> typing.Literal["rank"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_steps", b"_steps"]) -> typing.Literal["steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validation_interval_steps", b"_validation_interval_steps"]) -> typing.Literal["validation_interval_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validation_share", b"_validation_share"]) -> typing.Literal["validation_share"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_warmup_steps", b"_warmup_steps"]) -> typing.Literal["warmup_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weight_decay", b"_weight_decay"]) -> typing.Literal["weight_decay"] | None: ...
 
 Global___LoraConfig: typing_extensions.TypeAlias = LoraConfig
 
