@@ -1,9 +1,17 @@
 """What a recipe can be told; validated when made, and free of torch, so that services can ask."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from toile.core.errors import InvalidArgumentError
 
@@ -42,6 +50,17 @@ class LoraRecipeConfig(BaseModel):
         (), max_length=MAX_SAMPLE_PROMPTS, description="Prompts of the closing samples."
     )
 
+    learning_rate_schedule: Literal["cosine", "constant", "linear"] = Field(
+        "cosine", description="How the rate goes on; cosine and linear fall to a tenth."
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps in which the rate rises; a twentieth of them if unset."
+    )
+    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="Optimizer.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean gradient.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of its mean square.")
+
     @model_validator(mode="before")
     @classmethod
     def _alpha_follows_rank(cls, values: Any) -> Any:
@@ -49,6 +68,23 @@ class LoraRecipeConfig(BaseModel):
         if isinstance(values, Mapping) and "rank" in values and "alpha" not in values:
             return {**values, "alpha": values["rank"]}
         return values
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _warmup_ends(cls, warmup: int | None, info: ValidationInfo) -> int | None:
+        steps = info.data.get("steps")
+        if warmup is not None and steps is not None and warmup > steps:
+            raise ValueError(f"must be at most the {steps} steps of the run")
+        return warmup
+
+    @field_validator("adam_beta1", "adam_beta2")
+    @classmethod
+    def _adam_alone_has_betas(cls, beta: float, info: ValidationInfo) -> float:
+        # A configuration read back names every field, so a default says nothing.
+        default = cls.model_fields[info.field_name or ""].default
+        if info.data.get("optimizer") != "adamw" and beta != default:
+            raise ValueError("is of the optimizer adamw alone")
+        return beta
 
     @property
     def scale(self) -> float:
@@ -67,8 +103,9 @@ class LoraRecipeConfig(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             path = ".".join([field, *(str(part) for part in first["loc"])])
+            message = first["msg"].removeprefix("Value error, ")
             raise InvalidArgumentError(
-                f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}",
+                f"{path}: {message[0].lower()}{message[1:]}",
                 field=path,
                 reason="BAD_CONFIG",
             ) from error

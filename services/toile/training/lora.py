@@ -24,13 +24,12 @@ from toile.training.checkpoint import Checkpoint, to_parameters
 from toile.training.config import LoraRecipeConfig
 from toile.training.data import batch_indices, generator
 from toile.training.diffusion_loss import add_noise, min_snr_weights, prediction_target
+from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from toile.training.schedules import learning_rate
 
 ADAPTER = "default"
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
 SMOOTHING_STEPS = 25
-_WARMUP_SHARE = 0.05
-_FINAL_SHARE = 0.1  # of the peak learning rate, at the last step
-_WEIGHT_DECAY = 0.01
 _CLIP_NORM = 1.0
 
 
@@ -127,14 +126,13 @@ def train(
     rank, world_size = _place()
     device = unet.device
     parameters = {n: p for n, p in unet.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True
-    )
+    optimizer = make_optimizer(config, list(parameters.values()))
     losses: list[float] = []
     first = 0
     if start is not None:
         first, losses = start.step, list(start.losses)
-        _restore(start, parameters, optimizer)
+        to_parameters(parameters, start.weights)
+        restore_optimizer(optimizer, start.optimizer)
     model: nn.Module = unet.train()
     if world_size > 1:
         model = nn.parallel.DistributedDataParallel(unet)
@@ -195,16 +193,6 @@ def make_batch(
         embeds=cache.embeds[captions],
         pooled=cache.pooled[captions],
     )
-
-
-def learning_rate(config: LoraRecipeConfig, step: int) -> float:
-    """Linear warm-up over the first steps, then a cosine down to a tenth of the peak."""
-    warmup = max(1, round(config.steps * _WARMUP_SHARE))
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, config.steps - warmup)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
-    return config.learning_rate * (_FINAL_SHARE + (1.0 - _FINAL_SHARE) * cosine)
 
 
 def smoothed(losses: Sequence[float]) -> float:
@@ -295,17 +283,9 @@ def _checkpoint(
     return Checkpoint(
         step=step,
         weights={name: parameter.detach().cpu() for name, parameter in parameters.items()},
-        optimizer=optimizer.state_dict()["state"],
+        optimizer=optimizer_state(optimizer),
         losses=list(losses),
     )
-
-
-def _restore(
-    start: Checkpoint, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
-    to_parameters(parameters, start.weights)
-    state = {place: dict(tensors) for place, tensors in start.optimizer.items()}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _diverged(step: int, names: Sequence[str]) -> ToileError:

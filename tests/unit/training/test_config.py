@@ -28,6 +28,12 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"sample_prompts": ["a dress", ""]}, "lora.sample_prompts.1"),
         ({"sample_prompts": ["a"] * 9}, "lora.sample_prompts"),
         ({"epochs": 3}, "lora.epochs"),
+        ({"learning_rate_schedule": "step"}, "lora.learning_rate_schedule"),
+        ({"steps": 10, "warmup_steps": 11}, "lora.warmup_steps"),
+        ({"optimizer": "sgd"}, "lora.optimizer"),
+        ({"weight_decay": -0.1}, "lora.weight_decay"),
+        ({"adam_beta1": 1.0}, "lora.adam_beta1"),
+        ({"optimizer": "adafactor", "adam_beta2": 0.99}, "lora.adam_beta2"),
     ],
 )
 def test_mistakes_are_named(values: dict[str, object], field: str) -> None:
@@ -39,5 +45,7 @@ def test_mistakes_are_named(values: dict[str, object], field: str) -> None:
 
 
 def test_configuration_survives_json() -> None:
-    config = LoraRecipeConfig.checked({"rank": 4, "sample_prompts": ["a dress"]})
+    config = LoraRecipeConfig.checked(
+        {"rank": 4, "sample_prompts": ["a dress"], "optimizer": "adafactor"}
+    )
     assert LoraRecipeConfig.checked(config.model_dump(mode="json")) == config

@@ -12,44 +12,9 @@ from toile.core.artifacts.local import LocalStore
 from toile.core.errors import CancelledError, ToileError
 from toile.training import lora
 from toile.training.caches import Cache
-from toile.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from toile.training.config import LoraRecipeConfig
+from toile.training.checkpoint import load_checkpoint, save_checkpoint
 from toile.training.data import batch_indices
-
-NAMES = ["a.png", "b.png", "c.png", "d.png"]
-CONFIG = LoraRecipeConfig(
-    rank=4, alpha=4, steps=6, batch_size=2, checkpoint_interval_steps=3, learning_rate=5e-3
-)
-
-
-class Run:
-    """A training of the small UNet, and all that it told."""
-
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        cache: Cache,
-        scheduler: DDPMScheduler,
-        config: LoraRecipeConfig = CONFIG,
-        start: Checkpoint | None = None,
-        stop_at: int = -1,
-        keep: Callable[[Checkpoint], None] = lambda _: None,
-    ) -> None:
-        self.unet = unet
-        self.reports: list[lora.StepReport] = []
-        lora.add_adapter(unet, config)
-        self.end = lora.train(
-            unet,
-            cache,
-            NAMES,
-            scheduler,
-            config,
-            native_size=128,
-            start=start,
-            on_step=self.reports.append,
-            on_checkpoint=keep,
-            stopped=lambda: len(self.reports) == stop_at,
-        )
+from unit.training.runs import CONFIG, Run
 
 
 def loss_of(unet: UNet2DConditionModel, cache: Cache, scheduler: DDPMScheduler) -> float:
@@ -147,14 +112,6 @@ def test_dropped_captions_become_the_empty_one(cache: Cache, scheduler: DDPMSche
     none_dropped = CONFIG.model_copy(update={"caption_dropout": 0.0})
     batch = lora.make_batch(cache, [0, 1], none_dropped, 0, scheduler)
     assert torch.equal(batch.embeds, cache.embeds[[1, 2]])
-
-
-def test_learning_rate_rises_and_falls() -> None:
-    config = CONFIG.model_copy(update={"steps": 100, "learning_rate": 1.0})
-    rates = [lora.learning_rate(config, step) for step in range(100)]
-    assert rates.index(max(rates)) == 4
-    assert max(rates) == 1.0
-    assert rates[-1] == pytest.approx(0.1, abs=0.01)
 
 
 def test_seed_makes_the_adapter(make_unet: Callable[[], UNet2DConditionModel]) -> None:

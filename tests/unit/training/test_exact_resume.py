@@ -1,0 +1,53 @@
+"""A run that is interrupted, and interrupted again, ends bit for bit as one that is not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from toile.training import lora
+from toile.training.caches import Cache
+from toile.training.checkpoint import Checkpoint
+from unit.training.runs import CONFIG, Run
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "as it comes": {},
+    "adafactor": {"optimizer": "adafactor", "weight_decay": 0.1},
+    "betas": {"adam_beta1": 0.8, "adam_beta2": 0.99, "learning_rate_schedule": "linear"},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_two_interruptions_change_nothing(
+    make_unet: Callable[[], UNet2DConditionModel],
+    cache: Cache,
+    scheduler: DDPMScheduler,
+    tmp_path: Path,
+    changes: dict[str, object],
+) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_interval_steps": 2, **changes})
+
+    def run(start: Checkpoint | None) -> tuple[Run, dict[int, Checkpoint]]:
+        kept: dict[int, Checkpoint] = {}
+
+        def keep(point: Checkpoint) -> None:
+            kept[point.step] = written_and_read(point, tmp_path)
+
+        return Run(make_unet(), cache, scheduler, config, start, keep=keep), kept
+
+    whole, first = run(None)
+    _, second = run(first[2])
+    rest, _ = run(second[4])
+    assert [report.step for report in rest.reports] == [5, 6]
+    assert rest.reports[-1].loss == whole.reports[-1].loss
+    assert whole.end.to_files() == rest.end.to_files()
+    published, again = lora.adapter_state(whole.unet), lora.adapter_state(rest.unet)
+    assert all(torch.equal(published[name], again[name]) for name in published)
+
+
+def written_and_read(point: Checkpoint, folder: Path) -> Checkpoint:
+    for name, content in point.to_files().items():
+        (folder / name).write_bytes(content)
+    return Checkpoint.from_folder(folder)

@@ -1,0 +1,65 @@
+"""What the optimizers do to a parameter, and what they remember."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from toile.training.config import LoraRecipeConfig
+from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+
+
+def steps(
+    config: LoraRecipeConfig, parameter: nn.Parameter, first: int, last: int, state: object = None
+) -> dict[int, dict[str, torch.Tensor]]:
+    optimizer = make_optimizer(config, [parameter])
+    if state is not None:
+        restore_optimizer(optimizer, state)  # type: ignore[arg-type]
+    for step in range(first, last):
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    return copy.deepcopy(optimizer_state(optimizer))
+
+
+def test_adamw_follows_its_paper() -> None:
+    """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2."""
+    config = LoraRecipeConfig(learning_rate=0.01, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.9)
+    parameter = nn.Parameter(torch.ones(3))
+    steps(config, parameter, 0, 3)
+    value, mean, square = torch.ones(3), torch.zeros(3), torch.zeros(3)
+    for step in range(3):
+        gradient = torch.randn(3, generator=torch.Generator().manual_seed(step))
+        mean = 0.8 * mean + 0.2 * gradient
+        square = 0.9 * square + 0.1 * gradient**2
+        update = (mean / (1 - 0.8 ** (step + 1))) / (
+            (square / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8
+        )
+        value = value - 0.01 * update - 0.01 * 0.1 * value
+    torch.testing.assert_close(parameter.data, value)
+
+
+def test_adafactor_follows_its_paper() -> None:
+    """Shazeer and Stern, 2018, algorithm 4, with the rate from outside; one step of a matrix."""
+    config = LoraRecipeConfig(learning_rate=0.01, weight_decay=0.0, optimizer="adafactor")
+    parameter = nn.Parameter(torch.zeros(3, 4))
+    state = steps(config, parameter, 0, 1)
+    square = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) ** 2 + 1e-30
+    rows, columns = square.mean(dim=1), square.mean(dim=0)
+    second = torch.outer(rows, columns) / rows.mean()
+    gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    update = gradient / second.sqrt()
+    update = update / max(1.0, float(update.pow(2).mean().sqrt()))
+    torch.testing.assert_close(parameter.data, -0.01 * update)
+    assert state[0]["exp_avg_sq_row"].shape == (3,), "rows and columns, not the matrix"
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_state_goes_on_where_it_was_taken(name: str) -> None:
+    config = LoraRecipeConfig(optimizer=name, learning_rate=0.01)  # type: ignore[arg-type]
+    whole, halves = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
+    end = steps(config, whole, 0, 6)
+    middle = steps(config, halves, 0, 3)
+    again = steps(config, halves, 3, 6, middle)
+    assert torch.equal(whole, halves)
+    assert all(torch.equal(end[0][key], again[0][key]) for key in end[0])
