@@ -60,6 +60,12 @@ class LoraRecipeConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean gradient.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of its mean square.")
+    noise_offset: float = Field(
+        0.0, ge=0, le=1, description="Deviation of noise added to a whole channel; 0 is off."
+    )
+    huber_c: float = Field(
+        0.0, ge=0, le=100, description="Where the pseudo-Huber loss turns linear; 0 is squared."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -70,6 +70,30 @@ def min_snr_weights(scheduler: NoiseScheduler, timesteps: Tensor, gamma: float =
     return capped / ratio
 
 
+def offset_noise(noise: Tensor, offset: float, source: torch.Generator) -> Tensor:
+    """Noise `[C, h, w]` that also moves each channel as a whole, so that mean colours are learned.
+
+    Guttenberg, "Diffusion with Offset Noise", 2023; as `--noise_offset` of diffusers' trainers.
+    Without an offset nothing is drawn.
+    """
+    if not offset:
+        return noise
+    return noise + offset * torch.randn(noise.shape[0], 1, 1, generator=source)
+
+
+def squared_or_huber(errors: Tensor, huber_c: float) -> Tensor:
+    """Squared errors, or with `huber_c` the pseudo-Huber loss of them, of the errors' shape.
+
+    `2c (sqrt(e² + c²) - c)`, which is e² for small errors and 2c|e| for large ones: the form of
+    diffusers' scheduled Huber loss example and of kohya's trainers (`--loss_type huber`).
+    """
+    if not huber_c:
+        return errors.pow(2)
+    squared = errors.pow(2)
+    # The same, without the difference of nearly equal numbers that small errors would make.
+    return 2.0 * huber_c * squared / ((squared + huber_c**2).sqrt() + huber_c)
+
+
 def weighted_error(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Mean over the batch of each sample's mean squared error times its weight."""
     squared = (predicted.float() - target.float()).pow(2).flatten(1).mean(dim=1)

@@ -23,7 +23,13 @@ from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint, to_parameters
 from toile.training.config import LoraRecipeConfig
 from toile.training.data import batch_indices, generator
-from toile.training.diffusion_loss import add_noise, min_snr_weights, prediction_target
+from toile.training.diffusion_loss import (
+    add_noise,
+    min_snr_weights,
+    offset_noise,
+    prediction_target,
+    squared_or_huber,
+)
 from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from toile.training.schedules import learning_rate
 
@@ -181,11 +187,13 @@ def make_batch(
         source = generator(config.seed, step, place)
         mean, deviation = cache.means[index], cache.deviations[index]
         latents.append(mean + deviation * torch.randn(mean.shape, generator=source))
-        noises.append(torch.randn(mean.shape, generator=source))
+        noise = torch.randn(mean.shape, generator=source)
         total = int(scheduler.config.num_train_timesteps)
         timesteps.append(int(torch.randint(total, (1,), generator=source)))
         dropped = float(torch.rand(1, generator=source)) < config.caption_dropout
         captions.append(0 if dropped else int(cache.captions[index]))
+        # Last, so that the other draws do not depend on whether there is an offset.
+        noises.append(offset_noise(noise, config.noise_offset, source))
     return Batch(
         latents=torch.stack(latents),
         noise=torch.stack(noises),
@@ -208,7 +216,7 @@ def _loss_sum(
     config: LoraRecipeConfig,
     time_ids: Tensor,
 ) -> Tensor:
-    """Weighted squared errors, meant over each image and summed over this rank's images."""
+    """Weighted errors, meant over each image and summed over this rank's images."""
     noised = add_noise(scheduler, batch.latents, batch.noise, batch.timesteps)
     target = prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
     conditions = {"text_embeds": batch.pooled, "time_ids": time_ids.expand(len(noised), -1)}
@@ -220,7 +228,7 @@ def _loss_sum(
             added_cond_kwargs=conditions,
             return_dict=False,
         )[0]
-    errors = (predicted.float() - target).pow(2).flatten(1).mean(dim=1)
+    errors = squared_or_huber(predicted.float() - target, config.huber_c).flatten(1).mean(dim=1)
     if config.min_snr_gamma:
         errors = errors * min_snr_weights(scheduler, batch.timesteps, config.min_snr_gamma)
     total: Tensor = errors.sum()

@@ -30,6 +30,8 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"epochs": 3}, "lora.epochs"),
         ({"learning_rate_schedule": "step"}, "lora.learning_rate_schedule"),
         ({"steps": 10, "warmup_steps": 11}, "lora.warmup_steps"),
+        ({"noise_offset": 1.5}, "lora.noise_offset"),
+        ({"huber_c": -1}, "lora.huber_c"),
         ({"optimizer": "sgd"}, "lora.optimizer"),
         ({"weight_decay": -0.1}, "lora.weight_decay"),
         ({"adam_beta1": 1.0}, "lora.adam_beta1"),

@@ -1,12 +1,15 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from toile.training.diffusion_loss import (
     add_noise,
     min_snr_weights,
+    offset_noise,
     prediction_target,
     signal_to_noise,
+    squared_or_huber,
     weighted_error,
 )
 
@@ -58,3 +61,61 @@ def test_an_unknown_prediction_type_is_refused():
     scheduler.register_to_config(prediction_type="score")
     with pytest.raises(ValueError, match="score"):
         prediction_target(scheduler, *torch.zeros(2, 1, 4, 2, 2), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weights_are_those_of_diffusers_trainers(gamma: float) -> None:
+    """`examples/text_to_image/train_text_to_image_lora_sdxl.py`."""
+    timesteps = torch.arange(0, 1000, 37)
+    snr = compute_snr(_scheduler("epsilon"), timesteps)
+    capped = torch.stack([snr, gamma * torch.ones_like(timesteps)], dim=1).min(dim=1)[0]
+    torch.testing.assert_close(
+        min_snr_weights(_scheduler("epsilon"), timesteps, gamma), capped / snr
+    )
+    torch.testing.assert_close(
+        min_snr_weights(_scheduler("v_prediction"), timesteps, gamma), capped / (snr + 1)
+    )
+
+
+def test_v_prediction_weighs_nothing_where_no_signal_is_left() -> None:
+    """The last step of a schedule with zero terminal signal has a signal-to-noise ratio of 0."""
+    scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert min_snr_weights(scheduler, torch.tensor([999])).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_offset_moves_whole_channels() -> None:
+    noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    moved = offset_noise(noise, 0.1, torch.Generator().manual_seed(1)) - noise
+    drawn = torch.randn(4, 1, 1, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(moved, (0.1 * drawn).expand(4, 8, 8))
+
+
+def test_without_an_offset_nothing_is_drawn() -> None:
+    source = torch.Generator().manual_seed(1)
+    noise = torch.zeros(4, 8, 8)
+    assert offset_noise(noise, 0.0, source) is noise
+    assert torch.equal(source.get_state(), torch.Generator().manual_seed(1).get_state())
+
+
+def test_pseudo_huber_is_squared_when_small_and_linear_when_large() -> None:
+    small, large = torch.tensor([1e-2, -1e-2]), torch.tensor([100.0, -100.0])
+    torch.testing.assert_close(squared_or_huber(small, 1.0), small**2, rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(
+        squared_or_huber(large, 0.5), 2 * 0.5 * large.abs(), rtol=1e-2, atol=0.0
+    )
+    assert torch.equal(squared_or_huber(large, 0.0), large**2)
+
+
+def test_pseudo_huber_is_the_formula_of_the_trainers_and_exact_for_small_errors() -> None:
+    errors = torch.linspace(-3, 3, 101)
+    formula = 2 * 0.3 * ((errors.double() ** 2 + 0.3**2).sqrt() - 0.3)
+    torch.testing.assert_close(squared_or_huber(errors, 0.3), formula.float())
+    tiny = torch.tensor([1e-4])
+    torch.testing.assert_close(squared_or_huber(tiny, 10.0), tiny**2, atol=0.0, rtol=1e-6)
+
+
+def test_pseudo_huber_is_steepest_at_twice_its_constant() -> None:
+    errors = torch.linspace(-50, 50, 101, requires_grad=True)
+    squared_or_huber(errors, 0.5).sum().backward()
+    assert errors.grad is not None
+    assert errors.grad.abs().max().item() == pytest.approx(1.0, abs=1e-3)

@@ -15,6 +15,7 @@ from unit.training.runs import CONFIG, Run
 VARIANTS: dict[str, dict[str, object]] = {
     "as it comes": {},
     "adafactor": {"optimizer": "adafactor", "weight_decay": 0.1},
+    "noise offset and Huber": {"noise_offset": 0.1, "huber_c": 0.1},
     "betas": {"adam_beta1": 0.8, "adam_beta2": 0.99, "learning_rate_schedule": "linear"},
 }
 

@@ -95,14 +95,25 @@ def test_every_epoch_shows_every_image_once() -> None:
     assert shown != [i for step in range(6) for i in batch_indices(4, 2, step, seed=2)]
 
 
-def test_ranks_share_a_batch(cache: Cache, scheduler: DDPMScheduler) -> None:
-    config = CONFIG.model_copy(update={"batch_size": 3})
+@pytest.mark.parametrize("noise_offset", [0.0, 0.1])
+def test_ranks_share_a_batch(cache: Cache, scheduler: DDPMScheduler, noise_offset: float) -> None:
+    config = CONFIG.model_copy(update={"batch_size": 3, "noise_offset": noise_offset})
     whole = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler)
     even = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler, rank=0, world_size=2)
     odd = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler, rank=1, world_size=2)
     for name, tensor in vars(whole).items():
         assert torch.equal(tensor[0::2], vars(even)[name])
         assert torch.equal(tensor[1::2], vars(odd)[name])
+
+
+def test_offset_changes_the_noise_and_no_other_draw(cache: Cache, scheduler: DDPMScheduler) -> None:
+    plain = lora.make_batch(cache, [2, 0], CONFIG, 5, scheduler)
+    offset = CONFIG.model_copy(update={"noise_offset": 0.1})
+    moved = lora.make_batch(cache, [2, 0], offset, 5, scheduler)
+    differing = {name for name, t in vars(plain).items() if not torch.equal(t, vars(moved)[name])}
+    assert differing == {"noise"}
+    shift = moved.noise - plain.noise
+    torch.testing.assert_close(shift, shift[:, :, :1, :1].expand_as(shift))
 
 
 def test_dropped_captions_become_the_empty_one(cache: Cache, scheduler: DDPMScheduler) -> None:
