@@ -66,6 +66,12 @@ class LoraRecipeConfig(BaseModel):
     huber_c: float = Field(
         0.0, ge=0, le=100, description="Where the pseudo-Huber loss turns linear; 0 is squared."
     )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=256, description="Pieces that a step's images are computed in."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again instead of keeping them."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +88,14 @@ class LoraRecipeConfig(BaseModel):
         if warmup is not None and steps is not None and warmup > steps:
             raise ValueError(f"must be at most the {steps} steps of the run")
         return warmup
+
+    @field_validator("gradient_accumulation_steps")
+    @classmethod
+    def _every_piece_has_an_image(cls, pieces: int, info: ValidationInfo) -> int:
+        batch_size = info.data.get("batch_size")
+        if batch_size is not None and pieces > batch_size:
+            raise ValueError(f"must be at most the {batch_size} images of a step")
+        return pieces
 
     @field_validator("adam_beta1", "adam_beta2")
     @classmethod

@@ -1,13 +1,10 @@
-"""The LoRA recipe's loop: a plain function over torch.
-
-Shapes: B images in a step on this rank, C channels of a text embedding, P of a pooled one.
-"""
+"""The LoRA recipe's loop: a plain function over torch."""
 
 import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,22 +12,15 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from toile.core.errors import CancelledError, ToileError
-from toile.diffusion.denoiser import cpu_has_bfloat16
+from toile.core.errors import ToileError
+from toile.training.batches import Batch, loss_sum, make_batch
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint, to_parameters
 from toile.training.config import LoraRecipeConfig
-from toile.training.data import batch_indices, generator
-from toile.training.diffusion_loss import (
-    add_noise,
-    min_snr_weights,
-    offset_noise,
-    prediction_target,
-    squared_or_huber,
-)
+from toile.training.data import batch_indices
 from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from toile.training.ranks import agree_to_go_on, over_ranks, place
 from toile.training.schedules import learning_rate
 
 ADAPTER = "default"
@@ -49,29 +39,6 @@ class StepReport:
     learning_rate: float
     images_per_second: float
     seconds_left: float
-
-
-@dataclass(frozen=True)
-class Batch:
-    """This rank's share of a step.
-
-    Attributes:
-        latents: Clean latents, `[B, 4, h, w]`.
-        noise: What is added to them, `[B, 4, h, w]`.
-        timesteps: How much of it, `[B]`.
-        embeds: Text embeddings, `[B, 77, C]`.
-        pooled: Pooled text embeddings, `[B, P]`.
-    """
-
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    embeds: Tensor
-    pooled: Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
@@ -129,7 +96,7 @@ def train(
         CancelledError: `stopped` said so on some rank.
         ToileError: The loss is not finite (`TRAINING_DIVERGED`).
     """
-    rank, world_size = _place()
+    rank, world_size = place()
     device = unet.device
     parameters = {n: p for n, p in unet.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(config, list(parameters.values()))
@@ -140,23 +107,23 @@ def train(
         to_parameters(parameters, start.weights)
         restore_optimizer(optimizer, start.optimizer)
     model: nn.Module = unet.train()
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     if world_size > 1:
         model = nn.parallel.DistributedDataParallel(unet)
     time_ids = torch.tensor([[native_size, native_size, 0, 0, native_size, native_size]])
     time_ids = time_ids.to(device=device, dtype=torch.float32)
     pace = _Pace(config)
     for step in range(first, config.steps):
-        _agree_to_go_on(stopped(), world_size)
+        agree_to_go_on(stopped(), device)
         rate = learning_rate(config, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         indices = batch_indices(len(cache), config.batch_size, step, config.seed)
         batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
-        share = _loss_sum(model, batch, scheduler, config, time_ids) / config.batch_size
         optimizer.zero_grad(set_to_none=True)
-        (share * world_size).backward()  # type: ignore[no-untyped-call]  # DDP divides by it
+        loss = over_ranks(_backward(model, batch, scheduler, config, time_ids))
         norm = nn.utils.clip_grad_norm_(parameters.values(), _CLIP_NORM)
-        loss = _over_ranks(share.detach(), world_size)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise _diverged(step + 1, [names[index] for index in indices])
         optimizer.step()
@@ -168,71 +135,40 @@ def train(
     return _checkpoint(config.steps, parameters, optimizer, losses)
 
 
-def make_batch(
-    cache: Cache,
-    indices: Sequence[int],
-    config: LoraRecipeConfig,
-    step: int,
-    scheduler: DDPMScheduler,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Batch:
-    """Draw this rank's share of a step; each image's draws are its own, whichever rank has it."""
-    latents: list[Tensor] = []
-    noises: list[Tensor] = []
-    timesteps: list[int] = []
-    captions: list[int] = []
-    for place in range(rank, len(indices), world_size):
-        index = indices[place]
-        source = generator(config.seed, step, place)
-        mean, deviation = cache.means[index], cache.deviations[index]
-        latents.append(mean + deviation * torch.randn(mean.shape, generator=source))
-        noise = torch.randn(mean.shape, generator=source)
-        total = int(scheduler.config.num_train_timesteps)
-        timesteps.append(int(torch.randint(total, (1,), generator=source)))
-        dropped = float(torch.rand(1, generator=source)) < config.caption_dropout
-        captions.append(0 if dropped else int(cache.captions[index]))
-        # Last, so that the other draws do not depend on whether there is an offset.
-        noises.append(offset_noise(noise, config.noise_offset, source))
-    return Batch(
-        latents=torch.stack(latents),
-        noise=torch.stack(noises),
-        timesteps=torch.tensor(timesteps),
-        embeds=cache.embeds[captions],
-        pooled=cache.pooled[captions],
-    )
-
-
-def smoothed(losses: Sequence[float]) -> float:
-    """Mean of the last losses."""
-    last = losses[-SMOOTHING_STEPS:]
-    return sum(last) / len(last)
-
-
-def _loss_sum(
+def _backward(
     model: nn.Module,
     batch: Batch,
     scheduler: DDPMScheduler,
     config: LoraRecipeConfig,
     time_ids: Tensor,
 ) -> Tensor:
-    """Weighted errors, meant over each image and summed over this rank's images."""
-    noised = add_noise(scheduler, batch.latents, batch.noise, batch.timesteps)
-    target = prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
-    conditions = {"text_embeds": batch.pooled, "time_ids": time_ids.expand(len(noised), -1)}
-    with _half_precision(noised.device):
-        predicted = model(
-            noised,
-            batch.timesteps,
-            encoder_hidden_states=batch.embeds,
-            added_cond_kwargs=conditions,
-            return_dict=False,
-        )[0]
-    errors = squared_or_huber(predicted.float() - target, config.huber_c).flatten(1).mean(dim=1)
-    if config.min_snr_gamma:
-        errors = errors * min_snr_weights(scheduler, batch.timesteps, config.min_snr_gamma)
-    total: Tensor = errors.sum()
+    """Add the step's gradients to the parameters; returns this rank's share of the loss.
+
+    Piece by piece the sums are those of the whole batch, but for the order of adding.
+    """
+    pieces = batch.pieces(config.gradient_accumulation_steps)
+    total = torch.zeros((), device=time_ids.device)
+    for number, piece in enumerate(pieces, start=1):
+        last = number == len(pieces)
+        with contextlib.nullcontext() if last else _without_exchange(model):
+            share = loss_sum(model, piece, scheduler, config, time_ids) / config.batch_size
+            # DistributedDataParallel divides by the number of ranks.
+            (share * place()[1]).backward()  # type: ignore[no-untyped-call]
+        total += share.detach()
     return total
+
+
+def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Keep gradients to this rank; the last piece's backward exchanges their sum."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def smoothed(losses: Sequence[float]) -> float:
+    """Mean of the last losses."""
+    last = losses[-SMOOTHING_STEPS:]
+    return sum(last) / len(last)
 
 
 class _Pace:
@@ -254,32 +190,6 @@ class _Pace:
             images_per_second=self._config.batch_size / seconds_per_step,
             seconds_left=seconds_per_step * (self._config.steps - step),
         )
-
-
-@contextlib.contextmanager
-def _half_precision(device: torch.device) -> Iterator[None]:
-    """bf16 autocast where the hardware computes in it."""
-    enabled = device.type != "cpu" or cpu_has_bfloat16()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
-        yield
-
-
-def _place() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _agree_to_go_on(stop: bool, world_size: int) -> None:
-    """Stop on all ranks in the same step, or the others would wait for this one forever."""
-    if _over_ranks(torch.tensor(float(stop)), world_size):
-        raise CancelledError("the run was stopped")
-
-
-def _over_ranks(value: Tensor, world_size: int) -> float:
-    if world_size > 1:
-        dist.all_reduce(value)
-    return float(value)
 
 
 def _checkpoint(

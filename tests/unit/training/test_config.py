@@ -32,6 +32,8 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"steps": 10, "warmup_steps": 11}, "lora.warmup_steps"),
         ({"noise_offset": 1.5}, "lora.noise_offset"),
         ({"huber_c": -1}, "lora.huber_c"),
+        ({"batch_size": 2, "gradient_accumulation_steps": 3}, "lora.gradient_accumulation_steps"),
+        ({"gradient_checkpointing": "maybe"}, "lora.gradient_checkpointing"),
         ({"optimizer": "sgd"}, "lora.optimizer"),
         ({"weight_decay": -0.1}, "lora.weight_decay"),
         ({"adam_beta1": 1.0}, "lora.adam_beta1"),

@@ -16,6 +16,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "as it comes": {},
     "adafactor": {"optimizer": "adafactor", "weight_decay": 0.1},
     "noise offset and Huber": {"noise_offset": 0.1, "huber_c": 0.1},
+    "little memory": {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
     "betas": {"adam_beta1": 0.8, "adam_beta2": 0.99, "learning_rate_schedule": "linear"},
 }
 

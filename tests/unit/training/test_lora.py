@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from toile.core.artifacts.local import LocalStore
 from toile.core.errors import CancelledError, ToileError
 from toile.training import lora
+from toile.training.batches import loss_sum, make_batch
 from toile.training.caches import Cache
 from toile.training.checkpoint import load_checkpoint, save_checkpoint
 from toile.training.data import batch_indices
@@ -20,10 +21,10 @@ from unit.training.runs import CONFIG, Run
 def loss_of(unet: UNet2DConditionModel, cache: Cache, scheduler: DDPMScheduler) -> float:
     """Loss on draws that no training step makes."""
     config = CONFIG.model_copy(update={"batch_size": 32, "caption_dropout": 0.0})
-    batch = lora.make_batch(cache, [i % 4 for i in range(32)], config, 10**6, scheduler)
+    batch = make_batch(cache, [i % 4 for i in range(32)], config, 10**6, scheduler)
     time_ids = torch.tensor([[128.0, 128, 0, 0, 128, 128]])
     with torch.no_grad():
-        return float(lora._loss_sum(unet, batch, scheduler, config, time_ids))
+        return float(loss_sum(unet, batch, scheduler, config, time_ids))
 
 
 def test_it_learns(
@@ -98,18 +99,18 @@ def test_every_epoch_shows_every_image_once() -> None:
 @pytest.mark.parametrize("noise_offset", [0.0, 0.1])
 def test_ranks_share_a_batch(cache: Cache, scheduler: DDPMScheduler, noise_offset: float) -> None:
     config = CONFIG.model_copy(update={"batch_size": 3, "noise_offset": noise_offset})
-    whole = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler)
-    even = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler, rank=0, world_size=2)
-    odd = lora.make_batch(cache, [2, 0, 3], config, 5, scheduler, rank=1, world_size=2)
+    whole = make_batch(cache, [2, 0, 3], config, 5, scheduler)
+    even = make_batch(cache, [2, 0, 3], config, 5, scheduler, rank=0, world_size=2)
+    odd = make_batch(cache, [2, 0, 3], config, 5, scheduler, rank=1, world_size=2)
     for name, tensor in vars(whole).items():
         assert torch.equal(tensor[0::2], vars(even)[name])
         assert torch.equal(tensor[1::2], vars(odd)[name])
 
 
 def test_offset_changes_the_noise_and_no_other_draw(cache: Cache, scheduler: DDPMScheduler) -> None:
-    plain = lora.make_batch(cache, [2, 0], CONFIG, 5, scheduler)
+    plain = make_batch(cache, [2, 0], CONFIG, 5, scheduler)
     offset = CONFIG.model_copy(update={"noise_offset": 0.1})
-    moved = lora.make_batch(cache, [2, 0], offset, 5, scheduler)
+    moved = make_batch(cache, [2, 0], offset, 5, scheduler)
     differing = {name for name, t in vars(plain).items() if not torch.equal(t, vars(moved)[name])}
     assert differing == {"noise"}
     shift = moved.noise - plain.noise
@@ -118,10 +119,10 @@ def test_offset_changes_the_noise_and_no_other_draw(cache: Cache, scheduler: DDP
 
 def test_dropped_captions_become_the_empty_one(cache: Cache, scheduler: DDPMScheduler) -> None:
     all_dropped = CONFIG.model_copy(update={"caption_dropout": 1.0})
-    batch = lora.make_batch(cache, [0, 1], all_dropped, 0, scheduler)
+    batch = make_batch(cache, [0, 1], all_dropped, 0, scheduler)
     assert torch.equal(batch.embeds, cache.embeds[[0, 0]])
     none_dropped = CONFIG.model_copy(update={"caption_dropout": 0.0})
-    batch = lora.make_batch(cache, [0, 1], none_dropped, 0, scheduler)
+    batch = make_batch(cache, [0, 1], none_dropped, 0, scheduler)
     assert torch.equal(batch.embeds, cache.embeds[[1, 2]])
 
 

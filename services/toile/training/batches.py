@@ -1,0 +1,124 @@
+"""This rank's share of a step, and the loss on it.
+
+Shapes: B images in a step on this rank, C channels of a text embedding, P of a pooled one.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from toile.diffusion.denoiser import cpu_has_bfloat16
+from toile.training.caches import Cache
+from toile.training.config import LoraRecipeConfig
+from toile.training.data import generator
+from toile.training.diffusion_loss import (
+    add_noise,
+    min_snr_weights,
+    offset_noise,
+    prediction_target,
+    squared_or_huber,
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of a step.
+
+    Attributes:
+        latents: Clean latents, `[B, 4, h, w]`.
+        noise: What is added to them, `[B, 4, h, w]`.
+        timesteps: How much of it, `[B]`.
+        embeds: Text embeddings, `[B, 77, C]`.
+        pooled: Pooled text embeddings, `[B, P]`.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    embeds: Tensor
+    pooled: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def pieces(self, count: int) -> list["Batch"]:
+        """The batch in at most `count` pieces of about one size, in order."""
+        parts = {name: torch.chunk(tensor, count) for name, tensor in vars(self).items()}
+        return [
+            Batch(**dict(zip(parts, piece, strict=True)))
+            for piece in zip(*parts.values(), strict=True)
+        ]
+
+
+def make_batch(
+    cache: Cache,
+    indices: Sequence[int],
+    config: LoraRecipeConfig,
+    step: int,
+    scheduler: DDPMScheduler,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Batch:
+    """Draw this rank's share of a step; each image's draws are its own, whichever rank has it."""
+    latents: list[Tensor] = []
+    noises: list[Tensor] = []
+    timesteps: list[int] = []
+    captions: list[int] = []
+    for place in range(rank, len(indices), world_size):
+        index = indices[place]
+        source = generator(config.seed, step, place)
+        mean, deviation = cache.means[index], cache.deviations[index]
+        latents.append(mean + deviation * torch.randn(mean.shape, generator=source))
+        noise = torch.randn(mean.shape, generator=source)
+        total = int(scheduler.config.num_train_timesteps)
+        timesteps.append(int(torch.randint(total, (1,), generator=source)))
+        dropped = float(torch.rand(1, generator=source)) < config.caption_dropout
+        captions.append(0 if dropped else int(cache.captions[index]))
+        # Last, so that the other draws do not depend on whether there is an offset.
+        noises.append(offset_noise(noise, config.noise_offset, source))
+    return Batch(
+        latents=torch.stack(latents),
+        noise=torch.stack(noises),
+        timesteps=torch.tensor(timesteps),
+        embeds=cache.embeds[captions],
+        pooled=cache.pooled[captions],
+    )
+
+
+def loss_sum(
+    model: nn.Module,
+    batch: Batch,
+    scheduler: DDPMScheduler,
+    config: LoraRecipeConfig,
+    time_ids: Tensor,
+) -> Tensor:
+    """Weighted errors, meant over each image and summed over this rank's images."""
+    noised = add_noise(scheduler, batch.latents, batch.noise, batch.timesteps)
+    target = prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
+    conditions = {"text_embeds": batch.pooled, "time_ids": time_ids.expand(len(noised), -1)}
+    with half_precision(noised.device):
+        predicted = model(
+            noised,
+            batch.timesteps,
+            encoder_hidden_states=batch.embeds,
+            added_cond_kwargs=conditions,
+            return_dict=False,
+        )[0]
+    errors = squared_or_huber(predicted.float() - target, config.huber_c).flatten(1).mean(dim=1)
+    if config.min_snr_gamma:
+        errors = errors * min_snr_weights(scheduler, batch.timesteps, config.min_snr_gamma)
+    total: Tensor = errors.sum()
+    return total
+
+
+@contextlib.contextmanager
+def half_precision(device: torch.device) -> Iterator[None]:
+    """bf16 autocast where the hardware computes in it."""
+    enabled = device.type != "cpu" or cpu_has_bfloat16()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+        yield
