@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -32,19 +31,22 @@ class Checkpoint:
         weights: The adapter's parameters by name.
         optimizer: State of each parameter, by its place: `{0: {"exp_avg": …}}`.
         losses: Loss of every step done.
+        average: Moving average of the parameters; empty if none is kept.
     """
 
     step: int
     weights: Mapping[str, Tensor]
     optimizer: Mapping[int, Mapping[str, Tensor]]
     losses: list[float] = field(default_factory=list)
+    average: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_files(self) -> dict[str, bytes]:
         """Serialise."""
-        tensors = {f"weights.{name}": t.detach().contiguous() for name, t in self.weights.items()}
+        named = {f"weights.{name}": tensor for name, tensor in self.weights.items()}
+        named |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         for place, state in self.optimizer.items():
-            for name, tensor in state.items():
-                tensors[f"optimizer.{place}.{name}"] = tensor.detach().contiguous()
+            named |= {f"optimizer.{place}.{name}": tensor for name, tensor in state.items()}
+        tensors = {name: tensor.detach().contiguous() for name, tensor in named.items()}
         facts = {"step": self.step, "losses": self.losses}
         return {_TENSORS: save(tensors), _STATE: json.dumps(facts).encode()}
 
@@ -52,20 +54,20 @@ class Checkpoint:
     def from_folder(cls, folder: Path) -> "Checkpoint":
         """Deserialise."""
         state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        weights: dict[str, Tensor] = {}
+        sets: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}}
         optimizer: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load((folder / _TENSORS).read_bytes()).items():
             kind, rest = key.split(".", 1)
-            if kind == "weights":
-                weights[rest] = tensor
+            if kind in sets:
+                sets[kind][rest] = tensor
             else:
                 place, name = rest.split(".", 1)
                 optimizer.setdefault(int(place), {})[name] = tensor
         return cls(
             step=int(state["step"]),
-            weights=weights,
             optimizer=optimizer,
             losses=[float(loss) for loss in state["losses"]],
+            **sets,
         )
 
 
@@ -103,13 +105,6 @@ def delete_folder(store: ArtifactStore, prefix: str) -> None:
     keys = [info.key for info in store.list(prefix + "/")]
     for key in sorted(keys, key=lambda key: not key.endswith("/" + MANIFEST)):
         store.delete(key)
-
-
-def to_parameters(named: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's weights into parameters of the same names."""
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(weights[name])
 
 
 def _at(prefix: str, step: int) -> str:

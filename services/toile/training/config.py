@@ -72,6 +72,9 @@ class LoraRecipeConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again instead of keeping them."
     )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="Decay of the published moving average; 0 is off."
+    )
 
     @model_validator(mode="before")
     @classmethod

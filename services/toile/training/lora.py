@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from toile.core.errors import ToileError
 from toile.training.batches import Batch, loss_sum, make_batch
 from toile.training.caches import Cache
-from toile.training.checkpoint import Checkpoint, to_parameters
+from toile.training.checkpoint import Checkpoint
 from toile.training.config import LoraRecipeConfig
 from toile.training.data import batch_indices
-from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from toile.training.ema import to_parameters
 from toile.training.ranks import agree_to_go_on, over_ranks, place
 from toile.training.schedules import learning_rate
+from toile.training.state import RunState
 
 ADAPTER = "default"
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
@@ -78,6 +79,8 @@ def train(
 ) -> Checkpoint:
     """Train the adapter that `add_adapter` added, and return where the run ended.
 
+    The UNet is left with the weights to publish: their moving average, if one is kept.
+
     Under torch.distributed every rank calls it; batches are shared out and gradients averaged.
 
     Args:
@@ -98,14 +101,9 @@ def train(
     """
     rank, world_size = place()
     device = unet.device
-    parameters = {n: p for n, p in unet.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(config, list(parameters.values()))
-    losses: list[float] = []
-    first = 0
+    state = RunState(unet, config)
     if start is not None:
-        first, losses = start.step, list(start.losses)
-        to_parameters(parameters, start.weights)
-        restore_optimizer(optimizer, start.optimizer)
+        state.restore(start)
     model: nn.Module = unet.train()
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -114,25 +112,24 @@ def train(
     time_ids = torch.tensor([[native_size, native_size, 0, 0, native_size, native_size]])
     time_ids = time_ids.to(device=device, dtype=torch.float32)
     pace = _Pace(config)
-    for step in range(first, config.steps):
+    while state.step < config.steps:
         agree_to_go_on(stopped(), device)
-        rate = learning_rate(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        step, rate = state.step, learning_rate(config, state.step)
         indices = batch_indices(len(cache), config.batch_size, step, config.seed)
         batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
-        optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         loss = over_ranks(_backward(model, batch, scheduler, config, time_ids))
-        norm = nn.utils.clip_grad_norm_(parameters.values(), _CLIP_NORM)
+        norm = nn.utils.clip_grad_norm_(state.parameters.values(), _CLIP_NORM)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise _diverged(step + 1, [names[index] for index in indices])
-        optimizer.step()
-        losses.append(loss)
-        on_step(pace.report(step + 1, smoothed(losses), rate))
-        if (step + 1) % config.checkpoint_interval_steps == 0 and step + 1 < config.steps:
-            on_checkpoint(_checkpoint(step + 1, parameters, optimizer, losses))
+        state.advance(rate, loss)
+        on_step(pace.report(state.step, smoothed(state.losses), rate))
+        if state.step % config.checkpoint_interval_steps == 0 and state.step < config.steps:
+            on_checkpoint(state.checkpoint())
     unet.eval()
-    return _checkpoint(config.steps, parameters, optimizer, losses)
+    end = state.checkpoint()
+    to_parameters(state.parameters, state.published())
+    return end
 
 
 def _backward(
@@ -190,20 +187,6 @@ class _Pace:
             images_per_second=self._config.batch_size / seconds_per_step,
             seconds_left=seconds_per_step * (self._config.steps - step),
         )
-
-
-def _checkpoint(
-    step: int,
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    losses: list[float],
-) -> Checkpoint:
-    return Checkpoint(
-        step=step,
-        weights={name: parameter.detach().cpu() for name, parameter in parameters.items()},
-        optimizer=optimizer_state(optimizer),
-        losses=list(losses),
-    )
 
 
 def _diverged(step: int, names: Sequence[str]) -> ToileError:

@@ -34,6 +34,7 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"huber_c": -1}, "lora.huber_c"),
         ({"batch_size": 2, "gradient_accumulation_steps": 3}, "lora.gradient_accumulation_steps"),
         ({"gradient_checkpointing": "maybe"}, "lora.gradient_checkpointing"),
+        ({"ema_decay": 1.0}, "lora.ema_decay"),
         ({"optimizer": "sgd"}, "lora.optimizer"),
         ({"weight_decay": -0.1}, "lora.weight_decay"),
         ({"adam_beta1": 1.0}, "lora.adam_beta1"),
