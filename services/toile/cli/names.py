@@ -6,6 +6,7 @@ from toile.core.names import (
     DatasetVersionName,
     ImageName,
     JobName,
+    ModelAliasName,
     ModelName,
     ModelVersionName,
     ProjectName,
@@ -43,10 +44,14 @@ class Names:
         return str(DatasetVersionName(self._project, *parts))
 
     def model(self, text: str) -> str:
-        """Complete `lace` or `lace/2`, or return a whole name of either kind."""
+        """Complete `lace`, `lace/2` or `lace@production`, or return a whole name of any kind."""
         if text.startswith("projects/"):
-            kind = ModelVersionName if "/versions/" in text else ModelName
-            return str(kind.parse(text, "model"))
+            kind = ModelAliasName if "@" in text else ModelName
+            return str((ModelVersionName if "/versions/" in text else kind).parse(text, "model"))
+        if "@" in text:
+            name, _, alias = text.partition("@")
+            parts = (check_id(name, "model"), check_id(alias, "alias"))
+            return str(ModelAliasName(self._project, *parts))
         name, _, version = text.partition("/")
         if not version:
             return str(ModelName(self._project, check_id(name, "model")))
@@ -66,7 +71,7 @@ class Names:
         return str(ImageName(self._project, check_id(text, "image")))
 
     def adapter(self, text: str) -> tuple[str, float | None]:
-        """Read `lace`, `lace/2` or `lace:0.8` as a model's whole name and a weight.
+        """Read `lace`, `lace/2`, `lace@production` or `lace:0.8` as a whole name and a weight.
 
         Raises:
             InvalidArgumentError: The weight is not a number, or the name cannot be one.

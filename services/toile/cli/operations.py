@@ -19,7 +19,7 @@ from toile.core.errors import (
     NotFoundError,
     UnavailableError,
 )
-from toile.core.names import DatasetName
+from toile.core.names import DatasetName, ModelName
 from toile.core.rpc.client import Clients
 from toile.core.rpc.streams import reading
 from toile.core.rpc.uploads import chunks
@@ -304,9 +304,16 @@ def dataset_items(clients: Clients, version: str) -> list[dataset_pb2.DatasetIte
 
 
 def model_version(clients: Clients, name: str) -> train_pb2.ModelVersion:
-    """Return a version of a model, the newest when the name is the model's."""
-    if "/versions/" not in name:
-        name = clients.train.GetModel(train_pb2.GetModelRequest(name=name)).model.latest_version
+    """Return a version of a model by its name or an alias, the newest when the name is the model's.
+
+    Raises:
+        NotFoundError: There is none, or the model has none but deprecated ones.
+    """
+    if ModelName.matches(name):
+        model = clients.train.GetModel(train_pb2.GetModelRequest(name=name)).model
+        if not model.latest_version:
+            raise NotFoundError(f"all versions of {name} are deprecated; name one of them")
+        name = model.latest_version
     return clients.train.GetModelVersion(train_pb2.GetModelVersionRequest(name=name)).version
 
 

@@ -5,6 +5,7 @@ After Google's AIP-122. A name is parsed once, at the edge, and formatted from i
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Self
 
 from toile.core.errors import InvalidArgumentError
@@ -41,16 +42,8 @@ class ResourceName:
         Raises:
             InvalidArgumentError: The name does not follow the pattern.
         """
-        want, have = cls.pattern.split("/"), name.split("/")
-        parts: dict[str, str] = {}
-        for key, value in zip(want, have, strict=False):
-            if key.startswith("{"):
-                parts[key[1:-1]] = value
-            elif key != value:
-                break
-        else:
-            if len(want) == len(have) and all(ID.fullmatch(v) for v in parts.values()):
-                return cls(**parts)
+        if match := _expression(cls.pattern).fullmatch(name):
+            return cls(**match.groupdict())
         raise InvalidArgumentError(
             f"{field} must look like {cls.pattern}, not {name[:200]!r}",
             field=field,
@@ -68,6 +61,11 @@ class ResourceName:
 
     def __str__(self) -> str:
         return self.pattern.format(**vars(self))
+
+
+@cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", rf"(?P<\1>{ID.pattern})", pattern))
 
 
 @dataclass(frozen=True, order=True)
@@ -125,6 +123,20 @@ class ModelVersionName(_InProject):
     pattern = "projects/{project}/models/{model}/versions/{version}"
     model: str
     version: str
+
+    @property
+    def model_name(self) -> ModelName:
+        """The model."""
+        return ModelName(self.project, self.model)
+
+
+@dataclass(frozen=True, order=True)
+class ModelAliasName(_InProject):
+    """A name that versions of a model take turns in, such as `…/models/lace@production`."""
+
+    pattern = "projects/{project}/models/{model}@{alias}"
+    model: str
+    alias: str
 
     @property
     def model_name(self) -> ModelName:

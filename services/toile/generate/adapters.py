@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from toile.core.catalog.models import BaseRow, ModelVersionRow
+from toile.core.catalog.versions import find_version, project_of
 from toile.core.errors import InvalidArgumentError, NotFoundError
-from toile.core.names import ModelName, ModelVersionName
 from toile.core.settings import Limits
 from toile.generate.checks import within, within_floats
 from toile.v1 import common_pb2
@@ -99,21 +98,15 @@ def check_base(adapters: Sequence[Adapter], base: BaseRow) -> None:
 
 
 def resolve_version(session: Session, project: str, name: str) -> ModelVersionRow:
-    """Return a model version by its name, or a model's newest.
+    """Return a model version by its name or an alias, or a model's newest.
 
     Raises:
-        InvalidArgumentError: It is neither name.
+        InvalidArgumentError: It is none of these names.
         NotFoundError: There is none in the project.
     """
-    if ModelName.matches(name):
-        model = ModelName.parse(name)
-        newest = select(ModelVersionRow).where(ModelVersionRow.model == name)
-        row = session.scalars(newest.order_by(ModelVersionRow.number.desc()).limit(1)).first()
-        owner = model.project
-    else:
-        owner = ModelVersionName.parse(name, "adapters.model").project
-        row = session.get(ModelVersionRow, name)
-    if row is None or owner != project:
+    owner = project_of(name, "adapters.model")
+    row = find_version(session, name) if owner == project else None
+    if row is None:
         raise NotFoundError(
             f"there is no adapter {name} in projects/{project}",
             reason="ADAPTER_NOT_FOUND",

@@ -171,8 +171,9 @@ def lineage_of(
                 "model_version": a.version.name,
                 "weight": a.weight,
                 "digest": a.version.digest,
-                "dataset_version": a.version.dataset_version,
+                "dataset_version": a.version.dataset_version or "",
                 "dataset_digest": a.version.dataset_digest,
+                "imported_digest": a.version.imported_digest,
             }
             for a in adapters
         ],

@@ -224,14 +224,15 @@ def _adapters(session: Session, producers: list[str]) -> list[generate_pb2.Adapt
                 found[version.name] = generate_pb2.AdapterLineage(
                     model_version=version.name,
                     weight=row.weight,
-                    dataset_version=version.dataset_version,
+                    dataset_version=version.dataset_version or "",
                     dataset_digest=version.dataset_digest,
                     photographs=_photographs(session, version.dataset_version),
+                    imported_digest=version.imported_digest,
                 )
     return list(found.values())
 
 
-def _photographs(session: Session, version: str) -> list[generate_pb2.SourcePhotograph]:
+def _photographs(session: Session, version: str | None) -> list[generate_pb2.SourcePhotograph]:
     items = select(DatasetItemRow).where(DatasetItemRow.version == version)
     sources = {
         item.source_digest: item.source_file_name

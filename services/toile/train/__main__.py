@@ -8,7 +8,9 @@ from toile.core.jobs.servicer import JOB_SERVICE_NAME, add_job_service
 from toile.core.jobs.supervisor import JobSupervisor
 from toile.core.rpc.server import Service, run
 from toile.core.settings import Settings
+from toile.train.deletion import Deletion
 from toile.train.handler import TrainHandler
+from toile.train.registry import ModelRegistry
 from toile.train.servicer import TRAIN_SERVICE_NAME, TrainServicer
 from toile.v1 import train_pb2_grpc
 
@@ -18,7 +20,9 @@ TRAINING_MODULE = "toile.training"
 def build_service(settings: Settings) -> Service:
     """Put the service together."""
     catalog, store = open_catalog(settings), open_store(settings)
-    servicer = TrainServicer(TrainHandler(settings, catalog, store))
+    servicer = TrainServicer(
+        TrainHandler(settings, catalog), ModelRegistry(catalog, store), Deletion(catalog, store)
+    )
     supervisor = JobSupervisor(settings, catalog, JobKind.TRAINING, TRAINING_MODULE)
     return Service(
         name="train",

@@ -1,10 +1,10 @@
 """Rows of models to `toile.v1` messages, and the recipe's configuration from and to one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toile.core.catalog.models import BaseRow, ModelRow, ModelVersionRow
+from toile.core.catalog.models import BaseRow, ModelAliasRow, ModelRow, ModelVersionRow
 from toile.core.jobs.convert import timestamp
 from toile.training.config import LoraRecipeConfig
 from toile.v1 import train_pb2
@@ -12,11 +12,25 @@ from toile.v1 import train_pb2
 
 @dataclass(frozen=True)
 class ModelView:
-    """A model with its newest version."""
+    """A model with its versions, at least one, in order, and its aliases."""
 
     row: ModelRow
-    latest: ModelVersionRow
-    first: ModelVersionRow
+    versions: Sequence[ModelVersionRow]
+    aliases: Sequence[ModelAliasRow]
+
+    @property
+    def latest(self) -> str:
+        """Name of the newest version that is not deprecated; empty when all are."""
+        names = [row.name for row in self.versions if row.deprecate_time is None]
+        return names[-1] if names else ""
+
+
+@dataclass(frozen=True)
+class VersionView:
+    """A version with the names of the aliases that point to it."""
+
+    row: ModelVersionRow
+    aliases: Sequence[str]
 
 
 def lora_values(config: train_pb2.LoraConfig) -> dict[str, Any]:
@@ -37,27 +51,42 @@ def model_message(view: ModelView) -> train_pb2.Model:
     """A model."""
     return train_pb2.Model(
         name=view.row.name,
-        latest_version=view.latest.name,
-        create_time=timestamp(view.first.create_time),
+        latest_version=view.latest,
+        create_time=timestamp(view.versions[0].create_time),
+        aliases=[alias_message(row) for row in view.aliases],
     )
 
 
-def version_message(row: ModelVersionRow) -> train_pb2.ModelVersion:
+def alias_message(row: ModelAliasRow) -> train_pb2.ModelAlias:
+    """An alias of a model."""
+    return train_pb2.ModelAlias(
+        name=row.name, version=row.version, update_time=timestamp(row.update_time)
+    )
+
+
+def version_message(view: VersionView) -> train_pb2.ModelVersion:
     """A version of a model."""
+    row = view.row
+    # An imported one has no recipe to fill in the rest from.
+    config = train_pb2.LoraConfig(**row.config) if row.imported_digest else lora_message(row.config)
     return train_pb2.ModelVersion(
         name=row.name,
         adapter_type=row.adapter_type,
         base=row.base,
-        dataset_version=row.dataset_version,
+        dataset_version=row.dataset_version or "",
         dataset_digest=row.dataset_digest,
         trigger_word=row.trigger_word,
-        config=lora_message(row.config),
+        config=config,
         final_loss=row.final_loss,
         code_version=row.code_version,
         reproduction_difference=row.reproduction_difference,
         files=[train_pb2.ModelFile(**file) for file in row.files],
         job=row.job,
         create_time=timestamp(row.create_time),
+        aliases=view.aliases,
+        deprecate_time=timestamp(row.deprecate_time),
+        deprecation_reason=row.deprecation_reason,
+        imported_digest=row.imported_digest,
     )
 
 

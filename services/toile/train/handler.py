@@ -1,12 +1,11 @@
-"""What the train service decides. Synchronous; the servicer calls it from threads."""
+"""Trainings, from the request to the queued job. The servicer calls it from threads."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from toile.core.artifacts import ArtifactStore, read_manifest
 from toile.core.bases import list_bases, resolve_base
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import (
@@ -15,29 +14,24 @@ from toile.core.catalog.models import (
     DatasetRow,
     DatasetVersionRow,
     JobRow,
-    ModelRow,
-    ModelVersionRow,
 )
-from toile.core.catalog.paging import page
 from toile.core.catalog.requests import recall, remember, request_digest
 from toile.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
-    NotFoundError,
 )
-from toile.core.jobs import FINAL_STATES, JobKind, JobStore
+from toile.core.jobs import JobKind, JobStore
 from toile.core.names import (
     DatasetName,
     DatasetVersionName,
     ModelName,
-    ModelVersionName,
     ProjectName,
     check_id,
 )
 from toile.core.prompts import escape, parse_prompt
-from toile.core.rpc.uploads import chunks
 from toile.core.settings import Settings
-from toile.train.convert import ModelView, lora_values
+from toile.train.convert import lora_values
+from toile.train.registry import missing, next_version
 from toile.training.config import LoraRecipeConfig
 from toile.v1 import train_pb2
 
@@ -45,12 +39,11 @@ _DEFAULT_SAMPLES = 2
 
 
 class TrainHandler:
-    """Trainings, and the models they become."""
+    """Trainings."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, store: ArtifactStore) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._settings = settings
         self._catalog = catalog
-        self._store = store
         self._jobs = JobStore(catalog)
 
     def create(self, request: train_pb2.CreateTrainingJobRequest) -> JobRow:
@@ -80,7 +73,7 @@ class TrainHandler:
                 session,
                 project=parent.project,
                 kind=JobKind.TRAINING,
-                target=str(_next_version(session, model)),
+                target=str(next_version(session, model)),
                 spec=self._spec(model, dataset, base, config),
             )
             remember(
@@ -91,83 +84,6 @@ class TrainHandler:
                 resource=job.name,
             )
             return job
-
-    def get_model(self, name: ModelName) -> ModelView:
-        """Return a model that has a version.
-
-        Raises:
-            NotFoundError: There is none.
-        """
-        with self._catalog.reading() as session:
-            views = _views(session, [_model(session, name)])
-        if not views:
-            raise _missing(str(name))
-        return views[0]
-
-    def list_models(
-        self, parent: ProjectName, page_size: int, page_token: str
-    ) -> tuple[Sequence[ModelView], str]:
-        """Return a page of a project's models that have a version, by name."""
-        published = select(ModelVersionRow.model).where(ModelVersionRow.model == ModelRow.name)
-        with self._catalog.reading() as session:
-            rows, token = page(
-                session,
-                select(ModelRow).where(ModelRow.project == parent.project, published.exists()),
-                (ModelRow.name,),
-                page_size=page_size,
-                page_token=page_token,
-                scope=f"ListModels {parent}",
-            )
-            return _views(session, rows), token
-
-    def get_version(self, name: ModelVersionName) -> ModelVersionRow:
-        """Return a version.
-
-        Raises:
-            NotFoundError: There is none of this name.
-        """
-        with self._catalog.reading() as session:
-            row = session.get(ModelVersionRow, str(name))
-        if row is None:
-            raise _missing(str(name))
-        return row
-
-    def list_versions(
-        self, parent: ModelName, page_size: int, page_token: str
-    ) -> tuple[Sequence[ModelVersionRow], str]:
-        """Return a page of a model's versions, newest first.
-
-        Raises:
-            NotFoundError: There is no such model.
-        """
-        with self._catalog.reading() as session:
-            _model(session, parent)
-            return page(
-                session,
-                select(ModelVersionRow).where(ModelVersionRow.model == str(parent)),
-                (ModelVersionRow.number,),
-                page_size=page_size,
-                page_token=page_token,
-                scope=f"ListModelVersions {parent}",
-                descending=True,
-            )
-
-    def read_file(self, name: ModelVersionName, path: str) -> Generator[bytes, None, None]:
-        """Return a file of a version, piece by piece.
-
-        Raises:
-            NotFoundError: There is no such version or file.
-        """
-        row = self.get_version(name)
-        if path not in {file["path"] for file in row.files}:
-            raise NotFoundError(
-                f"{name} has no file {path[:200]!r}",
-                reason="FILE_NOT_FOUND",
-                metadata={"name": str(name)},
-            )
-        key = read_manifest(self._store, row.artifact).key(row.artifact, path)
-        with self._store.open(key) as file:
-            yield from chunks(file)
 
     def bases(self) -> Sequence[BaseRow]:
         """Return all bases, by name."""
@@ -220,7 +136,7 @@ def _dataset_version(session: Session, parent: ProjectName, name: str) -> Datase
             f"dataset must be one of {parent}, not {name[:200]!r}", field="dataset"
         )
     if session.get(DatasetRow, str(dataset)) is None:
-        raise _missing(str(dataset))
+        raise missing(str(dataset))
     statement = select(DatasetVersionRow).where(DatasetVersionRow.dataset == str(dataset))
     if number:
         statement = statement.where(DatasetVersionRow.name == name)
@@ -244,54 +160,3 @@ def _captions(session: Session, dataset: DatasetVersionRow) -> tuple[str, ...]:
     distinct = list(dict.fromkeys(captions))[:_DEFAULT_SAMPLES]
     # Trained on as they stand, so that brackets in them are no emphasis.
     return tuple(escape(caption) for caption in distinct or [dataset.trigger_word])
-
-
-def _next_version(session: Session, model: ModelName) -> ModelVersionName:
-    """The first number that no version has and no training under way is about to have."""
-    # Locked, so that two requests do not take the same number.
-    row = session.get(ModelRow, str(model), with_for_update=True)
-    if row is None:
-        session.add(ModelRow(name=str(model), project=model.project))
-        session.flush()
-    published = session.scalar(
-        select(func.max(ModelVersionRow.number)).where(ModelVersionRow.model == str(model))
-    )
-    targets = session.scalars(
-        select(JobRow.target).where(
-            JobRow.kind == JobKind.TRAINING.value,
-            JobRow.project == model.project,
-            JobRow.state.not_in([state.value for state in FINAL_STATES]),
-        )
-    )
-    parsed = [ModelVersionName.parse(target) for target in targets]
-    coming = [int(target.version) for target in parsed if target.model_name == model]
-    return ModelVersionName(model.project, model.model, str(max([published or 0, *coming]) + 1))
-
-
-def _model(session: Session, name: ModelName) -> ModelRow:
-    row = session.get(ModelRow, str(name))
-    if row is None:
-        raise _missing(str(name))
-    return row
-
-
-def _views(session: Session, rows: Sequence[ModelRow]) -> list[ModelView]:
-    """Models with their versions; those without any are left out."""
-    names = [row.name for row in rows]
-    versions = session.scalars(
-        select(ModelVersionRow)
-        .where(ModelVersionRow.model.in_(names))
-        .order_by(ModelVersionRow.number)
-    )
-    of_model: dict[str, list[ModelVersionRow]] = {}
-    for version in versions:
-        of_model.setdefault(version.model, []).append(version)
-    return [
-        ModelView(row, of_model[row.name][-1], of_model[row.name][0])
-        for row in rows
-        if row.name in of_model
-    ]
-
-
-def _missing(name: str) -> NotFoundError:
-    return NotFoundError(f"{name} does not exist", metadata={"name": name})

@@ -8,9 +8,11 @@ from typing import Any
 import grpc
 
 from toile.core.jobs.convert import job_message
-from toile.core.names import ModelName, ModelVersionName, ProjectName
-from toile.train.convert import base_message, model_message, version_message
+from toile.core.names import ModelAliasName, ModelName, ModelVersionName, ProjectName
+from toile.train.convert import alias_message, base_message, model_message, version_message
+from toile.train.deletion import Deletion
 from toile.train.handler import TrainHandler
+from toile.train.registry import ModelRegistry
 from toile.v1 import train_pb2, train_pb2_grpc
 
 TRAIN_SERVICE_NAME = train_pb2.DESCRIPTOR.services_by_name["TrainService"].full_name
@@ -21,8 +23,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class TrainServicer(train_pb2_grpc.TrainServiceServicer):
     """Trainings and models over gRPC."""
 
-    def __init__(self, handler: TrainHandler) -> None:
+    def __init__(self, handler: TrainHandler, registry: ModelRegistry, deletion: Deletion) -> None:
         self._handler = handler
+        self._registry = registry
+        self._deletion = deletion
 
     async def CreateTrainingJob(
         self, request: train_pb2.CreateTrainingJobRequest, context: Context
@@ -35,7 +39,7 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         self, request: train_pb2.GetModelRequest, context: Context
     ) -> train_pb2.GetModelResponse:
         """Return a model."""
-        view = await asyncio.to_thread(self._handler.get_model, ModelName.parse(request.name))
+        view = await asyncio.to_thread(self._registry.model, ModelName.parse(request.name))
         return train_pb2.GetModelResponse(model=model_message(view))
 
     async def ListModels(
@@ -43,7 +47,7 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
     ) -> train_pb2.ListModelsResponse:
         """Page through the models of a project."""
         views, token = await asyncio.to_thread(
-            self._handler.list_models,
+            self._registry.models,
             ProjectName.parse(request.parent, "parent"),
             request.page_size,
             request.page_token,
@@ -56,29 +60,68 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         self, request: train_pb2.GetModelVersionRequest, context: Context
     ) -> train_pb2.GetModelVersionResponse:
         """Return a version."""
-        name = ModelVersionName.parse(request.name)
-        row = await asyncio.to_thread(self._handler.get_version, name)
-        return train_pb2.GetModelVersionResponse(version=version_message(row))
+        kind = ModelAliasName if ModelAliasName.matches(request.name) else ModelVersionName
+        view = await asyncio.to_thread(self._registry.version, kind.parse(request.name))
+        return train_pb2.GetModelVersionResponse(version=version_message(view))
 
     async def ListModelVersions(
         self, request: train_pb2.ListModelVersionsRequest, context: Context
     ) -> train_pb2.ListModelVersionsResponse:
         """Page through the versions of a model."""
-        rows, token = await asyncio.to_thread(
-            self._handler.list_versions,
+        views, token = await asyncio.to_thread(
+            self._registry.versions,
             ModelName.parse(request.parent, "parent"),
             request.page_size,
             request.page_token,
         )
         return train_pb2.ListModelVersionsResponse(
-            versions=[version_message(row) for row in rows], next_page_token=token
+            versions=[version_message(view) for view in views], next_page_token=token
         )
+
+    async def SetModelAlias(
+        self, request: train_pb2.SetModelAliasRequest, context: Context
+    ) -> train_pb2.SetModelAliasResponse:
+        """Point an alias to a version."""
+        name = ModelAliasName.parse(request.name)
+        row = await asyncio.to_thread(self._registry.set_alias, name, request.version)
+        return train_pb2.SetModelAliasResponse(alias=alias_message(row))
+
+    async def DeleteModelAlias(
+        self, request: train_pb2.DeleteModelAliasRequest, context: Context
+    ) -> train_pb2.DeleteModelAliasResponse:
+        """Remove an alias."""
+        name = ModelAliasName.parse(request.name)
+        await asyncio.to_thread(self._registry.delete_alias, name)
+        return train_pb2.DeleteModelAliasResponse()
+
+    async def DeprecateModelVersion(
+        self, request: train_pb2.DeprecateModelVersionRequest, context: Context
+    ) -> train_pb2.DeprecateModelVersionResponse:
+        """Advise against a version."""
+        name = ModelVersionName.parse(request.name)
+        view = await asyncio.to_thread(self._registry.deprecate, name, request.reason)
+        return train_pb2.DeprecateModelVersionResponse(version=version_message(view))
+
+    async def DeleteModelVersion(
+        self, request: train_pb2.DeleteModelVersionRequest, context: Context
+    ) -> train_pb2.DeleteModelVersionResponse:
+        """Remove a version."""
+        name = ModelVersionName.parse(request.name)
+        await asyncio.to_thread(self._deletion.version, name)
+        return train_pb2.DeleteModelVersionResponse()
+
+    async def DeleteModel(
+        self, request: train_pb2.DeleteModelRequest, context: Context
+    ) -> train_pb2.DeleteModelResponse:
+        """Remove a model without versions."""
+        await asyncio.to_thread(self._deletion.model, ModelName.parse(request.name))
+        return train_pb2.DeleteModelResponse()
 
     async def DownloadModelFile(
         self, request: train_pb2.DownloadModelFileRequest, context: Context
     ) -> AsyncIterator[train_pb2.DownloadModelFileResponse]:
         """Stream a file of a version."""
-        pieces = self._handler.read_file(ModelVersionName.parse(request.name), request.path)
+        pieces = self._registry.read_file(ModelVersionName.parse(request.name), request.path)
         try:
             while chunk := await asyncio.to_thread(next, pieces, b""):
                 yield train_pb2.DownloadModelFileResponse(chunk=chunk)

@@ -158,7 +158,8 @@ class AdapterWeight(google.protobuf.message.Message):
     WEIGHT_FIELD_NUMBER: builtins.int
     SCHEDULE_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """projects/{project}/models/{model} for its newest version, or
+    """projects/{project}/models/{model} for its newest version that is not deprecated,
+    projects/{project}/models/{model}@{alias} for the one that an alias points to, or
     projects/{project}/models/{model}/versions/{version}
     """
     weight: builtins.float

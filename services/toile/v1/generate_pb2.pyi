@@ -1472,14 +1472,17 @@ class AdapterLineage(google.protobuf.message.Message):
     DATASET_VERSION_FIELD_NUMBER: builtins.int
     DATASET_DIGEST_FIELD_NUMBER: builtins.int
     PHOTOGRAPHS_FIELD_NUMBER: builtins.int
+    IMPORTED_DIGEST_FIELD_NUMBER: builtins.int
     model_version: builtins.str
     """projects/{project}/models/{model}/versions/{version}"""
     weight: builtins.float
     """Strength it was used at."""
     dataset_version: builtins.str
-    """Dataset version it was trained on."""
+    """Dataset version it was trained on; empty when it was imported."""
     dataset_digest: builtins.str
-    """Digest of that version."""
+    """Digest of that version; empty when it was imported."""
+    imported_digest: builtins.str
+    """SHA-256 of the file that it was imported from, in hexadecimal; empty when it was trained here."""
     @property
     def photographs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SourcePhotograph]:
         """Photographs in that version."""
@@ -1492,8 +1495,9 @@ class AdapterLineage(google.protobuf.message.Message):
         dataset_version: builtins.str = ...,
         dataset_digest: builtins.str = ...,
         photographs: collections.abc.Iterable[Global___SourcePhotograph] | None = ...,
+        imported_digest: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "model_version", b"model_version", "photographs", b"photographs", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "imported_digest", b"imported_digest", "model_version", b"model_version", "photographs", b"photographs", "weight", b"weight"]) -> None: ...
 
 Global___AdapterLineage: typing_extensions.TypeAlias = AdapterLineage
 

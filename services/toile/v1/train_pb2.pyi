@@ -192,13 +192,18 @@ class Model(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     LATEST_VERSION_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    ALIASES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/models/{model}"""
     latest_version: builtins.str
-    """Newest version."""
+    """Newest version that is not deprecated; empty when all are."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the first version was published."""
+
+    @property
+    def aliases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelAlias]:
+        """Aliases, by name."""
 
     def __init__(
         self,
@@ -206,11 +211,43 @@ class Model(google.protobuf.message.Message):
         name: builtins.str = ...,
         latest_version: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        aliases: collections.abc.Iterable[Global___ModelAlias] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "latest_version", b"latest_version", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "latest_version", b"latest_version", "name", b"name"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class ModelAlias(google.protobuf.message.Message):
+    """ModelAlias is a name that versions of a model take turns in."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    UPDATE_TIME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/models/{model}@{alias}; wherever an adapter is named, this names the
+    version that the alias points to then.
+    """
+    version: builtins.str
+    """Version that it points to."""
+    @property
+    def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was pointed there."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        version: builtins.str = ...,
+        update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["update_time", b"update_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "update_time", b"update_time", "version", b"version"]) -> None: ...
+
+Global___ModelAlias: typing_extensions.TypeAlias = ModelAlias
 
 @typing.final
 class ModelFile(google.protobuf.message.Message):
@@ -240,7 +277,7 @@ Global___ModelFile: typing_extensions.TypeAlias = ModelFile
 
 @typing.final
 class ModelVersion(google.protobuf.message.Message):
-    """ModelVersion is one trained adapter with its lineage."""
+    """ModelVersion is one adapter with its lineage: trained here, or imported."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -257,6 +294,10 @@ class ModelVersion(google.protobuf.message.Message):
     FILES_FIELD_NUMBER: builtins.int
     JOB_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    ALIASES_FIELD_NUMBER: builtins.int
+    DEPRECATE_TIME_FIELD_NUMBER: builtins.int
+    DEPRECATION_REASON_FIELD_NUMBER: builtins.int
+    IMPORTED_DIGEST_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/models/{model}/versions/{version}; versions count from 1."""
     adapter_type: builtins.str
@@ -264,24 +305,28 @@ class ModelVersion(google.protobuf.message.Message):
     base: builtins.str
     """bases/{base} that it was trained on and works with."""
     dataset_version: builtins.str
-    """Dataset version that it was trained on."""
+    """Dataset version that it was trained on; empty when it was imported."""
     dataset_digest: builtins.str
-    """Digest of that dataset version."""
+    """Digest of that dataset version; empty when it was imported."""
     trigger_word: builtins.str
     """Word that calls the style."""
     final_loss: builtins.float
-    """Loss at the end, smoothed."""
+    """Loss at the end, smoothed; 0 when it was imported."""
     code_version: builtins.str
-    """Version of Toile that trained it."""
+    """Version of Toile that trained or imported it."""
     reproduction_difference: builtins.float
     """Largest difference, in 8-bit levels, between the sample drawn by the trainer and the
-    same sample drawn from the published file through the serving path.
+    same sample drawn from the published file through the serving path; 0 when it was imported.
     """
     job: builtins.str
-    """Job that trained it."""
+    """Job that trained it; empty when it was imported."""
+    deprecation_reason: builtins.str
+    """Why it is deprecated."""
+    imported_digest: builtins.str
+    """SHA-256 of the file that it was imported from, in hexadecimal; empty when it was trained here."""
     @property
     def config(self) -> Global___LoraConfig:
-        """The whole configuration that made it."""
+        """The whole configuration that made it; rank and alpha alone when it was imported."""
 
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
@@ -290,6 +335,14 @@ class ModelVersion(google.protobuf.message.Message):
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was published."""
+
+    @property
+    def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Aliases that point to it, by name: projects/{project}/models/{model}@{alias}"""
+
+    @property
+    def deprecate_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was deprecated; unset while it is not."""
 
     def __init__(
         self,
@@ -307,9 +360,13 @@ class ModelVersion(google.protobuf.message.Message):
         files: collections.abc.Iterable[Global___ModelFile] | None = ...,
         job: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        aliases: collections.abc.Iterable[builtins.str] | None = ...,
+        deprecate_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        deprecation_reason: builtins.str = ...,
+        imported_digest: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config", "create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter_type", b"adapter_type", "base", b"base", "code_version", b"code_version", "config", b"config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "files", b"files", "final_loss", b"final_loss", "job", b"job", "name", b"name", "reproduction_difference", b"reproduction_difference", "trigger_word", b"trigger_word"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config", "create_time", b"create_time", "deprecate_time", b"deprecate_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter_type", b"adapter_type", "aliases", b"aliases", "base", b"base", "code_version", b"code_version", "config", b"config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "deprecate_time", b"deprecate_time", "deprecation_reason", b"deprecation_reason", "files", b"files", "final_loss", b"final_loss", "imported_digest", b"imported_digest", "job", b"job", "name", b"name", "reproduction_difference", b"reproduction_difference", "trigger_word", b"trigger_word"]) -> None: ...
 
 Global___ModelVersion: typing_extensions.TypeAlias = ModelVersion
 
@@ -503,7 +560,9 @@ class GetModelVersionRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """projects/{project}/models/{model}/versions/{version}"""
+    """projects/{project}/models/{model}/versions/{version}, or an alias that points to it:
+    projects/{project}/models/{model}@{alias}
+    """
     def __init__(
         self,
         *,
@@ -583,6 +642,263 @@ class ListModelVersionsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "versions", b"versions"]) -> None: ...
 
 Global___ListModelVersionsResponse: typing_extensions.TypeAlias = ListModelVersionsResponse
+
+@typing.final
+class ImportModelVersionRequest(google.protobuf.message.Message):
+    """ImportModelVersionRequest is one message of an import: the header first, then the bytes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    """Next bytes of the safetensors file, at most 1 MiB."""
+    @property
+    def header(self) -> Global___ImportModelVersionHeader:
+        """The first message and only the first."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___ImportModelVersionHeader | None = ...,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "payload", b"payload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "payload", b"payload"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["payload", b"payload"]) -> typing.Literal["header", "chunk"] | None: ...
+
+Global___ImportModelVersionRequest: typing_extensions.TypeAlias = ImportModelVersionRequest
+
+@typing.final
+class ImportModelVersionHeader(google.protobuf.message.Message):
+    """ImportModelVersionHeader says what the file becomes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: builtins.int
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    BASE_FIELD_NUMBER: builtins.int
+    TRIGGER_WORD_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    parent: builtins.str
+    """projects/{project}"""
+    model_id: builtins.str
+    """Last segment of the model's name; the model is made when it does not exist."""
+    base: builtins.str
+    """bases/{base} that the adapter is for; the platform's default when empty."""
+    trigger_word: builtins.str
+    """Word that calls the style; may be empty."""
+    request_id: builtins.str
+    """Chosen by the client; the same id with the same header and file returns the first version."""
+    def __init__(
+        self,
+        *,
+        parent: builtins.str = ...,
+        model_id: builtins.str = ...,
+        base: builtins.str = ...,
+        trigger_word: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "model_id", b"model_id", "parent", b"parent", "request_id", b"request_id", "trigger_word", b"trigger_word"]) -> None: ...
+
+Global___ImportModelVersionHeader: typing_extensions.TypeAlias = ImportModelVersionHeader
+
+@typing.final
+class ImportModelVersionResponse(google.protobuf.message.Message):
+    """ImportModelVersionResponse holds the version."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    @property
+    def version(self) -> Global___ModelVersion:
+        """The version."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___ModelVersion | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["version", b"version"]) -> None: ...
+
+Global___ImportModelVersionResponse: typing_extensions.TypeAlias = ImportModelVersionResponse
+
+@typing.final
+class DeprecateModelVersionRequest(google.protobuf.message.Message):
+    """DeprecateModelVersionRequest names a version and says what is wrong with it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/models/{model}/versions/{version}"""
+    reason: builtins.str
+    """Why, for those who use it; 1 to 500 characters."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "reason", b"reason"]) -> None: ...
+
+Global___DeprecateModelVersionRequest: typing_extensions.TypeAlias = DeprecateModelVersionRequest
+
+@typing.final
+class DeprecateModelVersionResponse(google.protobuf.message.Message):
+    """DeprecateModelVersionResponse holds the version."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    @property
+    def version(self) -> Global___ModelVersion:
+        """The version."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___ModelVersion | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["version", b"version"]) -> None: ...
+
+Global___DeprecateModelVersionResponse: typing_extensions.TypeAlias = DeprecateModelVersionResponse
+
+@typing.final
+class DeleteModelVersionRequest(google.protobuf.message.Message):
+    """DeleteModelVersionRequest names a version."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/models/{model}/versions/{version}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___DeleteModelVersionRequest: typing_extensions.TypeAlias = DeleteModelVersionRequest
+
+@typing.final
+class DeleteModelVersionResponse(google.protobuf.message.Message):
+    """DeleteModelVersionResponse is empty."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteModelVersionResponse: typing_extensions.TypeAlias = DeleteModelVersionResponse
+
+@typing.final
+class DeleteModelRequest(google.protobuf.message.Message):
+    """DeleteModelRequest names a model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/models/{model}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___DeleteModelRequest: typing_extensions.TypeAlias = DeleteModelRequest
+
+@typing.final
+class DeleteModelResponse(google.protobuf.message.Message):
+    """DeleteModelResponse is empty."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteModelResponse: typing_extensions.TypeAlias = DeleteModelResponse
+
+@typing.final
+class SetModelAliasRequest(google.protobuf.message.Message):
+    """SetModelAliasRequest points an alias to a version."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/models/{model}@{alias}; made when it does not exist."""
+    version: builtins.str
+    """Version of the same model that it points to."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        version: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "version", b"version"]) -> None: ...
+
+Global___SetModelAliasRequest: typing_extensions.TypeAlias = SetModelAliasRequest
+
+@typing.final
+class SetModelAliasResponse(google.protobuf.message.Message):
+    """SetModelAliasResponse holds the alias."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: builtins.int
+    @property
+    def alias(self) -> Global___ModelAlias:
+        """The alias."""
+
+    def __init__(
+        self,
+        *,
+        alias: Global___ModelAlias | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["alias", b"alias"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["alias", b"alias"]) -> None: ...
+
+Global___SetModelAliasResponse: typing_extensions.TypeAlias = SetModelAliasResponse
+
+@typing.final
+class DeleteModelAliasRequest(google.protobuf.message.Message):
+    """DeleteModelAliasRequest names an alias."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/models/{model}@{alias}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___DeleteModelAliasRequest: typing_extensions.TypeAlias = DeleteModelAliasRequest
+
+@typing.final
+class DeleteModelAliasResponse(google.protobuf.message.Message):
+    """DeleteModelAliasResponse is empty."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteModelAliasResponse: typing_extensions.TypeAlias = DeleteModelAliasResponse
 
 @typing.final
 class DownloadModelFileRequest(google.protobuf.message.Message):

@@ -60,6 +60,36 @@ class TrainServiceStub(object):
                 request_serializer=toile_dot_v1_dot_train__pb2.ListModelVersionsRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_train__pb2.ListModelVersionsResponse.FromString,
                 _registered_method=True)
+        self.ImportModelVersion = channel.stream_unary(
+                '/toile.v1.TrainService/ImportModelVersion',
+                request_serializer=toile_dot_v1_dot_train__pb2.ImportModelVersionRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_train__pb2.ImportModelVersionResponse.FromString,
+                _registered_method=True)
+        self.DeprecateModelVersion = channel.unary_unary(
+                '/toile.v1.TrainService/DeprecateModelVersion',
+                request_serializer=toile_dot_v1_dot_train__pb2.DeprecateModelVersionRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_train__pb2.DeprecateModelVersionResponse.FromString,
+                _registered_method=True)
+        self.DeleteModelVersion = channel.unary_unary(
+                '/toile.v1.TrainService/DeleteModelVersion',
+                request_serializer=toile_dot_v1_dot_train__pb2.DeleteModelVersionRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_train__pb2.DeleteModelVersionResponse.FromString,
+                _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/toile.v1.TrainService/DeleteModel',
+                request_serializer=toile_dot_v1_dot_train__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_train__pb2.DeleteModelResponse.FromString,
+                _registered_method=True)
+        self.SetModelAlias = channel.unary_unary(
+                '/toile.v1.TrainService/SetModelAlias',
+                request_serializer=toile_dot_v1_dot_train__pb2.SetModelAliasRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_train__pb2.SetModelAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteModelAlias = channel.unary_unary(
+                '/toile.v1.TrainService/DeleteModelAlias',
+                request_serializer=toile_dot_v1_dot_train__pb2.DeleteModelAliasRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_train__pb2.DeleteModelAliasResponse.FromString,
+                _registered_method=True)
         self.DownloadModelFile = channel.unary_stream(
                 '/toile.v1.TrainService/DownloadModelFile',
                 request_serializer=toile_dot_v1_dot_train__pb2.DownloadModelFileRequest.SerializeToString,
@@ -112,6 +142,51 @@ class TrainServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportModelVersion(self, request_iterator, context):
+        """ImportModelVersion makes a version of a LoRA that was trained elsewhere: a safetensors file
+        in kohya's layout or in diffusers'. A file that could not be applied whole is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeprecateModelVersion(self, request, context):
+        """DeprecateModelVersion advises against a version: it keeps its name and its aliases, and is
+        never its model's newest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelVersion(self, request, context):
+        """DeleteModelVersion removes a version and its files. One that drew an image which still
+        exists, that an alias points to, or that a job is making is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """DeleteModel removes a model that has no versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetModelAlias(self, request, context):
+        """SetModelAlias points an alias of a model to one of its versions, from now on and at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelAlias(self, request, context):
+        """DeleteModelAlias removes an alias. One that is not there is NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadModelFile(self, request, context):
         """DownloadModelFile streams one file of a version.
         """
@@ -153,6 +228,36 @@ def add_TrainServiceServicer_to_server(servicer, server):
                     servicer.ListModelVersions,
                     request_deserializer=toile_dot_v1_dot_train__pb2.ListModelVersionsRequest.FromString,
                     response_serializer=toile_dot_v1_dot_train__pb2.ListModelVersionsResponse.SerializeToString,
+            ),
+            'ImportModelVersion': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportModelVersion,
+                    request_deserializer=toile_dot_v1_dot_train__pb2.ImportModelVersionRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_train__pb2.ImportModelVersionResponse.SerializeToString,
+            ),
+            'DeprecateModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeprecateModelVersion,
+                    request_deserializer=toile_dot_v1_dot_train__pb2.DeprecateModelVersionRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_train__pb2.DeprecateModelVersionResponse.SerializeToString,
+            ),
+            'DeleteModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelVersion,
+                    request_deserializer=toile_dot_v1_dot_train__pb2.DeleteModelVersionRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_train__pb2.DeleteModelVersionResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=toile_dot_v1_dot_train__pb2.DeleteModelRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_train__pb2.DeleteModelResponse.SerializeToString,
+            ),
+            'SetModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelAlias,
+                    request_deserializer=toile_dot_v1_dot_train__pb2.SetModelAliasRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_train__pb2.SetModelAliasResponse.SerializeToString,
+            ),
+            'DeleteModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelAlias,
+                    request_deserializer=toile_dot_v1_dot_train__pb2.DeleteModelAliasRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_train__pb2.DeleteModelAliasResponse.SerializeToString,
             ),
             'DownloadModelFile': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadModelFile,
@@ -301,6 +406,168 @@ class TrainService(object):
             '/toile.v1.TrainService/ListModelVersions',
             toile_dot_v1_dot_train__pb2.ListModelVersionsRequest.SerializeToString,
             toile_dot_v1_dot_train__pb2.ListModelVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportModelVersion(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/toile.v1.TrainService/ImportModelVersion',
+            toile_dot_v1_dot_train__pb2.ImportModelVersionRequest.SerializeToString,
+            toile_dot_v1_dot_train__pb2.ImportModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeprecateModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.TrainService/DeprecateModelVersion',
+            toile_dot_v1_dot_train__pb2.DeprecateModelVersionRequest.SerializeToString,
+            toile_dot_v1_dot_train__pb2.DeprecateModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.TrainService/DeleteModelVersion',
+            toile_dot_v1_dot_train__pb2.DeleteModelVersionRequest.SerializeToString,
+            toile_dot_v1_dot_train__pb2.DeleteModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.TrainService/DeleteModel',
+            toile_dot_v1_dot_train__pb2.DeleteModelRequest.SerializeToString,
+            toile_dot_v1_dot_train__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.TrainService/SetModelAlias',
+            toile_dot_v1_dot_train__pb2.SetModelAliasRequest.SerializeToString,
+            toile_dot_v1_dot_train__pb2.SetModelAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.TrainService/DeleteModelAlias',
+            toile_dot_v1_dot_train__pb2.DeleteModelAliasRequest.SerializeToString,
+            toile_dot_v1_dot_train__pb2.DeleteModelAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,6 +105,102 @@ _TrainServiceListModelVersionsType = typing_extensions.TypeVar(
     ],
 )
 
+_TrainServiceImportModelVersionType = typing_extensions.TypeVar(
+    '_TrainServiceImportModelVersionType',
+    grpc.StreamUnaryMultiCallable[
+        toile.v1.train_pb2.ImportModelVersionRequest,
+        toile.v1.train_pb2.ImportModelVersionResponse,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        toile.v1.train_pb2.ImportModelVersionRequest,
+        toile.v1.train_pb2.ImportModelVersionResponse,
+    ],
+    default=grpc.StreamUnaryMultiCallable[
+        toile.v1.train_pb2.ImportModelVersionRequest,
+        toile.v1.train_pb2.ImportModelVersionResponse,
+    ],
+)
+
+_TrainServiceDeprecateModelVersionType = typing_extensions.TypeVar(
+    '_TrainServiceDeprecateModelVersionType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeprecateModelVersionRequest,
+        toile.v1.train_pb2.DeprecateModelVersionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeprecateModelVersionRequest,
+        toile.v1.train_pb2.DeprecateModelVersionResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeprecateModelVersionRequest,
+        toile.v1.train_pb2.DeprecateModelVersionResponse,
+    ],
+)
+
+_TrainServiceDeleteModelVersionType = typing_extensions.TypeVar(
+    '_TrainServiceDeleteModelVersionType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelVersionRequest,
+        toile.v1.train_pb2.DeleteModelVersionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelVersionRequest,
+        toile.v1.train_pb2.DeleteModelVersionResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelVersionRequest,
+        toile.v1.train_pb2.DeleteModelVersionResponse,
+    ],
+)
+
+_TrainServiceDeleteModelType = typing_extensions.TypeVar(
+    '_TrainServiceDeleteModelType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelRequest,
+        toile.v1.train_pb2.DeleteModelResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelRequest,
+        toile.v1.train_pb2.DeleteModelResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelRequest,
+        toile.v1.train_pb2.DeleteModelResponse,
+    ],
+)
+
+_TrainServiceSetModelAliasType = typing_extensions.TypeVar(
+    '_TrainServiceSetModelAliasType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.SetModelAliasRequest,
+        toile.v1.train_pb2.SetModelAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.SetModelAliasRequest,
+        toile.v1.train_pb2.SetModelAliasResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.SetModelAliasRequest,
+        toile.v1.train_pb2.SetModelAliasResponse,
+    ],
+)
+
+_TrainServiceDeleteModelAliasType = typing_extensions.TypeVar(
+    '_TrainServiceDeleteModelAliasType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelAliasRequest,
+        toile.v1.train_pb2.DeleteModelAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelAliasRequest,
+        toile.v1.train_pb2.DeleteModelAliasResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelAliasRequest,
+        toile.v1.train_pb2.DeleteModelAliasResponse,
+    ],
+)
+
 _TrainServiceDownloadModelFileType = typing_extensions.TypeVar(
     '_TrainServiceDownloadModelFileType',
     grpc.UnaryStreamMultiCallable[
@@ -137,7 +233,7 @@ _TrainServiceListBasesType = typing_extensions.TypeVar(
     ],
 )
 
-class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _TrainServiceGetModelType, _TrainServiceListModelsType, _TrainServiceGetModelVersionType, _TrainServiceListModelVersionsType, _TrainServiceDownloadModelFileType, _TrainServiceListBasesType]):
+class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _TrainServiceGetModelType, _TrainServiceListModelsType, _TrainServiceGetModelVersionType, _TrainServiceListModelVersionsType, _TrainServiceImportModelVersionType, _TrainServiceDeprecateModelVersionType, _TrainServiceDeleteModelVersionType, _TrainServiceDeleteModelType, _TrainServiceSetModelAliasType, _TrainServiceDeleteModelAliasType, _TrainServiceDownloadModelFileType, _TrainServiceListBasesType]):
     """TrainService trains adapters on dataset versions and keeps the models they become."""
 
     @typing.overload
@@ -161,6 +257,30 @@ class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _Train
         grpc.UnaryUnaryMultiCallable[
             toile.v1.train_pb2.ListModelVersionsRequest,
             toile.v1.train_pb2.ListModelVersionsResponse,
+        ],
+        grpc.StreamUnaryMultiCallable[
+            toile.v1.train_pb2.ImportModelVersionRequest,
+            toile.v1.train_pb2.ImportModelVersionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.DeprecateModelVersionRequest,
+            toile.v1.train_pb2.DeprecateModelVersionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.DeleteModelVersionRequest,
+            toile.v1.train_pb2.DeleteModelVersionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.DeleteModelRequest,
+            toile.v1.train_pb2.DeleteModelResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.SetModelAliasRequest,
+            toile.v1.train_pb2.SetModelAliasResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.DeleteModelAliasRequest,
+            toile.v1.train_pb2.DeleteModelAliasResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             toile.v1.train_pb2.DownloadModelFileRequest,
@@ -194,6 +314,30 @@ class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _Train
             toile.v1.train_pb2.ListModelVersionsRequest,
             toile.v1.train_pb2.ListModelVersionsResponse,
         ],
+        grpc.aio.StreamUnaryMultiCallable[
+            toile.v1.train_pb2.ImportModelVersionRequest,
+            toile.v1.train_pb2.ImportModelVersionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.DeprecateModelVersionRequest,
+            toile.v1.train_pb2.DeprecateModelVersionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.DeleteModelVersionRequest,
+            toile.v1.train_pb2.DeleteModelVersionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.DeleteModelRequest,
+            toile.v1.train_pb2.DeleteModelResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.SetModelAliasRequest,
+            toile.v1.train_pb2.SetModelAliasResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.DeleteModelAliasRequest,
+            toile.v1.train_pb2.DeleteModelAliasResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             toile.v1.train_pb2.DownloadModelFileRequest,
             toile.v1.train_pb2.DownloadModelFileResponse,
@@ -221,6 +365,30 @@ class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _Train
     ListModelVersions: _TrainServiceListModelVersionsType
     """ListModelVersions returns the versions of a model, newest first."""
 
+    ImportModelVersion: _TrainServiceImportModelVersionType
+    """ImportModelVersion makes a version of a LoRA that was trained elsewhere: a safetensors file
+    in kohya's layout or in diffusers'. A file that could not be applied whole is refused.
+    """
+
+    DeprecateModelVersion: _TrainServiceDeprecateModelVersionType
+    """DeprecateModelVersion advises against a version: it keeps its name and its aliases, and is
+    never its model's newest.
+    """
+
+    DeleteModelVersion: _TrainServiceDeleteModelVersionType
+    """DeleteModelVersion removes a version and its files. One that drew an image which still
+    exists, that an alias points to, or that a job is making is kept.
+    """
+
+    DeleteModel: _TrainServiceDeleteModelType
+    """DeleteModel removes a model that has no versions."""
+
+    SetModelAlias: _TrainServiceSetModelAliasType
+    """SetModelAlias points an alias of a model to one of its versions, from now on and at once."""
+
+    DeleteModelAlias: _TrainServiceDeleteModelAliasType
+    """DeleteModelAlias removes an alias. One that is not there is NOT_FOUND."""
+
     DownloadModelFile: _TrainServiceDownloadModelFileType
     """DownloadModelFile streams one file of a version."""
 
@@ -247,6 +415,30 @@ TrainServiceAsyncStub: typing_extensions.TypeAlias = TrainServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.train_pb2.ListModelVersionsRequest,
         toile.v1.train_pb2.ListModelVersionsResponse,
+    ],
+    grpc.aio.StreamUnaryMultiCallable[
+        toile.v1.train_pb2.ImportModelVersionRequest,
+        toile.v1.train_pb2.ImportModelVersionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeprecateModelVersionRequest,
+        toile.v1.train_pb2.DeprecateModelVersionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelVersionRequest,
+        toile.v1.train_pb2.DeleteModelVersionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelRequest,
+        toile.v1.train_pb2.DeleteModelResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.SetModelAliasRequest,
+        toile.v1.train_pb2.SetModelAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.DeleteModelAliasRequest,
+        toile.v1.train_pb2.DeleteModelAliasResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         toile.v1.train_pb2.DownloadModelFileRequest,
@@ -302,6 +494,60 @@ class TrainServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[toile.v1.train_pb2.ListModelVersionsResponse, collections.abc.Awaitable[toile.v1.train_pb2.ListModelVersionsResponse]]:
         """ListModelVersions returns the versions of a model, newest first."""
+
+    @abc.abstractmethod
+    def ImportModelVersion(
+        self,
+        request_iterator: _MaybeAsyncIterator[toile.v1.train_pb2.ImportModelVersionRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.train_pb2.ImportModelVersionResponse, collections.abc.Awaitable[toile.v1.train_pb2.ImportModelVersionResponse]]:
+        """ImportModelVersion makes a version of a LoRA that was trained elsewhere: a safetensors file
+        in kohya's layout or in diffusers'. A file that could not be applied whole is refused.
+        """
+
+    @abc.abstractmethod
+    def DeprecateModelVersion(
+        self,
+        request: toile.v1.train_pb2.DeprecateModelVersionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.train_pb2.DeprecateModelVersionResponse, collections.abc.Awaitable[toile.v1.train_pb2.DeprecateModelVersionResponse]]:
+        """DeprecateModelVersion advises against a version: it keeps its name and its aliases, and is
+        never its model's newest.
+        """
+
+    @abc.abstractmethod
+    def DeleteModelVersion(
+        self,
+        request: toile.v1.train_pb2.DeleteModelVersionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.train_pb2.DeleteModelVersionResponse, collections.abc.Awaitable[toile.v1.train_pb2.DeleteModelVersionResponse]]:
+        """DeleteModelVersion removes a version and its files. One that drew an image which still
+        exists, that an alias points to, or that a job is making is kept.
+        """
+
+    @abc.abstractmethod
+    def DeleteModel(
+        self,
+        request: toile.v1.train_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.train_pb2.DeleteModelResponse, collections.abc.Awaitable[toile.v1.train_pb2.DeleteModelResponse]]:
+        """DeleteModel removes a model that has no versions."""
+
+    @abc.abstractmethod
+    def SetModelAlias(
+        self,
+        request: toile.v1.train_pb2.SetModelAliasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.train_pb2.SetModelAliasResponse, collections.abc.Awaitable[toile.v1.train_pb2.SetModelAliasResponse]]:
+        """SetModelAlias points an alias of a model to one of its versions, from now on and at once."""
+
+    @abc.abstractmethod
+    def DeleteModelAlias(
+        self,
+        request: toile.v1.train_pb2.DeleteModelAliasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.train_pb2.DeleteModelAliasResponse, collections.abc.Awaitable[toile.v1.train_pb2.DeleteModelAliasResponse]]:
+        """DeleteModelAlias removes an alias. One that is not there is NOT_FOUND."""
 
     @abc.abstractmethod
     def DownloadModelFile(

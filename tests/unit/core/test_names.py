@@ -67,3 +67,18 @@ def test_a_long_wrong_name_is_not_echoed_whole() -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         names.ImageName.parse("x" * 10_000)
     assert len(caught.value.message) < 400
+
+
+@given(IDS, IDS, IDS)
+def test_an_alias_is_a_name_beside_the_versions(project: str, model: str, alias: str) -> None:
+    name = names.ModelAliasName(project, model, alias)
+    assert str(name) == f"projects/{project}/models/{model}@{alias}"
+    assert names.ModelAliasName.parse(str(name)) == name
+    assert name.model_name == names.ModelName(project, model)
+    for other in (names.ModelName, names.ModelVersionName):
+        assert not other.matches(str(name))
+
+
+@pytest.mark.parametrize("bad", ["m", "m@", "@a", "m@a@b", "m@A", "m/versions/1@a", "m@a\n"])
+def test_what_no_alias_looks_like(bad: str) -> None:
+    assert not names.ModelAliasName.matches(f"projects/p/models/{bad}")

@@ -1,15 +1,30 @@
-"""A train handler over a catalog with a base and a dataset."""
+"""The train service over a catalog with a base and a dataset, and versions to have trained."""
 
-from collections.abc import Iterator
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from toile.core.artifacts import ArtifactStore, open_store
+from toile.core.artifacts import ArtifactStore, open_store, publish
 from toile.core.catalog.engine import Catalog, open_catalog
-from toile.core.catalog.models import BaseRow, DatasetItemRow, DatasetRow, DatasetVersionRow
+from toile.core.catalog.models import (
+    BaseRow,
+    DatasetItemRow,
+    DatasetRow,
+    DatasetVersionRow,
+    ModelVersionRow,
+)
+from toile.core.jobs import JobStore
+from toile.core.names import ModelVersionName
+from toile.core.rpc.client import Clients
+from toile.core.rpc.server import start
 from toile.core.settings import Settings
+from toile.train.__main__ import build_service
 from toile.train.handler import TrainHandler
+from toile.v1 import train_pb2, train_pb2_grpc
 
 CAPTIONS = ["<lace> white dress", "<lace> white dress", "", "<lace> black skirt", "<lace> red hat"]
 
@@ -71,5 +86,80 @@ def store(settings: Settings) -> ArtifactStore:
 
 
 @pytest.fixture
-def handler(settings: Settings, catalog: Catalog, store: ArtifactStore) -> TrainHandler:
-    return TrainHandler(settings, catalog, store)
+def handler(settings: Settings, catalog: Catalog) -> TrainHandler:
+    return TrainHandler(settings, catalog)
+
+
+@pytest.fixture
+def publish_version(
+    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
+) -> Callable[..., str]:
+    """Ends a training as its worker does; returns the version's name."""
+
+    def publish_one(model: str = "lace") -> str:
+        request = train_pb2.CreateTrainingJobRequest(
+            parent="projects/p",
+            model_id=model,
+            dataset="projects/p/datasets/lace",
+            lora=train_pb2.LoraConfig(),
+        )
+        job = handler.create(request)
+        jobs = JobStore(catalog)
+        jobs.next_attempt(job.name, after=0)
+        jobs.start(job.name, 1)
+        name = ModelVersionName.parse(job.target)
+        manifest = publish(store, f"{name}/made", {"a/b.bin": b"x" * (3 << 20)})
+        store.put(f"{name}/made.bank/layout.safetensors", b"packed")
+        with catalog.transaction() as session:
+            session.add(
+                ModelVersionRow(
+                    name=str(name),
+                    model=str(name.model_name),
+                    number=int(name.version),
+                    adapter_type="lora",
+                    artifact=f"{name}/made",
+                    digest=manifest.digest,
+                    base="bases/tiny",
+                    dataset_version=job.spec["dataset_version"],
+                    dataset_digest="2" * 64,
+                    trigger_word="<lace>",
+                    config=job.spec["config"],
+                    final_loss=0.125,
+                    reproduction_difference=0.0,
+                    code_version="0",
+                    files=[
+                        {"path": path, "size_bytes": entry.size_bytes, "digest": entry.digest}
+                        for path, entry in manifest.files.items()
+                    ],
+                    job=job.name,
+                )
+            )
+            jobs.succeed(session, job.name, 1)
+        return str(name)
+
+    return publish_one
+
+
+@pytest.fixture
+def address(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    """Address of the service, in an event loop of a thread of its own."""
+    service = replace(build_service(settings), background=[])  # nothing is sent to Ray
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    running = asyncio.run_coroutine_threadsafe(start(service, settings), loop).result(timeout=60)
+    try:
+        yield f"127.0.0.1:{running.port}"
+    finally:
+        asyncio.run_coroutine_threadsafe(running.stop(), loop).result(timeout=60)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture
+def train(address: str, settings: Settings) -> Iterator[train_pb2_grpc.TrainServiceStub]:
+    """A client of the service, whose calls raise typed errors."""
+    with Clients(settings.model_copy(update={"train_address": address})) as clients:
+        yield clients.train

@@ -1,11 +1,10 @@
-"""What is asked of a training before it is queued, and what is said of models."""
+"""What is asked of a training before it is queued."""
 
 import pytest
 from sqlalchemy import update
 
-from toile.core.artifacts import ArtifactStore, publish
 from toile.core.catalog.engine import Catalog
-from toile.core.catalog.models import DatasetItemRow, JobRow, ModelVersionRow
+from toile.core.catalog.models import DatasetItemRow, JobRow
 from toile.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -13,14 +12,11 @@ from toile.core.errors import (
     RequestReusedError,
 )
 from toile.core.jobs import JobState, JobStore
-from toile.core.names import ModelName, ModelVersionName, ProjectName
 from toile.core.settings import Settings
-from toile.train.convert import model_message, version_message
 from toile.train.handler import TrainHandler
 from toile.v1 import train_pb2
 
 LACE = "projects/p/datasets/lace"
-MODEL = ModelName("p", "lace")
 
 
 def request_of(
@@ -120,10 +116,8 @@ def test_unknown_dataset_and_base(handler: TrainHandler) -> None:
         handler.create(request_of(base="bases/none"))
 
 
-def test_each_worker_needs_an_image(
-    settings: Settings, catalog: Catalog, store: ArtifactStore
-) -> None:
-    handler = TrainHandler(settings.model_copy(update={"train_workers": 4}), catalog, store)
+def test_each_worker_needs_an_image(settings: Settings, catalog: Catalog) -> None:
+    handler = TrainHandler(settings.model_copy(update={"train_workers": 4}), catalog)
     with pytest.raises(InvalidArgumentError, match="at least 4"):
         handler.create(request_of(batch_size=2))
 
@@ -142,88 +136,3 @@ def test_trainings_under_way_hold_their_numbers(handler: TrainHandler, catalog: 
     assert [job.target.rpartition("/")[2] for job in (first, second, other)] == ["1", "2", "1"]
     JobStore(catalog).finish(second.name, JobState.FAILED, reason="OUT_OF_MEMORY")
     assert handler.create(request_of()).target.endswith("/2")
-
-
-def publish_version(
-    handler: TrainHandler, catalog: Catalog, store: ArtifactStore, model: str = "lace"
-) -> str:
-    """End a training as its worker does; return the version's name."""
-    job = handler.create(request_of(model=model))
-    jobs = JobStore(catalog)
-    jobs.next_attempt(job.name, after=0)
-    jobs.start(job.name, 1)
-    name = ModelVersionName.parse(job.target)
-    manifest = publish(store, f"{name}/made", {"a/b.bin": b"x" * (3 << 20)})
-    with catalog.transaction() as session:
-        session.add(
-            ModelVersionRow(
-                name=str(name),
-                model=str(name.model_name),
-                number=int(name.version),
-                adapter_type="lora",
-                artifact=f"{name}/made",
-                digest=manifest.digest,
-                base="bases/tiny",
-                dataset_version=job.spec["dataset_version"],
-                dataset_digest="2" * 64,
-                trigger_word="<lace>",
-                config=job.spec["config"],
-                final_loss=0.125,
-                reproduction_difference=0.0,
-                code_version="0",
-                files=[
-                    {"path": path, "size_bytes": entry.size_bytes, "digest": entry.digest}
-                    for path, entry in manifest.files.items()
-                ],
-                job=job.name,
-            )
-        )
-        jobs.succeed(session, job.name, 1)
-    return str(name)
-
-
-def test_models_appear_with_their_first_version(
-    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
-) -> None:
-    handler.create(request_of(model="pending"))
-    with pytest.raises(NotFoundError):
-        handler.get_model(ModelName("p", "pending"))
-    publish_version(handler, catalog, store)
-    newest = publish_version(handler, catalog, store)
-    assert model_message(handler.get_model(MODEL)).latest_version == newest
-    views, token = handler.list_models(ProjectName("p"), 0, "")
-    assert [view.row.name for view in views] == [str(MODEL)]
-    assert not token
-
-
-def test_versions_are_listed_newest_first(
-    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
-) -> None:
-    names = [publish_version(handler, catalog, store) for _ in range(3)]
-    first, token = handler.list_versions(MODEL, 2, "")
-    rest, end = handler.list_versions(MODEL, 2, token)
-    assert [row.name for row in (*first, *rest)] == names[::-1]
-    assert not end
-
-
-def test_version_tells_its_lineage_and_whole_configuration(
-    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
-) -> None:
-    name = ModelVersionName.parse(publish_version(handler, catalog, store))
-    message = version_message(handler.get_version(name))
-    assert message.dataset_version == f"{LACE}/versions/2"
-    assert message.config.HasField("seed")
-    assert list(message.config.sample_prompts) == ["<lace> white dress", "<lace> black skirt"]
-    assert message.files[0].path == "a/b.bin"
-
-
-def test_files_are_read_in_pieces(
-    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
-) -> None:
-    name = ModelVersionName.parse(publish_version(handler, catalog, store))
-    pieces = list(handler.read_file(name, "a/b.bin"))
-    assert [len(piece) for piece in pieces] == [1 << 20] * 3
-    with pytest.raises(NotFoundError):
-        list(handler.read_file(name, "../../../secret"))
-    with pytest.raises(NotFoundError):
-        list(handler.read_file(ModelVersionName("p", "lace", "9"), "a/b.bin"))

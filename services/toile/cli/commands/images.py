@@ -110,6 +110,9 @@ def lineage(image: Image, as_json: JsonFlag = False) -> None:
             style = node.add(
                 f"adapter {escape(short(adapter.model_version))} at {adapter.weight:g}"
             )
+            if adapter.imported_digest:
+                style.add(f"imported from a file  {adapter.imported_digest[:12]}")
+                continue
             data = style.add(
                 f"dataset {escape(short(adapter.dataset_version))}  {adapter.dataset_digest[:12]}"
             )

@@ -179,11 +179,14 @@ class ModelRow(Table):
     __tablename__ = "models"
     name: Mapped[str] = mapped_column(String(256), primary_key=True)
     project: Mapped[str] = mapped_column(String(64), index=True)
+    retired_number: Mapped[int] = mapped_column(  # highest of a deleted version: never used again
+        Integer, default=0, server_default="0"
+    )
     create_time: Mapped[datetime] = mapped_column(default=now)
 
 
 class ModelVersionRow(Table):
-    """A published adapter with its lineage."""
+    """A published adapter with its lineage. An imported one has a digest instead of a dataset."""
 
     __tablename__ = "model_versions"
     name: Mapped[str] = mapped_column(String(256), primary_key=True)
@@ -193,8 +196,11 @@ class ModelVersionRow(Table):
     artifact: Mapped[str] = mapped_column(String(512))
     digest: Mapped[str] = mapped_column(String(64))
     base: Mapped[str] = mapped_column(ForeignKey("bases.name"))
-    dataset_version: Mapped[str] = mapped_column(ForeignKey("dataset_versions.name"))
+    dataset_version: Mapped[str | None] = mapped_column(ForeignKey("dataset_versions.name"))
     dataset_digest: Mapped[str] = mapped_column(String(64))
+    imported_digest: Mapped[str] = mapped_column(  # of the file that it was imported from
+        String(64), default="", server_default=""
+    )
     trigger_word: Mapped[str] = mapped_column(String(64))
     config: Mapped[dict[str, Any]]
     final_loss: Mapped[float] = mapped_column(Float)
@@ -203,6 +209,18 @@ class ModelVersionRow(Table):
     files: Mapped[list[Any]]  # [{"path", "size_bytes", "digest"}]
     job: Mapped[str] = mapped_column(String(256))
     create_time: Mapped[datetime] = mapped_column(default=now)
+    deprecate_time: Mapped[datetime | None]
+    deprecation_reason: Mapped[str] = mapped_column(Text, default="", server_default="")
+
+
+class ModelAliasRow(Table):
+    """A name that versions of a model take turns in."""
+
+    __tablename__ = "model_aliases"
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), index=True)
+    version: Mapped[str] = mapped_column(ForeignKey("model_versions.name"), index=True)
+    update_time: Mapped[datetime]
 
 
 class GenerationRow(Table):

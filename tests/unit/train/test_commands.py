@@ -1,0 +1,71 @@
+"""`toile models …` in front of the real train service."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
+
+from toile.v1 import train_pb2, train_pb2_grpc
+
+Toile = Callable[..., Any]
+
+
+@pytest.fixture
+def toile(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toile]:
+    """Runs `toile models …` in project p and returns its JSON, or the line of its error."""
+    for service in ("DATASET", "TRAIN", "GENERATE", "RANK", "REFINE"):
+        monkeypatch.setenv(f"TOILE_{service}_ADDRESS", address)
+    monkeypatch.setenv("TOILE_PROJECT", "p")
+
+    def run(*arguments: str) -> Any:
+        from toile.cli.main import app
+
+        result = CliRunner().invoke(app, ["models", *arguments, "--json"])
+        return json.loads(result.stdout) if result.exit_code == 0 else result.stderr.strip()
+
+    with capture_logs():  # the service logs to the same standard output
+        yield run
+
+
+def test_promote_list_show_and_delete(toile: Toile, publish_version: Callable[..., str]) -> None:
+    one, two = publish_version(), publish_version()
+    toile("promote", "lace/1", "--as", "production")
+    assert toile("show", "lace@production")["name"] == one
+    assert "is in use (aliases: 1)" in toile("delete", "lace/1")
+    assert toile("promote", "lace/2", "--as", "production")["version"] == two
+    toile("deprecate", "lace/2", "--reason", "draws seams")
+
+    (model,) = toile("list")
+    assert model["latest_version"] == one
+    assert [a["version"] for a in model["aliases"]] == [two]
+    shown = toile("versions", "lace")
+    assert [v["name"] for v in shown] == [two, one]
+    assert shown[0]["deprecation_reason"] == "draws seams"
+
+    assert "is deprecated" in toile("promote", "lace/2", "--as", "next")
+    toile("deprecate", "lace/1", "--reason", "old")
+    assert "all versions" in toile("show", "lace")
+    for name in ("lace@production", "lace/2", "lace/1", "lace"):
+        toile("delete", name)
+    assert toile("list") == []
+
+
+def test_tables_can_be_read(
+    train: train_pb2_grpc.TrainServiceStub, toile: Toile, publish_version: Callable[..., str]
+) -> None:
+    from toile.cli.main import app
+
+    name = publish_version()
+    toile("promote", "lace/1", "--as", "production")
+    request = train_pb2.DeprecateModelVersionRequest(name=name, reason="draws seams")
+    train.DeprecateModelVersion(request)
+    run = CliRunner()
+    listed = run.invoke(app, ["models", "list"]).stdout
+    assert "production = lace/1" in " ".join(listed.split())
+    versions = run.invoke(app, ["models", "versions", "lace"]).stdout
+    assert all(word in versions for word in ("lace/1", "production", "draws seams"))
+    shown = run.invoke(app, ["models", "show", "lace/1"]).stdout
+    assert all(word in shown for word in ("lace/2", "final loss", "draws seams"))
