@@ -32,6 +32,8 @@ class Checkpoint:
         optimizer: State of each parameter, by its place: `{0: {"exp_avg": …}}`.
         losses: Loss of every step done.
         average: Moving average of the parameters; empty if none is kept.
+        validations: Loss of every validation, by its step.
+        best: Weights of the best of them; empty before the first.
     """
 
     step: int
@@ -39,22 +41,29 @@ class Checkpoint:
     optimizer: Mapping[int, Mapping[str, Tensor]]
     losses: list[float] = field(default_factory=list)
     average: Mapping[str, Tensor] = field(default_factory=dict)
+    validations: Mapping[int, float] = field(default_factory=dict)
+    best: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_files(self) -> dict[str, bytes]:
         """Serialise."""
         named = {f"weights.{name}": tensor for name, tensor in self.weights.items()}
         named |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        named |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for place, state in self.optimizer.items():
             named |= {f"optimizer.{place}.{name}": tensor for name, tensor in state.items()}
         tensors = {name: tensor.detach().contiguous() for name, tensor in named.items()}
-        facts = {"step": self.step, "losses": self.losses}
+        facts = {
+            "step": self.step,
+            "losses": self.losses,
+            "validations": list(self.validations.items()),
+        }
         return {_TENSORS: save(tensors), _STATE: json.dumps(facts).encode()}
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Checkpoint":
         """Deserialise."""
         state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        sets: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}}
+        sets: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "best": {}}
         optimizer: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load((folder / _TENSORS).read_bytes()).items():
             kind, rest = key.split(".", 1)
@@ -67,6 +76,7 @@ class Checkpoint:
             step=int(state["step"]),
             optimizer=optimizer,
             losses=[float(loss) for loss in state["losses"]],
+            validations={int(step): float(loss) for step, loss in state["validations"]},
             **sets,
         )
 

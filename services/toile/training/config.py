@@ -75,6 +75,15 @@ class LoraRecipeConfig(BaseModel):
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="Decay of the published moving average; 0 is off."
     )
+    validation_share: float = Field(
+        0.0, ge=0, le=0.5, description="Share of the images held out to validate on; 0 is off."
+    )
+    validation_interval_steps: int = Field(
+        50, ge=1, le=1_000_000, description="Steps between two validations."
+    )
+    early_stopping_patience: int = Field(
+        0, ge=0, le=1000, description="Validations without a new best that end a run; 0 is off."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +108,13 @@ class LoraRecipeConfig(BaseModel):
         if batch_size is not None and pieces > batch_size:
             raise ValueError(f"must be at most the {batch_size} images of a step")
         return pieces
+
+    @field_validator("early_stopping_patience")
+    @classmethod
+    def _patience_needs_validations(cls, patience: int, info: ValidationInfo) -> int:
+        if patience and info.data.get("validation_share") == 0:
+            raise ValueError("needs a validation_share above 0")
+        return patience
 
     @field_validator("adam_beta1", "adam_beta2")
     @classmethod

@@ -19,10 +19,11 @@ from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import LoraRecipeConfig
 from toile.training.data import batch_indices
-from toile.training.ema import to_parameters
+from toile.training.ema import replaced, to_parameters
 from toile.training.ranks import agree_to_go_on, over_ranks, place
 from toile.training.schedules import learning_rate
 from toile.training.state import RunState
+from toile.training.validation import Validation, hold_out, is_exhausted
 
 ADAPTER = "default"
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
@@ -40,6 +41,7 @@ class StepReport:
     learning_rate: float
     images_per_second: float
     seconds_left: float
+    validation_loss: float | None = None
 
 
 def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
@@ -79,14 +81,15 @@ def train(
 ) -> Checkpoint:
     """Train the adapter that `add_adapter` added, and return where the run ended.
 
-    The UNet is left with the weights to publish: their moving average, if one is kept.
+    The UNet is left with the weights to publish: their moving average, if one is kept, and those
+    of the best validation, if there is any.
 
     Under torch.distributed every rank calls it; batches are shared out and gradients averaged.
 
     Args:
         unet: With the adapter.
         cache: The examples.
-        names: Their file names, for errors.
+        names: Their file names, which say who is held out, and which errors name.
         scheduler: Noise schedule and prediction type of the base.
         config: The recipe's configuration.
         native_size: Side of the images that the base was trained for, pixels.
@@ -97,6 +100,7 @@ def train(
 
     Raises:
         CancelledError: `stopped` said so on some rank.
+        FailedPreconditionError: There are too few examples to hold some out.
         ToileError: The loss is not finite (`TRAINING_DIVERGED`).
     """
     rank, world_size = place()
@@ -112,10 +116,13 @@ def train(
     time_ids = torch.tensor([[native_size, native_size, 0, 0, native_size, native_size]])
     time_ids = time_ids.to(device=device, dtype=torch.float32)
     pace = _Pace(config)
-    while state.step < config.steps:
+    chosen, held_out = hold_out(names, config.validation_share)
+    validation = Validation(cache, held_out, scheduler, config)
+    while state.step < config.steps and not _should_end_early(state, config):
         agree_to_go_on(stopped(), device)
         step, rate = state.step, learning_rate(config, state.step)
-        indices = batch_indices(len(cache), config.batch_size, step, config.seed)
+        places = batch_indices(len(chosen), config.batch_size, step, config.seed)
+        indices = [chosen[place] for place in places]
         batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
         state.optimizer.zero_grad(set_to_none=True)
         loss = over_ranks(_backward(model, batch, scheduler, config, time_ids))
@@ -123,7 +130,13 @@ def train(
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise _diverged(step + 1, [names[index] for index in indices])
         state.advance(rate, loss)
-        on_step(pace.report(state.step, smoothed(state.losses), rate))
+        if held_out and _is_due(state.step, config):
+            with replaced(state.parameters, state.current()):
+                validation_loss = validation.loss(unet, time_ids)
+            if not math.isfinite(validation_loss):
+                raise _diverged(state.step, [names[index] for index in held_out])
+            state.validated(validation_loss)
+        on_step(pace.report(state, rate))
         if state.step % config.checkpoint_interval_steps == 0 and state.step < config.steps:
             on_checkpoint(state.checkpoint())
     unet.eval()
@@ -162,6 +175,15 @@ def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[Non
     return contextlib.nullcontext()
 
 
+def _is_due(step: int, config: LoraRecipeConfig) -> bool:
+    """Whether to validate after a step; after the last one always."""
+    return step % config.validation_interval_steps == 0 or step == config.steps
+
+
+def _should_end_early(state: RunState, config: LoraRecipeConfig) -> bool:
+    return is_exhausted(state.validations, config.early_stopping_patience)
+
+
 def smoothed(losses: Sequence[float]) -> float:
     """Mean of the last losses."""
     last = losses[-SMOOTHING_STEPS:]
@@ -175,17 +197,18 @@ class _Pace:
         self._config = config
         self._ends = deque([time.monotonic()], maxlen=SMOOTHING_STEPS + 1)
 
-    def report(self, step: int, loss: float, rate: float) -> StepReport:
+    def report(self, state: RunState, rate: float) -> StepReport:
         self._ends.append(time.monotonic())
         counted = list(self._ends)[1:] if len(self._ends) > 2 else list(self._ends)
         seconds_per_step = max((counted[-1] - counted[0]) / (len(counted) - 1), 1e-9)
         return StepReport(
-            step=step,
+            step=state.step,
             total_steps=self._config.steps,
-            loss=loss,
+            loss=smoothed(state.losses),
             learning_rate=rate,
             images_per_second=self._config.batch_size / seconds_per_step,
-            seconds_left=seconds_per_step * (self._config.steps - step),
+            seconds_left=seconds_per_step * (self._config.steps - state.step),
+            validation_loss=state.validations.get(state.step),
         )
 
 

@@ -7,7 +7,7 @@ trainer's own weights drew.
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Trained:
     config: LoraRecipeConfig
     state: dict[str, Tensor]
     losses: list[float]
+    validations: Mapping[int, float]
     samples: Sequence[Image.Image]
     base: str
     base_path: Path
@@ -132,19 +133,24 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         tag_frequency=_counted(trained.captions),
         seed=config.seed,
         learning_rate=config.learning_rate,
-        steps=config.steps,
+        steps=len(trained.losses),
         created=row.start_time,  # of the first attempt: every attempt exports the same bytes
     )
     write_lora(folder, trained.state, config.rank, config.alpha, card)
     (folder / SAMPLES_FOLDER).mkdir()
     for index, image in enumerate(trained.samples):
         image.save(folder / SAMPLES_FOLDER / f"{index:02d}.png")
-    lines = (
-        json.dumps({"step": step, "loss": loss}) + "\n"
-        for step, loss in enumerate(trained.losses, start=1)
-    )
-    (folder / LOSS_FILE).write_text("".join(lines), encoding="utf-8")
+    (folder / LOSS_FILE).write_text("".join(_loss_lines(trained)), encoding="utf-8")
     (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _loss_lines(trained: Trained) -> Iterator[str]:
+    """A line of JSON for each step; those that were validated say how."""
+    for step, loss in enumerate(trained.losses, start=1):
+        entry = {"step": step, "loss": loss}
+        if step in trained.validations:
+            entry["validation_loss"] = trained.validations[step]
+        yield json.dumps(entry) + "\n"
 
 
 def _store(job: JobContext, prefix: str, folder: Path) -> Manifest:

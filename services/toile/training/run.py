@@ -49,6 +49,7 @@ def train_and_publish(job: JobContext, *, rank: int = 0) -> None:
             config=config,
             state=lora.adapter_state(bundle.unet),
             losses=end.losses,
+            validations=end.validations,
             samples=publish.draw_samples(job, bundle, config),
             base=base.name,
             base_path=base_path,
@@ -121,15 +122,15 @@ def _train(
 
 
 class _Reporter:
-    """Reports steps, as often as a person can read; the last one always."""
+    """Reports steps, as often as a person can read; the last one and validations always."""
 
     def __init__(self, job: JobContext) -> None:
         self._job = job
         self._reported = 0.0
 
     def __call__(self, report: lora.StepReport) -> None:
-        last = report.step == report.total_steps
-        if not last and time.monotonic() - self._reported < REPORT_INTERVAL_SECONDS:
+        matters = report.step == report.total_steps or report.validation_loss is not None
+        if not matters and time.monotonic() - self._reported < REPORT_INTERVAL_SECONDS:
             return
         self._reported = time.monotonic()
         self._job.report(
@@ -140,7 +141,14 @@ class _Reporter:
             learning_rate=report.learning_rate,
             images_per_second=report.images_per_second,
             seconds_left=report.seconds_left,
+            **_validation(report),
         )
+
+
+def _validation(report: lora.StepReport) -> dict[str, str]:
+    if report.validation_loss is None:
+        return {}
+    return {"message": f"validation loss {report.validation_loss:.4f}"}
 
 
 def _ignore(_report: lora.StepReport) -> None:

@@ -8,6 +8,7 @@ from toile.training.checkpoint import Checkpoint
 from toile.training.config import LoraRecipeConfig
 from toile.training.ema import MovingAverage, to_parameters
 from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from toile.training.validation import best_step
 
 
 class RunState:
@@ -19,6 +20,8 @@ class RunState:
         optimizer: Its optimizer.
         average: Moving average of the parameters; None if none is wanted.
         losses: Loss of every step done.
+        validations: Loss of every validation, by its step.
+        best: What the run would have published at the best of them; empty before the first.
     """
 
     def __init__(self, network: nn.Module, config: LoraRecipeConfig) -> None:
@@ -29,11 +32,15 @@ class RunState:
         if config.ema_decay:
             self.average = MovingAverage(self.parameters, config.ema_decay)
         self.losses: list[float] = []
+        self.validations: dict[int, float] = {}
+        self.best: dict[str, Tensor] = {}
 
     def restore(self, start: Checkpoint) -> None:
         """Go on from a checkpoint of a run of the same configuration."""
         self.step = start.step
         self.losses = list(start.losses)
+        self.validations = dict(start.validations)
+        self.best = dict(start.best)
         to_parameters(self.parameters, start.weights)
         restore_optimizer(self.optimizer, start.optimizer)
         if self.average is not None:
@@ -49,9 +56,19 @@ class RunState:
         self.losses.append(loss)
         self.step += 1
 
-    def published(self) -> Mapping[str, Tensor]:
-        """The weights that the run would publish now."""
+    def validated(self, loss: float) -> None:
+        """Take note of a validation of `current()`."""
+        self.validations[self.step] = loss
+        if best_step(self.validations) == self.step:
+            self.best = _copied(self.current())
+
+    def current(self) -> Mapping[str, Tensor]:
+        """The weights to judge the run by: the moving average, if one is kept."""
         return self.parameters if self.average is None else self.average.weights
+
+    def published(self) -> Mapping[str, Tensor]:
+        """The weights to publish: those of the best validation, if there was one."""
+        return self.best or self.current()
 
     def checkpoint(self) -> Checkpoint:
         """A copy of the run."""
@@ -63,6 +80,8 @@ class RunState:
             },
             losses=list(self.losses),
             average=_copied({} if self.average is None else self.average.weights),
+            validations=dict(self.validations),
+            best=self.best,
         )
 
 

@@ -1,10 +1,13 @@
 """Trainings of the small UNet."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from toile.training import lora
+from toile.diffusion.architecture import SCHEDULER_CONFIG, UNET_CONFIG
+from toile.training import batches, lora
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import LoraRecipeConfig
@@ -13,6 +16,38 @@ NAMES = ["a.png", "b.png", "c.png", "d.png"]
 CONFIG = LoraRecipeConfig(
     rank=4, alpha=4, steps=6, batch_size=2, checkpoint_interval_steps=3, learning_rate=5e-3
 )
+
+
+def small_unet() -> UNet2DConditionModel:
+    """The same small UNet of the tiny base's kind, again and again."""
+    config = {
+        **UNET_CONFIG,
+        "block_out_channels": (16, 16, 32),
+        "attention_head_dim": (2, 2, 2),
+        "layers_per_block": 1,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return UNet2DConditionModel(**config)
+
+
+def made_up_cache() -> Cache:
+    """Encoded examples, as many as there are names."""
+    source = torch.Generator().manual_seed(0)
+    count = len(NAMES)
+    return Cache(
+        means=torch.randn(count, 4, 16, 16, generator=source),
+        deviations=torch.full((count, 4, 16, 16), 0.01),
+        captions=torch.tensor([1, 2, 1, 2]),
+        embeds=torch.randn(3, 77, UNET_CONFIG["cross_attention_dim"], generator=source),
+        pooled=torch.randn(3, 128, generator=source),
+    )
+
+
+def base_scheduler() -> DDPMScheduler:
+    """The noise schedule of the tiny base."""
+    config = {k: v for k, v in SCHEDULER_CONFIG.items() if k != "timestep_spacing"}
+    return DDPMScheduler(**config)
 
 
 class Run:
@@ -43,3 +78,20 @@ class Run:
             on_checkpoint=keep,
             stopped=lambda: len(self.reports) == stop_at,
         )
+
+
+def run_as_rank(rank: int, world_size: int, config: LoraRecipeConfig, folder: Path) -> None:
+    """Train as one of several processes, in full precision; each leaves its checkpoint's files."""
+    torch.set_num_threads(1)
+    batches.cpu_has_bfloat16 = lambda: False
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
+    try:
+        run = Run(small_unet(), made_up_cache(), base_scheduler(), config)
+    finally:
+        torch.distributed.destroy_process_group()
+    mine = folder / str(rank)
+    mine.mkdir()
+    for name, content in run.end.to_files().items():
+        (mine / name).write_bytes(content)

@@ -18,6 +18,12 @@ VARIANTS: dict[str, dict[str, object]] = {
     "noise offset and Huber": {"noise_offset": 0.1, "huber_c": 0.1},
     "little memory": {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
     "average": {"ema_decay": 0.9},
+    "validation": {"validation_share": 0.25, "validation_interval_steps": 1},
+    "validated average": {
+        "validation_share": 0.25,
+        "validation_interval_steps": 3,
+        "ema_decay": 0.9,
+    },
     "betas": {"adam_beta1": 0.8, "adam_beta2": 0.99, "learning_rate_schedule": "linear"},
 }
 

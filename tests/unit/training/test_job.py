@@ -58,16 +58,13 @@ def store(settings: Settings) -> ArtifactStore:
 
 
 @pytest.fixture
-def train(
-    settings: Settings, catalog: Catalog, store: ArtifactStore
-) -> Callable[[Callable[[JobContext], None]], JobRow]:
+def train(settings: Settings, catalog: Catalog) -> "Train":
     """Run a training with some work in the place of a worker."""
 
-    def train(work: Callable[[JobContext], None]) -> JobRow:
-        handler, jobs = TrainHandler(settings, catalog, store), JobStore(catalog)
-        row = handler.create(
-            request_of(steps=4, checkpoint_interval_steps=2, sample_prompts=["a lace dress"])
-        )
+    def train(work: Callable[[JobContext], None], **changes: object) -> JobRow:
+        handler, jobs = TrainHandler(settings, catalog), JobStore(catalog)
+        config = {"steps": 4, "checkpoint_interval_steps": 2, "sample_prompts": ["a lace dress"]}
+        row = handler.create(request_of(**{**config, **changes}))
         jobs.next_attempt(row.name, after=0)
         assert execute(work, settings, row.name, 1) == 0
         return jobs.get(row.name)
@@ -75,7 +72,7 @@ def train(
     return train
 
 
-Train = Callable[[Callable[[JobContext], None]], JobRow]
+Train = Callable[..., JobRow]
 
 
 def version_of(catalog: Catalog) -> ModelVersionRow | None:
@@ -108,6 +105,22 @@ def test_training_becomes_a_version(
     assert weights.header["modelspec.trigger_phrase"] == "<lace>"
     assert any(layer.up.abs().sum() > 0 for layer in weights.layers.values())
     assert not list(store.list(f"{job.name}/checkpoints/"))
+
+
+def test_validations_are_told_and_published(
+    train: Train, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    job = train(train_and_publish, validation_share=0.25, validation_interval_steps=3)
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    losses = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
+    validated = {e["step"]: e["validation_loss"] for e in losses if "validation_loss" in e}
+    assert list(validated) == [3, 4]
+    events, _ = JobStore(catalog).events_after(job.name, 0)
+    said = [e.progress.get("message") for e in events if e.progress]
+    assert [f"validation loss {loss:.4f}" for loss in validated.values()] == [m for m in said if m]
 
 
 def test_second_attempt_publishes_the_same_weights(

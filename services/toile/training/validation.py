@@ -1,0 +1,108 @@
+"""The loss on images that a run does not train on, from the same draws every time."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from toile.core.errors import FailedPreconditionError
+from toile.training.batches import Batch, loss_sum
+from toile.training.caches import Cache
+from toile.training.config import LoraRecipeConfig
+from toile.training.data import generator
+from toile.training.ranks import over_ranks, place
+
+TIMESTEPS_PER_IMAGE = 4
+"""Each image is noised this often, at the middles of as many equal parts of the schedule."""
+
+_DRAW = -2  # among the positions of `data.generator`; steps are 0 and more, epochs -1
+
+
+def hold_out(names: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+    """Places of the examples to train on, and of those to validate on; none if the share is 0.
+
+    Those whose names have the smallest digests are held out, one at least: the same ones in every
+    run, in no order that a folder could have.
+
+    Raises:
+        FailedPreconditionError: None would be left to train on (`DATASET_TOO_SMALL`).
+    """
+    if not share:
+        return list(range(len(names))), []
+    count = max(1, round(share * len(names)))
+    if count >= len(names):
+        raise FailedPreconditionError(
+            f"a validation_share of {share:g} needs 2 images at least; the dataset has "
+            f"{len(names)}",
+            reason="DATASET_TOO_SMALL",
+            metadata={"field": "lora.validation_share"},
+        )
+    ordered = sorted(range(len(names)), key=lambda place: (_digest(names[place]), place))
+    return sorted(ordered[count:]), sorted(ordered[:count])
+
+
+class Validation:
+    """The loss of the recipe on held-out images, captions kept and no noise offset."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        held_out: Sequence[int],
+        scheduler: DDPMScheduler,
+        config: LoraRecipeConfig,
+    ) -> None:
+        self._cache = cache
+        self._scheduler = scheduler
+        self._config = config
+        self._draws = [(image, part) for image in held_out for part in range(TIMESTEPS_PER_IMAGE)]
+
+    @torch.no_grad()
+    def loss(self, unet: nn.Module, time_ids: Tensor) -> float:
+        """The mean over all draws, shared out among the ranks; the same number on each."""
+        total = torch.zeros((), device=time_ids.device)
+        for batch in self._batches():
+            on_device = batch.to(time_ids.device)
+            total += loss_sum(unet, on_device, self._scheduler, self._config, time_ids)
+        return over_ranks(total) / len(self._draws)
+
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's draws, as many at a time as a training step computes."""
+        rank, world_size = place()
+        config = self._config
+        size = max(1, config.batch_size // (config.gradient_accumulation_steps * world_size))
+        mine = self._draws[rank::world_size]
+        for first in range(0, len(mine), size):
+            yield self._batch(mine[first : first + size])
+
+    def _batch(self, draws: Sequence[tuple[int, int]]) -> Batch:
+        images = [image for image, _ in draws]
+        captions = self._cache.captions[images]
+        total = int(self._scheduler.config.num_train_timesteps)
+        latents = self._cache.means[images]
+        sources = [generator(self._config.seed, _DRAW, *draw) for draw in draws]
+        return Batch(
+            latents=latents,
+            noise=torch.stack([torch.randn(latents.shape[1:], generator=s) for s in sources]),
+            timesteps=torch.tensor(
+                [int((part + 0.5) / TIMESTEPS_PER_IMAGE * total) for _, part in draws]
+            ),
+            embeds=self._cache.embeds[captions],
+            pooled=self._cache.pooled[captions],
+        )
+
+
+def best_step(losses: Mapping[int, float]) -> int:
+    """The step with the lowest loss, the first of several; 0 if there is none."""
+    return min(losses, key=lambda step: (losses[step], step), default=0)
+
+
+def is_exhausted(losses: Mapping[int, float], patience: int) -> bool:
+    """Whether the last `patience` validations were no better than the best; never if it is 0."""
+    best = best_step(losses)
+    return patience > 0 and sum(step > best for step in losses) >= patience
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
