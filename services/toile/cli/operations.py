@@ -251,6 +251,19 @@ def download_image(clients: Clients, image: common_pb2.Image, path: Path) -> Non
         write_whole(path, (answer.chunk for answer in answers), image.digest)
 
 
+def import_model_version(
+    clients: Clients, header: train_pb2.ImportModelVersionHeader, path: Path
+) -> train_pb2.ModelVersion:
+    """Make a LoRA file a version of a model."""
+
+    def messages() -> Iterator[train_pb2.ImportModelVersionRequest]:
+        yield train_pb2.ImportModelVersionRequest(header=header)
+        for piece in chunks(path):
+            yield train_pb2.ImportModelVersionRequest(chunk=piece)
+
+    return clients.train.ImportModelVersion(messages()).version
+
+
 def download_model_file(
     clients: Clients, version: str, file: train_pb2.ModelFile, path: Path
 ) -> None:

@@ -38,6 +38,9 @@ class Limits(BaseModel):
         50_000_000, description="Largest photograph that is decoded, in pixels."
     )
     image_bytes: PositiveInt = Field(64 << 20, description="Largest image file, in bytes.")
+    adapter_bytes: PositiveInt = Field(
+        1 << 30, description="Largest LoRA file that is imported, in bytes."
+    )
     message_bytes: PositiveInt = Field(8 << 20, description="Largest gRPC message, in bytes.")
     inference_message_bytes: PositiveInt = Field(
         128 << 20, description="Largest gRPC message to and from the models, which holds an image."

@@ -7,6 +7,8 @@ read: `lora_unet_<module path, dots as underscores>.lora_down.weight`, `.lora_up
 """
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +29,10 @@ KOHYA_FILE = "kohya.safetensors"
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _KOHYA_PREFIX = "lora_unet_"
+_ATTENTION = re.compile(
+    r"(?P<side>(?:down|up)_blocks|mid_block)(?:\.(?P<block>\d+))?"
+    r"\.attentions\.(?P<layer>\d+)\.(?P<rest>.+)"
+)
 _KOHYA_DOWN, _KOHYA_UP, _KOHYA_ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
 
@@ -184,7 +190,7 @@ def read_kohya(path: Path, targets: Iterable[str]) -> AdapterWeights:
         InvalidArgumentError: It cannot be applied whole (`BAD_ADAPTER`).
     """
     state, facts = _read(path)
-    paths = {_KOHYA_PREFIX + target.replace(".", "_"): target for target in targets}
+    paths = kohya_names(targets)
     renamed: dict[str, torch.Tensor] = {}
     alphas: dict[str, float] = {}
     for key, tensor in state.items():
@@ -192,14 +198,41 @@ def read_kohya(path: Path, targets: Iterable[str]) -> AdapterWeights:
         suffix, target = dot + rest, paths.get(name)
         if target is None or suffix not in (_KOHYA_DOWN, _KOHYA_UP, _KOHYA_ALPHA):
             raise _unknown_key(key)
+        if suffix == _KOHYA_ALPHA and tensor.numel() != 1:
+            raise _bad(f"{key} is not one number")
+        half = target + (_DOWN if suffix == _KOHYA_DOWN else _UP)
+        if (target in alphas) if suffix == _KOHYA_ALPHA else (half in renamed):
+            raise _bad(f"{target} is there twice, under both of its names")
         if suffix == _KOHYA_ALPHA:
             alphas[target] = float(tensor)
         else:
-            renamed[target + (_DOWN if suffix == _KOHYA_DOWN else _UP)] = tensor
+            renamed[half] = tensor
     layers = _layers_of(renamed, alphas.get)
     for orphan in alphas.keys() - layers.keys():
         raise _bad(f"{orphan} has an alpha but no weights")
     return AdapterWeights(layers, facts)
+
+
+def kohya_names(targets: Iterable[str]) -> dict[str, str]:
+    """Return module paths by the names that kohya's layout has for them, of which there are two.
+
+    sd-scripts train SDXL on Stability's own module names (`input_blocks.4.1` for
+    `down_blocks.1.attentions.0`); other trainers, and Toile, write diffusers'. Readers take both.
+    """
+    paths = list(targets)
+    names = {_KOHYA_PREFIX + path.replace(".", "_"): path for path in paths}
+    inside = [match for path in paths if (match := _ATTENTION.fullmatch(path))]
+    down_layers = [int(m["layer"]) for m in inside if m["side"] == "down_blocks"]
+    stride = max(down_layers, default=0) + 2  # the layers of a block, and what changes its size
+    for match in inside:
+        rest = match["rest"].replace(".", "_")
+        if match["side"] == "mid_block":
+            names[f"{_KOHYA_PREFIX}middle_block_1_{rest}"] = match[0]
+            continue
+        down = match["side"] == "down_blocks"
+        number = int(match["block"]) * stride + int(match["layer"]) + down  # after the input's own
+        names[f"{_KOHYA_PREFIX}{'in' if down else 'out'}put_blocks_{number}_1_{rest}"] = match[0]
+    return names
 
 
 def linear_targets(network: torch.nn.Module) -> dict[str, tuple[int, int]]:
@@ -265,9 +298,10 @@ def _layers_of(state: Mapping[str, torch.Tensor], alpha_of: Any) -> dict[str, Lo
         if not (down.isfinite().all() and up.isfinite().all()):
             raise _bad(f"{path} holds numbers that are not finite")
         alpha = alpha_of(path)
-        layers[path] = LoraLayer(
-            down.detach(), up.detach(), float(down.shape[0] if alpha is None else alpha)
-        )
+        alpha = float(down.shape[0] if alpha is None else alpha)
+        if not math.isfinite(alpha):
+            raise _bad(f"{path} has the alpha {alpha}")
+        layers[path] = LoraLayer(down.detach(), up.detach(), alpha)
     if not layers:
         raise _bad("it has no layers")
     return layers
@@ -305,6 +339,8 @@ def _peft_config_of(facts: Mapping[str, str]) -> dict[str, Any]:
 
 def _alpha_of(config: Mapping[str, Any], path: str) -> float | None:
     alpha = _by_pattern(config, "alpha_pattern", "lora_alpha", path)
+    if alpha is not None and not isinstance(alpha, int | float):
+        raise _bad(f"{_DIFFUSERS_METADATA} has an alpha of {path} that is no number")
     return None if alpha is None else float(alpha)
 
 

@@ -10,6 +10,7 @@ from toile.core.rpc.server import Service, run
 from toile.core.settings import Settings
 from toile.train.deletion import Deletion
 from toile.train.handler import TrainHandler
+from toile.train.importing import Importer
 from toile.train.registry import ModelRegistry
 from toile.train.servicer import TRAIN_SERVICE_NAME, TrainServicer
 from toile.v1 import train_pb2_grpc
@@ -21,7 +22,11 @@ def build_service(settings: Settings) -> Service:
     """Put the service together."""
     catalog, store = open_catalog(settings), open_store(settings)
     servicer = TrainServicer(
-        TrainHandler(settings, catalog), ModelRegistry(catalog, store), Deletion(catalog, store)
+        TrainHandler(settings, catalog),
+        ModelRegistry(catalog, store),
+        Deletion(catalog, store),
+        Importer(settings, catalog, store),
+        most_adapter_bytes=settings.limits.adapter_bytes,
     )
     supervisor = JobSupervisor(settings, catalog, JobKind.TRAINING, TRAINING_MODULE)
     return Service(

@@ -7,6 +7,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from toile.core.artifacts import ArtifactStore
+from toile.core.artifacts.manifest import MANIFEST
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import (
     GenerationAdapterRow,
@@ -51,7 +52,7 @@ class Deletion:
             _forget_requests(session, row.name)
             session.delete(row)
             model.retired_number = max(model.retired_number, row.number)
-        self._forget(row.artifact)
+        forget_artifact(self._store, row.artifact)
 
     def model(self, name: ModelName) -> None:
         """Delete a model that has no versions.
@@ -72,16 +73,16 @@ class Deletion:
             _check_unused(row.name, uses)
             session.delete(row)
 
-    def _forget(self, artifact: str) -> None:
-        """Remove a version's folder, the manifest first, and what was packed of it for engines."""
-        try:
-            keys = [
-                info.key for part in ("/", ".bank/") for info in self._store.list(artifact + part)
-            ]
-            for key in sorted(keys, key=lambda key: key != f"{artifact}/manifest.json"):
-                self._store.delete(key)
-        except ToileError as error:  # nobody can name the bytes any more
-            _log.warning("left bytes behind", artifact=artifact, reason=error.reason)
+
+def forget_artifact(store: ArtifactStore, artifact: str) -> None:
+    """Remove a version's folder, the manifest first, and what was packed of it for engines."""
+    try:
+        store.delete(f"{artifact}/{MANIFEST}")
+        for folder in (f"{artifact}/", f"{artifact}.bank/"):
+            for info in list(store.list(folder)):
+                store.delete(info.key)
+    except ToileError as error:  # nobody can name the bytes any more
+        _log.warning("left bytes behind", artifact=artifact, reason=error.reason)
 
 
 def _uses(session: Session, version: str) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +14,9 @@ from toile.core.names import ModelAliasName, ModelName, ModelVersionName, Projec
 from toile.train.convert import alias_message, base_message, model_message, version_message
 from toile.train.deletion import Deletion
 from toile.train.handler import TrainHandler
+from toile.train.importing import Importer
 from toile.train.registry import ModelRegistry
+from toile.train.upload import receive
 from toile.v1 import train_pb2, train_pb2_grpc
 
 TRAIN_SERVICE_NAME = train_pb2.DESCRIPTOR.services_by_name["TrainService"].full_name
@@ -23,10 +27,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class TrainServicer(train_pb2_grpc.TrainServiceServicer):
     """Trainings and models over gRPC."""
 
-    def __init__(self, handler: TrainHandler, registry: ModelRegistry, deletion: Deletion) -> None:
+    def __init__(
+        self,
+        handler: TrainHandler,
+        registry: ModelRegistry,
+        deletion: Deletion,
+        importer: Importer,
+        *,
+        most_adapter_bytes: int,
+    ) -> None:
         self._handler = handler
         self._registry = registry
         self._deletion = deletion
+        self._importer = importer
+        self._most_adapter_bytes = most_adapter_bytes
 
     async def CreateTrainingJob(
         self, request: train_pb2.CreateTrainingJobRequest, context: Context
@@ -77,6 +91,25 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.ListModelVersionsResponse(
             versions=[version_message(view) for view in views], next_page_token=token
         )
+
+    async def ImportModelVersion(
+        self,
+        request_iterator: AsyncIterator[train_pb2.ImportModelVersionRequest],
+        context: Context,
+    ) -> train_pb2.ImportModelVersionResponse:
+        """Take an adapter in that was trained elsewhere."""
+        with tempfile.TemporaryDirectory(prefix="toile-import-") as folder:
+            file = Path(folder) / "adapter.safetensors"
+            header = await receive(request_iterator, file, self._most_adapter_bytes)
+            if context.cancelled():  # a cut-off stream may look like one that has ended
+                raise asyncio.CancelledError
+            work = asyncio.ensure_future(asyncio.to_thread(self._importer.run, header, file))
+            try:
+                view = await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # it reads the file
+                raise
+        return train_pb2.ImportModelVersionResponse(version=version_message(view))
 
     async def SetModelAlias(
         self, request: train_pb2.SetModelAliasRequest, context: Context

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from toile.core.artifacts import ArtifactStore, publish
 from toile.v1 import train_pb2, train_pb2_grpc
 
 Toile = Callable[..., Any]
@@ -69,3 +72,30 @@ def test_tables_can_be_read(
     assert all(word in versions for word in ("lace/1", "production", "draws seams"))
     shown = run.invoke(app, ["models", "show", "lace/1"]).stdout
     assert all(word in shown for word in ("lace/2", "final loss", "draws seams"))
+
+
+def test_a_file_is_imported(
+    toile: Toile, store: ArtifactStore, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    from toile.diffusion.adapters import linear_targets
+    from toile.diffusion.triton.packed import empty_unet
+
+    publish(store, "bases/tiny/0", {"unet/config.json": tiny_bundle / "unet" / "config.json"})
+    targets = linear_targets(empty_unet(tiny_bundle)).items()
+    path, (inputs, outputs) = next(one for one in targets if one[0].endswith("attn1.to_q"))
+    file = tmp_path / "lora.safetensors"
+    save_file(
+        {
+            f"unet.{path}.lora_A.weight": torch.ones(2, inputs),
+            f"unet.{path}.lora_B.weight": torch.ones(outputs, 2),
+        },
+        file,
+    )
+    made = toile("import", str(file), "--name", "found", "--base", "tiny", "--trigger-word", "<l>")
+    assert (made["name"], made["base"]) == ("projects/p/models/found/versions/1", "bases/tiny")
+    assert toile("show", "found")["trigger_word"] == "<l>"
+    assert toile("versions", "found")[0]["imported_digest"] == made["imported_digest"]
+    file.write_bytes(b"something else")
+    assert "not a safetensors file" in toile("import", str(file), "--name", "found")

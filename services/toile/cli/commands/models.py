@@ -8,6 +8,7 @@ import typer
 from toile.cli.commands.common import Session, session
 from toile.cli.names import short
 from toile.cli.output import JsonFlag, size_text
+from toile.core.context import new_id
 from toile.core.errors import DataLossError
 from toile.core.names import ModelAliasName, ModelName, ModelVersionName, check_id
 
@@ -124,6 +125,33 @@ def export(
         s.output.data({"version": version.name, "files": written})
         number = ModelVersionName.parse(version.name).version
         s.output.say(f"Version {number}: {len(written)} files in {out}")
+
+
+@app.command("import")
+def import_model(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A LoRA as .safetensors.")
+    ],
+    name: Annotated[str, typer.Option("--name", help="Model that it becomes a version of.")],
+    base: Annotated[str, typer.Option("--base", help="Base that it is for.")] = "",
+    trigger_word: Annotated[str, typer.Option(help="Word that calls its style.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Import a LoRA that was trained elsewhere, in kohya's layout or in diffusers'."""
+    from toile.cli.operations import as_data, import_model_version
+    from toile.v1 import train_pb2
+
+    with session(as_json=as_json) as s:
+        header = train_pb2.ImportModelVersionHeader(
+            parent=s.names.project,
+            model_id=name,
+            base=f"bases/{base}" if base and "/" not in base else base,
+            trigger_word=trigger_word,
+            request_id=new_id(),
+        )
+        version = import_model_version(s.clients, header, file)
+        s.output.data(as_data(version))
+        s.output.say(f"{short(version.name)} is {file.name}")
 
 
 @app.command()

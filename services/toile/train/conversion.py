@@ -1,0 +1,79 @@
+"""From a LoRA file to the artifacts of a version. Needs torch: loaded with the first import."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+
+from toile.core.artifacts import ArtifactStore, Manifest, publish_folder, read_manifest
+from toile.core.catalog.models import BaseRow
+from toile.core.errors import InvalidArgumentError
+from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapters import AdapterWeights, load_lora, write_adapter
+from toile.diffusion.banked_unet import bank_layout
+from toile.diffusion.foreign_adapters import read_foreign
+from toile.diffusion.triton.packed import PackedFiles, empty_unet
+
+_UNET_CONFIG = "unet/config.json"
+
+
+def publish_lora(
+    store: ArtifactStore, artifact: str, base: BaseRow, file: Path, *, title: str, trigger_word: str
+) -> tuple[Manifest, dict[str, Any]]:
+    """Publish both layouts of a LoRA file, and pack it for the engine of its base.
+
+    Returns:
+        The manifest; and rank and alpha, those of most layers, as a configuration holds them.
+
+    Raises:
+        InvalidArgumentError: The file cannot be used; see `read_foreign`.
+    """
+    with tempfile.TemporaryDirectory(prefix="toile-import-") as scratch:
+        unet = _unet_of(store, base, Path(scratch) / "base")
+        weights = _read(file, unet, base)
+        card = AdapterCard(
+            title=title,
+            base=base.name,
+            base_digest=base.digest,
+            resolution=base.native_size,
+            trigger_word=trigger_word,
+            description=weights.header.get("modelspec.description", ""),
+            author=weights.header.get("modelspec.author", ""),
+            license=weights.header.get("modelspec.license", ""),
+        )
+        folder = Path(scratch) / "version"
+        write_adapter(folder, weights, card)
+        manifest = publish_folder(store, artifact, folder)
+        # What is packed is what the server would read.
+        packed = PackedFiles(store, bank_layout(unet), base_digest=base.digest)
+        packed.put(artifact, load_lora(folder))
+    layers = weights.layers.values()
+    ((rank, alpha), _), *_ = Counter((layer.rank, layer.alpha) for layer in layers).most_common(1)
+    return manifest, {"rank": rank, "alpha": alpha}
+
+
+def _unet_of(store: ArtifactStore, base: BaseRow, folder: Path) -> UNet2DConditionModel:
+    """The base's UNet without weights, which are gigabytes; its configuration is all it takes."""
+    path = folder / _UNET_CONFIG
+    path.parent.mkdir(parents=True)
+    key = read_manifest(store, base.artifact).key(base.artifact, _UNET_CONFIG)
+    path.write_bytes(store.get(key))
+    return empty_unet(folder)
+
+
+def _read(file: Path, unet: UNet2DConditionModel, base: BaseRow) -> AdapterWeights:
+    try:
+        weights = read_foreign(file, unet)
+    except InvalidArgumentError as error:
+        error.metadata["field"] = "chunk"  # what a drawing calls its adapters
+        raise
+    if weights.base_digest and weights.base_digest != base.digest:
+        raise InvalidArgumentError(
+            f"the adapter was trained on another base than {base.name}",
+            field="base",
+            reason="ADAPTER_MISMATCH",
+            metadata={"base_digest": base.digest, "adapter_base_digest": weights.base_digest},
+        )
+    return weights
