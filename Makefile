@@ -11,7 +11,7 @@ export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton lace-samples bench-demo bench-serve clean
+.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton train-job lace-samples bench-demo bench-serve clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,10 @@ triton: $(TRITON_VENV)/.setup ## Make .venv-triton, which holds the Triton serve
 
 demo: setup ## Run the whole loop on the sample lace photographs; writes out/demo
 	$(BIN)/toile run examples/lace/loop.yaml
+
+train-job: setup ## Submit the training that JOB=file describes and follow it
+	@test -n "$(JOB)" || { echo "Name a file: make train-job JOB=training-jobs/lora-lace.yaml"; exit 1; }
+	$(BIN)/toile train --job "$(JOB)"
 
 test: test-quick triton ## Run all tests that need no GPU
 	$(BIN)/pytest -m "not gpu and (integration or browser)"

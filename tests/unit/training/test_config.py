@@ -3,7 +3,9 @@
 import pytest
 
 from toile.core.errors import InvalidArgumentError
+from toile.train.convert import lora_message, lora_values
 from toile.training.config import LoraRecipeConfig
+from toile.v1 import train_pb2
 
 
 def test_alpha_follows_the_rank_unless_given() -> None:
@@ -57,3 +59,22 @@ def test_configuration_survives_json() -> None:
         {"rank": 4, "sample_prompts": ["a dress"], "optimizer": "adafactor"}
     )
     assert LoraRecipeConfig.checked(config.model_dump(mode="json")) == config
+
+
+def test_a_request_can_say_all_that_the_recipe_knows() -> None:
+    assert set(train_pb2.LoraConfig.DESCRIPTOR.fields_by_name) == set(LoraRecipeConfig.model_fields)
+
+
+def test_configuration_survives_the_message_of_a_version() -> None:
+    config = LoraRecipeConfig.checked(
+        {
+            "learning_rate_schedule": "linear",
+            "warmup_steps": 0,
+            "gradient_checkpointing": True,
+            "validation_share": 0.25,
+            "early_stopping_patience": 2,
+            "ema_decay": 0.99,
+        }
+    )
+    message = lora_message(config.model_dump(mode="json"))
+    assert LoraRecipeConfig.checked(lora_values(message)) == config

@@ -1,20 +1,42 @@
 """`toile train …`: adapters from dataset versions."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toile.cli.commands import jobs
-from toile.cli.commands.common import session
+from toile.cli.commands.common import Session, session
 from toile.cli.names import short
 from toile.cli.output import JsonFlag
+
+if TYPE_CHECKING:
+    from toile.v1 import train_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Train adapters on dataset versions.")
 
 
-@app.callback()
-def _recipes() -> None:
-    pass
+@app.callback(invoke_without_command=True)
+def train(
+    context: typer.Context,
+    job: Annotated[
+        Path | None, typer.Option("--job", metavar="FILE", help="File that describes a training.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train adapters on dataset versions, as a file says or as a recipe's options do."""
+    if context.invoked_subcommand is not None:
+        if job is not None or detach or as_json:
+            raise typer.BadParameter(f"must come after {context.invoked_subcommand}, if at all")
+        return
+    if job is None:
+        raise typer.BadParameter("name a file with --job, or a recipe")
+    from toile.cli.training_job import load_job
+
+    described = load_job(job)
+    with session(as_json=as_json) as s:
+        _train(s, described.request(s.names), detach=detach)
 
 
 @app.command()
@@ -41,8 +63,7 @@ def lora(
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a LoRA. What is not given takes the recipe's default."""
-    from toile.cli.operations import as_data
+    """Train a LoRA. What is not given takes the recipe's default; a file can say more (--job)."""
     from toile.v1 import train_pb2
 
     given = {
@@ -66,21 +87,26 @@ def lora(
             base=base,
             lora=config,
         )
-        job = s.clients.train.CreateTrainingJob(request).job
-        if detach:
-            s.output.data(as_data(job))
-            s.output.say(
-                f"Job {short(job.name)}. Follow it with: toile jobs watch {short(job.name)}"
-            )
-            return
-        job = jobs.follow(s, job.name)
-        version = s.clients.train.GetModelVersion(
-            train_pb2.GetModelVersionRequest(name=job.target)
-        ).version
-        s.output.say(
-            f"Model {short(version.name)}: final loss {version.final_loss:.4f}; the published file "
-            f"draws the trainer's sample again within {version.reproduction_difference:g} levels"
-        )
-        s.output.say(
-            f'Next: toile generate "{version.trigger_word} …" --adapter {name} --out designs'
-        )
+        _train(s, request, detach=detach)
+
+
+def _train(s: Session, request: "train_pb2.CreateTrainingJobRequest", *, detach: bool) -> None:
+    """Start a training; follow it and say what it made, unless it is to be left alone."""
+    from toile.cli.operations import as_data
+    from toile.v1 import train_pb2
+
+    job = s.clients.train.CreateTrainingJob(request).job
+    if detach:
+        s.output.data(as_data(job))
+        s.output.say(f"Job {short(job.name)}. Follow it with: toile jobs watch {short(job.name)}")
+        return
+    job = jobs.follow(s, job.name)
+    version = s.clients.train.GetModelVersion(
+        train_pb2.GetModelVersionRequest(name=job.target)
+    ).version
+    s.output.say(
+        f"Model {short(version.name)}: final loss {version.final_loss:.4f}; the published file "
+        f"draws the trainer's sample again within {version.reproduction_difference:g} levels"
+    )
+    style = f'"{version.trigger_word} …" --adapter {request.model_id}'
+    s.output.say(f"Next: toile generate {style} --out designs")

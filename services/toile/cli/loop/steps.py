@@ -74,7 +74,7 @@ def steps_of(config: LoopConfig, folder: Folder) -> list[Step]:
         Step(
             "train",
             "train",
-            config.train.model_dump(mode="json"),
+            config.train.model_dump(mode="json", exclude_unset=True),
             _train,
             lambda r: f"model {short(r['version'])}, loss {r['loss']:.4f}",
             is_job=True,
@@ -159,7 +159,7 @@ def _build(work: Work) -> Result:
 
 
 def _train(work: Work) -> Result:
-    given = work.config.train.model_dump(exclude={"model"}, exclude_none=True)
+    given = work.config.train.model_dump(exclude={"model"}, exclude_unset=True)
     request = train_pb2.CreateTrainingJobRequest(
         parent=work.names.project,
         model_id=work.config.train.model,
