@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
@@ -77,6 +76,7 @@ def test_tables_can_be_read(
 def test_a_file_is_imported(
     toile: Toile, store: ArtifactStore, tiny_bundle: Path, tmp_path: Path
 ) -> None:
+    torch = pytest.importorskip("torch", reason="the compute extra is not installed")
     from safetensors.torch import save_file
 
     from toile.diffusion.adapters import linear_targets

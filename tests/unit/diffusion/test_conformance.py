@@ -1,0 +1,308 @@
+"""The exported files are what other programs look for, and as strong there as here.
+
+The rules of ComfyUI (`comfy/lora.py`: `model_lora_keys_unet`, `load_lora`) and of InvokeAI
+(`backend/patches`: `sdxl_lora_conversion_utils.py`, `layer_patcher.py`) are written down below in
+our own words, for SDXL's UNet. diffusers is asked itself.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from toile.core.clock import now
+from toile.core.errors import InvalidArgumentError
+from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapters import (
+    DIFFUSERS_FILE,
+    KOHYA_FILE,
+    AdapterWeights,
+    LoraLayer,
+    kohya_names,
+    linear_targets,
+    read_diffusers,
+    read_kohya,
+    write_adapter,
+)
+from toile.diffusion.bank import gather
+from toile.diffusion.banked_unet import BankedUNet, bank_layout
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.triton.packed import pack_adapter
+
+CARD = AdapterCard(title="lace", base="bases/sdxl", base_digest="", resolution=1024, created=now())
+SDXL_SHAPE = {
+    # Blocks, layers and depths of stable-diffusion-xl-base-1.0, on which the names depend;
+    # narrow, which they do not depend on.
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "attention_head_dim": (1, 2, 4),
+    "block_out_channels": (32, 64, 128),
+    "cross_attention_dim": 32,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "layers_per_block": 2,
+    "projection_class_embeddings_input_dim": 80,
+    "transformer_layers_per_block": (1, 2, 10),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "use_linear_projection": True,
+}
+TRANSFORMERS = {
+    # Stability's name of each of SDXL's transformers, diffusers' name, and its depth.
+    "input_blocks_4_1": ("down_blocks_1_attentions_0", 2),
+    "input_blocks_5_1": ("down_blocks_1_attentions_1", 2),
+    "input_blocks_7_1": ("down_blocks_2_attentions_0", 10),
+    "input_blocks_8_1": ("down_blocks_2_attentions_1", 10),
+    "middle_block_1": ("mid_block_attentions_0", 10),
+    "output_blocks_0_1": ("up_blocks_0_attentions_0", 10),
+    "output_blocks_1_1": ("up_blocks_0_attentions_1", 10),
+    "output_blocks_2_1": ("up_blocks_0_attentions_2", 10),
+    "output_blocks_3_1": ("up_blocks_1_attentions_0", 2),
+    "output_blocks_4_1": ("up_blocks_1_attentions_1", 2),
+    "output_blocks_5_1": ("up_blocks_1_attentions_2", 2),
+}
+LINEARS = ("to_q", "to_k", "to_v", "to_out_0")
+
+
+def attention_names() -> Iterator[tuple[str, str]]:
+    """Names of all of SDXL's attention Linears, by Stability's and by diffusers' modules."""
+    for stability, (diffusers, depth) in TRANSFORMERS.items():
+        for number, attention, linear in itertools.product(range(depth), "12", LINEARS):
+            rest = f"transformer_blocks_{number}_attn{attention}_{linear}"
+            yield f"lora_unet_{stability}_{rest}", f"lora_unet_{diffusers}_{rest}"
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return UNet2DConditionModel(**SDXL_SHAPE)
+
+
+@pytest.fixture(scope="module")
+def exported(
+    sdxl: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, AdapterWeights]:
+    """An adapter on all of SDXL's attention whose layers differ in rank and alpha, as files."""
+    folder = tmp_path_factory.mktemp("exported")
+    weights = mixed_adapter(sdxl, dtype=torch.bfloat16)
+    write_adapter(folder, weights, CARD)
+    return folder, weights
+
+
+def mixed_adapter(
+    unet: UNet2DConditionModel,
+    *,
+    alphas: Sequence[float] = (0.5, 3.0, 8.0, 1.0),
+    dtype: torch.dtype = torch.float32,
+) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(3)
+    layers = {}
+    for index, group in enumerate(bank_layout(unet).groups):
+        for place, path in enumerate(group.targets):
+            rank = 1 + (index + place) % 3
+            layers[path] = LoraLayer(
+                (0.1 * torch.randn(rank, group.in_features, generator=generator)).to(dtype),
+                (0.1 * torch.randn(group.out_features, rank, generator=generator)).to(dtype),
+                alpha=alphas[place % len(alphas)],
+            )
+    return AdapterWeights(layers)
+
+
+# ComfyUI: for each module that it knows it takes `.alpha`, `.lora_up.weight` and
+# `.lora_down.weight` under `lora_unet_` and the name of either kind, and multiplies by
+# alpha / rows of down. What is left over in the file is not loaded, with no more than a warning.
+
+
+def test_comfyui_takes_every_key_and_the_right_strength(
+    exported: tuple[Path, AdapterWeights],
+) -> None:
+    folder, weights = exported
+    left = load_file(folder / KOHYA_FILE)
+    strengths = {}
+    for module in itertools.chain.from_iterable(attention_names()):
+        if f"{module}.lora_up.weight" in left:
+            left.pop(f"{module}.lora_up.weight")
+            down = left.pop(f"{module}.lora_down.weight")
+            strengths[module] = left.pop(f"{module}.alpha").item() / down.shape[0]
+    assert left == {}
+    assert len(strengths) == 560  # 70 transformer blocks with 8 Linears each
+    assert strengths == {
+        "lora_unet_" + path.replace(".", "_"): layer.alpha / layer.rank
+        for path, layer in weights.layers.items()
+    }
+
+
+# InvokeAI: every key begins with `lora_unet_`, `lora_te1_` or `lora_te2_`; no key may begin with
+# a Stability name where another does not; the rest up to the first dot names a module, whose path
+# is found by trying ever longer pieces between underscores.
+
+
+def test_invokeai_finds_the_module_of_every_key(
+    exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel
+) -> None:
+    folder, weights = exported
+    stems, leaves = set(), set()
+    for key in load_file(folder / KOHYA_FILE):
+        stem, leaf = key.split(".", 1)
+        assert stem.startswith("lora_unet_")
+        stems.add(stem.removeprefix("lora_unet_"))
+        leaves.add(leaf)
+    assert leaves == {"lora_down.weight", "lora_up.weight", "alpha"}
+    others = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out_")
+    assert not any(stem.startswith(others) for stem in stems)
+    assert {module_path(sdxl, stem) for stem in stems} == set(weights.layers)
+
+
+def module_path(module: torch.nn.Module, flat: str) -> str:
+    path: list[str] = []
+    pieces = flat.split("_")
+    name = pieces.pop(0)
+    while pieces:
+        if name in dict(module.named_children()):
+            module = module.get_submodule(name)
+            path.append(name)
+            name = pieces.pop(0)
+        else:
+            name += "_" + pieces.pop(0)
+    module.get_submodule(name)
+    return ".".join([*path, name])
+
+
+def test_both_names_of_sdxls_modules_are_read(sdxl: UNet2DConditionModel) -> None:
+    """sd-scripts' files have Stability's, which is what most SDXL LoRAs are."""
+    names = kohya_names(linear_targets(sdxl))
+    for stability, diffusers in attention_names():
+        assert names[stability] == names[diffusers]
+        assert "lora_unet_" + names[stability].replace(".", "_") == diffusers
+
+
+def test_a_file_of_stabilitys_names_is_the_same_adapter(
+    exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    folder, weights = exported
+    mine = load_file(folder / KOHYA_FILE)
+    other = {diffusers: stability for stability, diffusers in attention_names()}
+    renamed = {
+        f"{other[stem]}.{leaf}": tensor
+        for key, tensor in mine.items()
+        for stem, _, leaf in [key.partition(".")]
+    }
+    save_file(renamed, tmp_path / KOHYA_FILE)
+    assert_same(read_kohya(tmp_path / KOHYA_FILE, linear_targets(sdxl)), weights)
+    key = next(iter(mine))
+    save_file({**renamed, key: mine[key].clone()}, tmp_path / KOHYA_FILE)
+    with pytest.raises(InvalidArgumentError, match="twice"):
+        read_kohya(tmp_path / KOHYA_FILE, linear_targets(sdxl))
+
+
+# Round trips
+
+
+def test_the_way_through_the_other_layout_changes_nothing(
+    exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    folder, weights = exported
+    through_kohya = read_kohya(folder / KOHYA_FILE, linear_targets(sdxl))
+    through_diffusers = read_diffusers(folder / DIFFUSERS_FILE)
+    for name, again in (("kohya", through_kohya), ("diffusers", through_diffusers)):
+        assert_same(again, weights)
+        write_adapter(tmp_path / name, again, CARD)
+        for file in (KOHYA_FILE, DIFFUSERS_FILE):
+            # The header's own order is by chance: safetensors keeps it in a hash map.
+            assert contents(tmp_path / name / file) == contents(folder / file)
+
+
+def contents(path: Path) -> tuple[dict[str, str], dict[str, Any], bytes]:
+    """Header, tensors' types, shapes and places, and the bytes of all tensors."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    places = json.loads(data[8 : 8 + length])
+    return places.pop("__metadata__"), places, data[8 + length :]
+
+
+def assert_same(one: AdapterWeights, other: AdapterWeights) -> None:
+    assert one.layers.keys() == other.layers.keys()
+    for path, layer in one.layers.items():
+        assert layer.alpha == other.layers[path].alpha
+        assert layer.down.dtype == other.layers[path].down.dtype
+        assert torch.equal(layer.down, other.layers[path].down)
+        assert torch.equal(layer.up, other.layers[path].up)
+
+
+# Strength, by what comes out: diffusers' own loading against both of Toile's ways to draw.
+
+
+@pytest.mark.parametrize(
+    ("file", "alphas"),
+    [
+        (DIFFUSERS_FILE, [0.5, 3.0, 8.0, 1.0]),
+        (DIFFUSERS_FILE, [5.0]),
+        # One alpha, as a training gives: of several in a kohya file, diffusers 0.42 takes the
+        # first for all layers and warns that the others match no module.
+        (KOHYA_FILE, [5.0]),
+    ],
+)
+def test_the_unet_predicts_in_diffusers_what_it_predicts_here(
+    bundle: Bundle, tmp_path: Path, file: str, alphas: list[float]
+) -> None:
+    adapter = mixed_adapter(bundle.unet, alphas=alphas)
+    write_adapter(tmp_path, adapter, dataclasses.replace(CARD, base_digest=bundle.digest))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(bundle.path, local_files_only=True)
+    inputs = model_inputs(pipeline.unet)
+    # As strong as its rank, which is what a file without its alpha would be.
+    wrong = AdapterWeights(
+        {p: LoraLayer(y.down, y.up, float(y.rank)) for p, y in adapter.layers.items()}
+    )
+    mine = Bundle.load(bundle.path, digest=bundle.digest)  # adapters would stay in the shared one
+    with torch.inference_mode():
+        without = predict(pipeline.unet, inputs)
+        pipeline.load_lora_weights(tmp_path, weight_name=file)
+        theirs = predict(pipeline.unet, inputs)
+        banked = through_the_bank(mine, adapter, inputs)
+        mistaken = through_the_bank(mine, wrong, inputs)
+        with TorchDenoiser(mine, bfloat16=False).session([LoadedAdapter("a", adapter)]) as unet:
+            in_process = predict(unet, inputs)
+    assert (theirs - in_process).abs().max() <= 1e-5
+    assert (theirs - banked).abs().max() <= 1e-5
+    assert (theirs - without).abs().max() > 1e-3
+    assert (theirs - mistaken).abs().max() > 1e-3
+
+
+def model_inputs(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pooled = unet.config.projection_class_embeddings_input_dim
+    pooled -= 6 * unet.config.addition_time_embed_dim
+    return {
+        "sample": torch.randn(1, 4, 16, 16, generator=generator),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(
+            1, 77, unet.config.cross_attention_dim, generator=generator
+        ),
+        "text_embeds": torch.randn(1, pooled, generator=generator),
+        "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]]),
+    }
+
+
+def predict(unet: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    added = {key: inputs[key] for key in ("text_embeds", "time_ids")}
+    stock = {key: value for key, value in inputs.items() if key not in added}
+    return unet(**stock, added_cond_kwargs=added).sample
+
+
+def through_the_bank(
+    bundle: Bundle, adapter: AdapterWeights, inputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Predict as the engine does: the adapter is an input."""
+    layout = bank_layout(bundle.unet)
+    arrays = gather([[(pack_adapter(adapter, layout), 1.0)]], layout, dtype=np.float32)
+    bank = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return BankedUNet(bundle.unet, layout)(**inputs, bank=bank)
