@@ -39,7 +39,7 @@ def make_optimizer(
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Everything that the optimizer remembers of each parameter."""
+    """Everything that the optimizer remembers of each parameter, Adafactor's count of steps too."""
     state = optimizer.state_dict()["state"]
     return {
         place: {name: torch.as_tensor(value) for name, value in remembered.items()}
@@ -50,13 +50,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Ten
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
     """Give an optimizer the state that `optimizer_state` took."""
     loaded = {
-        place: {name: _plain(name, value) for name, value in remembered.items()}
+        place: {name: value.clone() for name, value in remembered.items()}
         for place, remembered in state.items()
     }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": loaded})
-
-
-def _plain(name: str, value: Tensor) -> Tensor | int:
-    """Adafactor counts its steps with an integer, AdamW with a tensor of a float."""
-    counts = name == "step" and not value.is_floating_point()
-    return int(value) if counts else value.clone()
