@@ -134,7 +134,7 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         seed=config.seed,
         learning_rate=config.learning_rate,
         steps=len(trained.losses),
-        created=row.start_time,  # of the first attempt: every attempt exports the same bytes
+        created=row.start_time,  # of the first attempt, whichever attempt ends
     )
     write_lora(folder, trained.state, config.rank, config.alpha, card)
     (folder / SAMPLES_FOLDER).mkdir()
