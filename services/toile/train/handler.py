@@ -32,7 +32,7 @@ from toile.core.prompts import escape, parse_prompt
 from toile.core.settings import Settings
 from toile.train.convert import lora_values
 from toile.train.registry import missing, next_version
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import LoraRecipeConfig, held_out_count
 from toile.v1 import train_pb2
 
 _DEFAULT_SAMPLES = 2
@@ -52,7 +52,8 @@ class TrainHandler:
         Raises:
             InvalidArgumentError: A field is wrong; its path is named.
             NotFoundError: The dataset or the base does not exist.
-            FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`).
+            FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
+                images to hold one out (`DATASET_TOO_SMALL`).
             RequestReusedError: The request id was used for something else.
         """
         parent = ProjectName.parse(request.parent, "parent")
@@ -67,6 +68,7 @@ class TrainHandler:
                 return session.get_one(JobRow, known)
             base = resolve_base(session, request.base or self._settings.default_base)
             dataset = _dataset_version(session, parent, request.dataset)
+            held_out_count(dataset.image_count, config.validation_share)
             if not config.sample_prompts:
                 config = config.model_copy(update={"sample_prompts": _captions(session, dataset)})
             job = self._jobs.create(

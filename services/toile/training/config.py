@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from toile.core.errors import InvalidArgumentError
+from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 
 MAX_RANK = 64
 MAX_SAMPLE_PROMPTS = 8
@@ -148,3 +148,21 @@ class LoraRecipeConfig(BaseModel):
                 field=path,
                 reason="BAD_CONFIG",
             ) from error
+
+
+def held_out_count(images: int, share: float) -> int:
+    """Return how many of a dataset's images are held out: one at least, none if the share is 0.
+
+    Raises:
+        FailedPreconditionError: None would be left to train on (`DATASET_TOO_SMALL`).
+    """
+    if not share:
+        return 0
+    count = max(1, round(share * images))
+    if count >= images:
+        raise FailedPreconditionError(
+            f"a validation_share of {share:g} needs 2 images at least; the dataset has {images}",
+            reason="DATASET_TOO_SMALL",
+            metadata={"field": "lora.validation_share"},
+        )
+    return count

@@ -7,10 +7,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from toile.core.errors import FailedPreconditionError
 from toile.training.batches import Batch, loss_sum
 from toile.training.caches import Cache
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import LoraRecipeConfig, held_out_count
 from toile.training.data import generator
 from toile.training.ranks import over_ranks, place
 
@@ -29,16 +28,7 @@ def hold_out(names: Sequence[str], share: float) -> tuple[list[int], list[int]]:
     Raises:
         FailedPreconditionError: None would be left to train on (`DATASET_TOO_SMALL`).
     """
-    if not share:
-        return list(range(len(names))), []
-    count = max(1, round(share * len(names)))
-    if count >= len(names):
-        raise FailedPreconditionError(
-            f"a validation_share of {share:g} needs 2 images at least; the dataset has "
-            f"{len(names)}",
-            reason="DATASET_TOO_SMALL",
-            metadata={"field": "lora.validation_share"},
-        )
+    count = held_out_count(len(names), share)
     ordered = sorted(range(len(names)), key=lambda place: (_digest(names[place]), place))
     return sorted(ordered[count:]), sorted(ordered[:count])
 

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import update
 
 from toile.core.catalog.engine import Catalog
-from toile.core.catalog.models import DatasetItemRow, JobRow
+from toile.core.catalog.models import DatasetItemRow, DatasetVersionRow, JobRow
 from toile.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -107,6 +107,19 @@ def test_unbuilt_dataset(handler: TrainHandler) -> None:
         with pytest.raises(FailedPreconditionError) as caught:
             handler.create(request_of(dataset=name))
         assert caught.value.reason == "DATASET_NOT_BUILT"
+
+
+def test_a_dataset_from_which_nothing_can_be_held_out(
+    handler: TrainHandler, catalog: Catalog
+) -> None:
+    with catalog.transaction() as session:
+        for version in session.query(DatasetVersionRow):
+            version.image_count = 1
+    assert handler.create(request_of(validation_share=0.0))
+    with pytest.raises(FailedPreconditionError) as caught:
+        handler.create(request_of(validation_share=0.2))
+    assert caught.value.reason == "DATASET_TOO_SMALL"
+    assert caught.value.metadata["field"] == "lora.validation_share"
 
 
 def test_unknown_dataset_and_base(handler: TrainHandler) -> None:
