@@ -24,6 +24,8 @@ from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
 
 WORKER_RESTARTS = 3
 _COLLECTIVE_TIMEOUT_SECONDS = 300
+_NICENESS = 10
+"""Of a worker: who draws on the same machine goes first."""
 # Ray Train has no other place for these.
 _RAY_TRAIN_VARIABLES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon it notices that the worker is done
@@ -74,6 +76,7 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     core_logging.configure(config["settings"], "training")
     _use_all_cores(context.get_local_world_size())
+    os.nice(_NICENESS)
     with opened(config["settings"], config["job"], config["attempt"]) as job, job.heartbeat():
         try:
             train_and_publish(job, rank=context.get_world_rank())

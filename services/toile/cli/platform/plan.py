@@ -44,6 +44,10 @@ _RAY_PORTS = (
 )
 
 
+# Ray's workers give way to every other process, but somebody waits for the models' replica, and
+# the engine beside it does not give way. Trainings do so by themselves.
+_SERVE_URGENCY = {"RAY_worker_niceness": "0"}
+
 # Serve ends a proxy that does not answer within 5 s, which on a busy machine is no sign of death.
 _SERVE_PATIENCE = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
@@ -193,7 +197,13 @@ def _ray_head(
             *(f"--{name}={value}" for name, value in options.items()),
         ),
         # Jobs inherit the head's variables, and with them the settings.
-        {**common, **_SERVE_PATIENCE, **settings.environment(), **_ray_token(settings)},
+        {
+            **common,
+            **_SERVE_PATIENCE,
+            **_SERVE_URGENCY,
+            **settings.environment(),
+            **_ray_token(settings),
+        },
         ready=ray_head_alive(
             f"http://{host}:{dashboard}", settings.ray_auth_token.get_secret_value()
         ),
