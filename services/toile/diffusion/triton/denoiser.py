@@ -155,7 +155,7 @@ class _Call:
         batch = len(arrays["sample"])
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_NotYetError),
-            wait=tenacity.wait_exponential(multiplier=0.002, max=LONGEST_PAUSE_SECONDS),
+            wait=_pause,
             stop=tenacity.stop_after_delay(self._urgency.seconds_left(self._step_seconds)),
         )
         timestep = float(arrays["timestep"].flat[0])
@@ -269,6 +269,13 @@ def _remote(unet: _RemoteUNet, call: _Call) -> UNet2DConditionModel:
     own = copy.copy(unet)
     own._call = call
     return own
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Return the seconds before a step is asked for again: none for who can give a link now."""
+    if state.outcome is not None and isinstance(state.outcome.exception(), _AbsentError):
+        return 0.0
+    return min(0.001 * 2.0 ** min(state.attempt_number - 1, 16), LONGEST_PAUSE_SECONDS)
 
 
 def _input(name: str, array: "np.ndarray[Any, Any]", kind: str) -> Any:
