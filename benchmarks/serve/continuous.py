@@ -1,7 +1,7 @@
 """Figure 3: requests that share batches step by step, against those who wait for one another."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ TOGETHER = 8
 """Requests that the whole-request server draws at a time: 16 samples, the front's most."""
 MIXED_STEPS = (SHORT_STEPS,) * 4 + (LONG_STEPS,)
 """The mix as a sequence, for a closed loop."""
+NO_POLICY = ", no queue policy"
 TRACES = 3
 """Traces that are replayed, at most."""
 ALIKE = 1e-2
@@ -36,52 +37,75 @@ ALIKE = 1e-2
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Measure throughput at saturation, then latencies under a share of that load."""
-    with (
-        _denoiser(bench, "shared", FrontConfig()) as (shared, denoiser),
-        _denoiser(bench, "alone", FrontConfig(max_batch=2)) as (alone, denoiser_alone),
-    ):
-        bench.say("saturation")
-        saturation = _saturation(bench, {"shared": denoiser, "alone": denoiser_alone}, shared)
-        alone.server.stop()
-        bench.say("Poisson mix")
+    bench.say("saturation")
+    saturation = _saturation(bench)
+    bench.say("Poisson mix")
+    with _denoiser(bench, "mix", FrontConfig()) as (_, denoiser):
         return {"saturation": saturation, "mix": _mix(bench, denoiser)}
 
 
-def _saturation(
-    bench: Bench, denoisers: dict[str, TritonDenoiser], shared: Served
-) -> dict[str, Any]:
-    """Count the steps a second of many clients who draw latents all the time."""
-    images = max(1, bench.scale.images_per_client // 2)
+def _saturation(bench: Bench) -> dict[str, Any]:
+    """Count the steps a second of many clients who draw latents all the time.
 
-    def arm(denoiser: TritonDenoiser) -> Callable[[int], float]:
-        def client(number: int) -> None:
-            with denoiser.session([]) as unet:
-                for image in range(images):
-                    draw_latents(
-                        bench.bundle,
-                        unet,
-                        steps=bench.scale.steps,
-                        seed=number * images + image,
-                        size=bench.size,
-                    )
+    The batch caps are compared without the queue's policy, whose stalls would flatter shared
+    batches: they meet every batch, and so fewer requests the larger it is.
+    """
+    caps = {"shared": FrontConfig(), "alone": FrontConfig(max_batch=2)}
+    with ExitStack() as stack:
+        servers = {
+            name + suffix: stack.enter_context(
+                _denoiser(bench, name + suffix, config, queue_policy=policy)
+            )
+            for suffix, policy in (("", True), (NO_POLICY, False))
+            for name, config in caps.items()
+        }
+        counters: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
 
-        def run(_: int) -> float:
-            return CLIENTS * images * bench.scale.steps / side_by_side(CLIENTS, client)
+        def arm(name: str) -> Callable[[int], float]:
+            served, denoiser = servers[name]
 
-        return run
+            def run(_: int) -> float:
+                before = served.counters()
+                took, steps = _draw_all(bench, denoiser)
+                found = counted(before, served.counters())
+                counters[name].append({**found, "busy_share": found["busy_seconds"] / took})
+                return steps / took
 
-    arms = {name: arm(denoiser) for name, denoiser in denoisers.items()}
-    for warm_up in arms.values():
-        warm_up(0)
-    before = shared.counters()
-    rates = in_turns(arms, bench.scale.rounds)
+            return run
+
+        arms = {name: arm(name) for name in servers}
+        for name, warm_up in arms.items():
+            warm_up(0)
+            counters[name].clear()
+        rates = in_turns(arms, bench.scale.rounds)
     return {
         "clients": CLIENTS,
         "steps_per_second": {name: spread(values) for name, values in rates.items()},
-        "ratio": spread(ratios(rates["shared"], rates["alone"])),
-        "triton": counted(before, shared.counters()),
+        "ratio": spread(ratios(rates["shared" + NO_POLICY], rates["alone" + NO_POLICY])),
+        "triton": {
+            name: {key: spread([one[key] for one in found]) for key in found[0]}
+            for name, found in counters.items()
+        },
         "raw": rates,
     }
+
+
+def _draw_all(bench: Bench, denoiser: TritonDenoiser) -> tuple[float, int]:
+    """Have all clients draw latents; return the seconds that it took, and the steps."""
+    images = max(1, bench.scale.images_per_client // 2)
+
+    def client(number: int) -> None:
+        with denoiser.session([]) as unet:
+            for image in range(images):
+                draw_latents(
+                    bench.bundle,
+                    unet,
+                    steps=bench.scale.steps,
+                    seed=number * images + image,
+                    size=bench.size,
+                )
+
+    return side_by_side(CLIENTS, client), CLIENTS * images * bench.scale.steps
 
 
 def _mix(bench: Bench, denoiser: TritonDenoiser) -> dict[str, Any]:
@@ -145,11 +169,15 @@ def _check_alike(bench: Bench, denoiser: TritonDenoiser, server: WholeRequestSer
 
 @contextmanager
 def _denoiser(
-    bench: Bench, name: str, config: FrontConfig
+    bench: Bench, name: str, config: FrontConfig, *, queue_policy: bool = True
 ) -> Iterator[tuple[Served, TritonDenoiser]]:
-    folder = bench.scratch / name
+    folder = (
+        bench.scratch / f"continuous-{name.replace(NO_POLICY, '-plain')}"
+    )  # no spaces: the backend splits them
     with (
-        serving(bench.environment, bench.exported, folder, config) as served,
+        serving(
+            bench.environment, bench.exported, folder, config, queue_policy=queue_policy
+        ) as served,
         served.denoiser(LocalStore(folder / "artifacts")) as denoiser,
     ):
         yield served, denoiser

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,10 @@ from toile.diffusion.triton.server import TritonEnvironment, TritonPorts, Triton
 MODEL = "unet"
 TIME_IDS = 6
 MODEL_INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
+
+_QUEUE_POLICY = re.compile(
+    r"  (?:default_)?priority_levels?: \d+\n|  default_queue_policy \{.*?\n  \}\n", re.DOTALL
+)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Evaluate = Callable[[Arrays], npt.NDArray[Any]]
@@ -181,6 +186,7 @@ def serving(
     config: FrontConfig,
     *,
     modules: Path | None = None,
+    queue_policy: bool = True,
 ) -> Iterator[Served]:
     """Run a Triton that serves an exported UNet.
 
@@ -190,6 +196,8 @@ def serving(
         folder: Made; for the model repository and the log.
         config: How the front batches.
         modules: Folder of modules that the front finds before those of the environment.
+        queue_policy: Whether Triton's queue has priorities, a limit and timeouts, as shipped. Each
+            of them makes the batcher miss requests now and then, until it looks again after 500 ms.
     """
     folder.mkdir(parents=True)
     written = write_model(
@@ -206,6 +214,10 @@ def serving(
         front = written / VERSION / "model.py"
         first = f"import sys\n\nsys.path.insert(0, {str(modules)!r})\n"
         front.write_text(first + front.read_text(encoding="utf-8"), encoding="utf-8")
+    if not queue_policy:
+        config_file = written / "config.pbtxt"
+        text = config_file.read_text(encoding="utf-8")
+        config_file.write_text(_QUEUE_POLICY.sub("", text), encoding="utf-8")
     ports = TritonPorts(*free_ports("127.0.0.1", 3))
     server = TritonServer(environment, folder / "models", ports, (MODEL,), folder / "triton.log")
     server.start()
@@ -219,8 +231,8 @@ def counted(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
     """Say what Triton's counters mean for the time between two readings of them.
 
     Returns:
-        Samples in an engine call, and milliseconds that a request waited in the queue and that
-        the backend worked on its batch.
+        Samples in an engine call, milliseconds that a request waited in the queue and that the
+        backend worked on its batch, and the seconds that it worked in all.
     """
 
     def grown(name: str) -> float:
@@ -233,4 +245,9 @@ def counted(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
         "compute_ms": grown("nv_inference_compute_infer_duration_us_total")
         / max(1.0, requests)
         / 1e3,
+        # Counted for every request of a batch, so that it is shared out among them first.
+        "busy_seconds": grown("nv_inference_compute_infer_duration_us_total")
+        / 1e6
+        * calls
+        / max(1.0, requests),
     }

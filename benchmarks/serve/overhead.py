@@ -28,6 +28,8 @@ from toile.v1 import inference_pb2
 PEER = "in process, ONNX Runtime"
 OURS = "gRPC, Ray Serve, Triton"
 ALIKE_DECIBELS = 50.0
+STALL_MS = 400.0
+"""Far more than a step takes. Triton's batcher, when it misses a request, looks again after 500."""
 
 
 class _Steps:
@@ -91,6 +93,9 @@ def measure(bench: Bench) -> dict[str, Any]:
         "ratio_of_medians": statistics.median(took[OURS]) / statistics.median(took[PEER]),
         "over_ms_a_step": spread([1e3 * value / bench.scale.steps for value in over]),
         "between_steps_ms": {name: spread(told.between_ms) for name, told in steps.items()},
+        "stalled_steps": {
+            name: sum(value > STALL_MS for value in told.between_ms) for name, told in steps.items()
+        },
         "raw": took,
     }
 

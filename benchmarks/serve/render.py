@@ -74,8 +74,16 @@ def _overhead(found: Results) -> str:
         )
         + f"\n\n{found['steps']} steps, {found['size']} pixels. The platform takes {over} ms a "
         "step more than ONNX Runtime in process, all of an image's costs spread over its steps "
-        "(targets: 1.10 times, 2 ms a step, less than torch)."
+        "(targets: 1.10 times, 2 ms a step, less than torch)." + _stalls(found)
     )
+
+
+def _stalls(found: Results) -> str:
+    if "stalled_steps" not in found:
+        return ""
+    name, stalled = next(iter(found["stalled_steps"].items()))
+    count = found["between_steps_ms"][name]["n"]
+    return f" {stalled} of the platform's {count} steps took more than 400 ms."
 
 
 def _mixed(found: Results) -> str:
@@ -134,13 +142,23 @@ def _mixed_platform(found: Results) -> str:
 
 def _continuous(found: Results) -> str:
     saturation, mix = found["saturation"], found["mix"]
-    shared, alone = (saturation["steps_per_second"][name] for name in ("shared", "alone"))
     own = mix["servers"]["continuous"]["latency_seconds"]
+    rows = [
+        (
+            name,
+            _spread(rate, 1, "{:.1f}"),
+            _spread(saturation["triton"][name]["samples_per_call"], 1, "{:.1f}"),
+            _spread(saturation["triton"][name]["busy_share"], 100, "{:.0f}"),
+        )
+        for name, rate in saturation["steps_per_second"].items()
+    ]
     return (
-        f"At saturation, {saturation['clients']} clients: {_spread(shared, 1, '{:.1f}')} steps/s "
-        f"with shared batches of {saturation['triton']['samples_per_call']:.1f} samples, "
-        f"{_spread(alone, 1, '{:.1f}')} one request a batch: "
-        f"{_spread(saturation['ratio'], 1, '{:.2f}')} times (target 1.25).\n\n"
+        _table(("batches", "steps/s", "samples a call", "engine busy, about %"), rows)
+        + f"\n\nAt saturation, {saturation['clients']} clients. Sharing batches gives "
+        f"{_spread(saturation['ratio'], 1, '{:.2f}')} times the steps of one request a batch, both "
+        "without the queue's policy (target 1.25). With it, as shipped, Triton's batcher stalls "
+        "for half a second now and then, which hits small batches hardest: the ratio of those "
+        "rows is no gain of batching.\n\n"
         + _latencies(mix["servers"], own)
         + f"\n\n{mix['offered_images_per_second']:.2f} requests/s, 70 % of the capacity of "
         f"{mix['capacity_images_per_second']:.2f} images/s measured with shared batches; traces of "
