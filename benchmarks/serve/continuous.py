@@ -28,7 +28,6 @@ TOGETHER = 8
 """Requests that the whole-request server draws at a time: 16 samples, the front's most."""
 MIXED_STEPS = (SHORT_STEPS,) * 4 + (LONG_STEPS,)
 """The mix as a sequence, for a closed loop."""
-NO_POLICY = ", no queue policy"
 TRACES = 3
 """Traces that are replayed, at most."""
 ALIKE = 1e-2
@@ -45,18 +44,11 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _saturation(bench: Bench) -> dict[str, Any]:
-    """Count the steps a second of many clients who draw latents all the time.
-
-    The batch caps are compared without the queue's policy, whose stalls would flatter shared
-    batches: they meet every batch, and so fewer requests the larger it is.
-    """
+    """Count the steps a second of many clients who draw latents all the time."""
     caps = {"shared": FrontConfig(), "alone": FrontConfig(max_batch=2)}
     with ExitStack() as stack:
         servers = {
-            name + suffix: stack.enter_context(
-                _denoiser(bench, name + suffix, config, queue_policy=policy)
-            )
-            for suffix, policy in (("", True), (NO_POLICY, False))
+            name: stack.enter_context(_denoiser(bench, name, config))
             for name, config in caps.items()
         }
         counters: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
@@ -81,7 +73,7 @@ def _saturation(bench: Bench) -> dict[str, Any]:
     return {
         "clients": CLIENTS,
         "steps_per_second": {name: spread(values) for name, values in rates.items()},
-        "ratio": spread(ratios(rates["shared" + NO_POLICY], rates["alone" + NO_POLICY])),
+        "ratio": spread(ratios(rates["shared"], rates["alone"])),
         "triton": {
             name: {key: spread([one[key] for one in found]) for key in found[0]}
             for name, found in counters.items()
@@ -169,15 +161,11 @@ def _check_alike(bench: Bench, denoiser: TritonDenoiser, server: WholeRequestSer
 
 @contextmanager
 def _denoiser(
-    bench: Bench, name: str, config: FrontConfig, *, queue_policy: bool = True
+    bench: Bench, name: str, config: FrontConfig
 ) -> Iterator[tuple[Served, TritonDenoiser]]:
-    folder = (
-        bench.scratch / f"continuous-{name.replace(NO_POLICY, '-plain')}"
-    )  # no spaces: the backend splits them
+    folder = bench.scratch / f"continuous-{name}"
     with (
-        serving(
-            bench.environment, bench.exported, folder, config, queue_policy=queue_policy
-        ) as served,
+        serving(bench.environment, bench.exported, folder, config) as served,
         served.denoiser(LocalStore(folder / "artifacts")) as denoiser,
     ):
         yield served, denoiser

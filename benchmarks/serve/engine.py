@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +32,6 @@ from toile.diffusion.triton.server import TritonEnvironment, TritonPorts, Triton
 MODEL = "unet"
 TIME_IDS = 6
 MODEL_INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
-
-_QUEUE_POLICY = re.compile(
-    r"  (?:default_)?priority_levels?: \d+\n|  default_queue_policy \{.*?\n  \}\n", re.DOTALL
-)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Evaluate = Callable[[Arrays], npt.NDArray[Any]]
@@ -144,6 +139,7 @@ class Served:
 
     server: TritonServer
     exported: Exported
+    front: FrontConfig
 
     @contextlib.contextmanager
     def denoiser(self, store: ArtifactStore) -> Iterator[TritonDenoiser]:
@@ -154,6 +150,7 @@ class Served:
             layout=self.exported.layout,
             link=PackedFiles(store, self.exported.layout).link,
             unet_model=MODEL,
+            front=self.front,
         )
         try:
             yield made
@@ -186,7 +183,6 @@ def serving(
     config: FrontConfig,
     *,
     modules: Path | None = None,
-    queue_policy: bool = True,
 ) -> Iterator[Served]:
     """Run a Triton that serves an exported UNet.
 
@@ -196,8 +192,6 @@ def serving(
         folder: Made; for the model repository and the log.
         config: How the front batches.
         modules: Folder of modules that the front finds before those of the environment.
-        queue_policy: Whether Triton's queue has priorities, a limit and timeouts, as shipped. Each
-            of them makes the batcher miss requests now and then, until it looks again after 500 ms.
     """
     folder.mkdir(parents=True)
     written = write_model(
@@ -214,15 +208,11 @@ def serving(
         front = written / VERSION / "model.py"
         first = f"import sys\n\nsys.path.insert(0, {str(modules)!r})\n"
         front.write_text(first + front.read_text(encoding="utf-8"), encoding="utf-8")
-    if not queue_policy:
-        config_file = written / "config.pbtxt"
-        text = config_file.read_text(encoding="utf-8")
-        config_file.write_text(_QUEUE_POLICY.sub("", text), encoding="utf-8")
     ports = TritonPorts(*free_ports("127.0.0.1", 3))
     server = TritonServer(environment, folder / "models", ports, (MODEL,), folder / "triton.log")
     server.start()
     try:
-        yield Served(server, exported)
+        yield Served(server, exported, config)
     finally:
         server.stop()
 

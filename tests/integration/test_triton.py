@@ -1,6 +1,7 @@
 """One UNet in a real Triton serves every LoRA, with the images of the in-process pipeline."""
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,14 +22,13 @@ from toile.core.artifacts.local import LocalStore
 from toile.core.errors import (
     ComputeUnavailableError,
     DeadlineError,
-    ExhaustedError,
     FailedPreconditionError,
     InvalidArgumentError,
 )
 from toile.diffusion.adapters import AdapterWeights, LoraLayer
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import NO_HURRY, LoadedAdapter, TorchDenoiser, Urgency
+from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.export import export_onnx
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
@@ -36,6 +36,7 @@ from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.packed import PackedFiles
 from toile.diffusion.triton.repository import FrontConfig, write_model
 from toile.diffusion.triton.server import TritonEnvironment, TritonPorts, TritonServer
+from toile.diffusion.turns import NO_HURRY, Urgency
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -43,7 +44,7 @@ BANK_BYTES = 6 << 20
 """Of the front under test: one adapter of rank 40 fits, two do not."""
 FRONTS = {
     "unet": FrontConfig(bank_bytes=BANK_BYTES),
-    "narrow": FrontConfig(max_batch=2, queue_limit=4),
+    "narrow": FrontConfig(max_batch=2, batch_pixels=2 * 16 * 16),
     "capped": FrontConfig(batch_pixels=2 * 16 * 16),
 }
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-triton"
@@ -71,7 +72,7 @@ def repository(
     bundle: Bundle, environment: TritonEnvironment, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     del environment
-    folder = tmp_path_factory.mktemp("triton")
+    folder = tmp_path_factory.mktemp("triton") / "a space and (parentheses)"
     for name, unet, time_ids in (("unet", bundle.unet, 6), ("refiner", bundle.refiner_unet, 5)):
         layout = bank_layout(unet)
         onnx = export_onnx(
@@ -93,7 +94,9 @@ def repository(
 
 
 @pytest.fixture(scope="module")
-def server(environment: TritonEnvironment, repository: Path) -> Iterator[TritonServer]:
+def server(
+    environment: TritonEnvironment, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
     made = TritonServer(
         environment,
         repository,
@@ -101,9 +104,11 @@ def server(environment: TritonEnvironment, repository: Path) -> Iterator[TritonS
         (*FRONTS, "refiner"),
         repository.parent / "triton.log",
     )
-    made.start()
-    yield made
-    made.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("links")))
+        made.start()
+        yield made
+        made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,7 @@ def drawn_by(bundle: Bundle, server: TritonServer, model: str) -> Iterator[Trito
         layout=bank_layout(bundle.unet),
         link=lambda _: "",
         unet_model=model,
+        front=FRONTS[model],
     )
     try:
         yield made
@@ -279,13 +285,16 @@ def test_an_adapter_that_was_evicted_is_read_again(bundle, server, denoiser):
     assert after["toile_bank_bytes"] <= BANK_BYTES
 
 
-def test_a_full_queue_refuses_and_takes_again(bundle, server):
-    with drawn_by(bundle, server, "narrow") as denoiser, ThreadPoolExecutor(24) as pool:
-        calls = [pool.submit(step, denoiser) for _ in range(24)]
-        outcomes = [call.exception() for call in calls]
-        assert any(isinstance(error, ExhaustedError) for error in outcomes)
-        assert {type(error) for error in outcomes} == {type(None), ExhaustedError}
-        step(denoiser)
+def test_steps_of_one_caller_follow_each_other_at_once(bundle, server):
+    """With any queue policy in its config, Triton's batcher looks again after 500 ms at times."""
+    with drawn_by(bundle, server, "unet") as denoiser, denoiser.session([]) as unet:
+        seconds = []
+        for _ in range(150):
+            started = time.monotonic()
+            unet(**ARGUMENTS)
+            seconds.append(time.monotonic() - started)
+    stalls = [one for one in seconds if 0.49 < one - sorted(seconds)[75] < 0.6]
+    assert len(stalls) < 3, stalls
 
 
 def test_who_waits_too_long_in_the_queue_is_told(bundle, server):

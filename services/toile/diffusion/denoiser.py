@@ -1,9 +1,7 @@
 """Denoisers: whatever evaluates the UNet for a pipeline."""
 
 import contextlib
-import math
 import threading
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +13,10 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from toile.core.errors import DeadlineError, InvalidArgumentError
+from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapters import AdapterWeights, check_fits, linear_targets
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.turns import NO_HURRY, Turns, Urgency
 
 ADAPTER_CACHE_BYTES = 512 << 20
 """Adapters kept in the UNet, by their own size; the least recently used go first."""
@@ -45,33 +44,6 @@ class LoadedAdapter:
             return self.weight
         shares, weights = zip(*self.schedule, strict=True)
         return float(np.interp(1.0 - timestep / TRAINED_TIMESTEPS, shares, weights))
-
-
-@dataclass(frozen=True)
-class Urgency:
-    """How soon the evaluations of a session are wanted."""
-
-    priority: int = 1
-    """1 goes first, 2 may wait; where evaluations of several sessions are batched."""
-    deadline: float = math.inf
-    """When they are of no use any more, by `time.monotonic()`."""
-
-    def seconds_left(self, most: float) -> float:
-        """Return the seconds until the deadline, at most so many.
-
-        Raises:
-            DeadlineError: It is past.
-        """
-        self.check()
-        return max(0.001, min(self.deadline - time.monotonic(), most))
-
-    def check(self) -> None:
-        """Raise `DeadlineError` when the deadline is past."""
-        if time.monotonic() >= self.deadline:
-            raise DeadlineError("the drawing was not done in time")
-
-
-NO_HURRY = Urgency()
 
 
 class Denoiser(Protocol):
@@ -126,8 +98,7 @@ class TorchDenoiser:
         self._bundle = bundle
         self._cache_bytes = cache_bytes
         self._bfloat16 = cpu_has_bfloat16() if bfloat16 is None else bfloat16
-        self._lock = threading.Lock()
-        self._refiner_lock = threading.Lock()
+        self._turns, self._refiner_turns = Turns(1), Turns(1)
         self._names: OrderedDict[str, tuple[str, int]] = OrderedDict()  # key: peft name, bytes
         self._serial = 0
         self._targets: dict[str, tuple[int, int]] | None = None
@@ -152,7 +123,7 @@ class TorchDenoiser:
             raise InvalidArgumentError(
                 "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
             )
-        with _turn(self._lock, urgency):
+        with self._turns.turn(urgency, most_seconds=threading.TIMEOUT_MAX):
             unet = self._bundle.unet
             self._apply(unet, adapters)
             with self._precision(unet), self._scheduled(unet, adapters):
@@ -167,7 +138,7 @@ class TorchDenoiser:
             DeadlineError: The deadline came before the session's turn.
         """
         with (
-            _turn(self._refiner_lock, urgency),
+            self._refiner_turns.turn(urgency, most_seconds=threading.TIMEOUT_MAX),
             self._precision(self._bundle.refiner_unet) as unet,
         ):
             yield unet
@@ -251,16 +222,6 @@ class TorchDenoiser:
             yield unet
         finally:
             del unet.forward
-
-
-@contextlib.contextmanager
-def _turn(lock: threading.Lock, urgency: Urgency) -> Iterator[None]:
-    if not lock.acquire(timeout=urgency.seconds_left(threading.TIMEOUT_MAX)):
-        raise DeadlineError("the drawing did not get its turn in time")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def cpu_has_bfloat16() -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from toile.core.errors import InvalidArgumentError
-from toile.diffusion.denoiser import NO_HURRY, LoadedAdapter, Urgency
+from toile.diffusion.denoiser import LoadedAdapter
+from toile.diffusion.turns import NO_HURRY, Urgency
 from toile.imaging.seams import Repeat
 
 DEFAULT_STEPS = 20

@@ -13,14 +13,13 @@ from toile.core.artifacts import ArtifactStore
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import (
-    NO_HURRY,
     Denoiser,
     LoadedAdapter,
     TorchDenoiser,
-    Urgency,
 )
 from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.packed import PackedFiles
+from toile.diffusion.turns import NO_HURRY, Urgency
 from toile.serving.engines import model_names
 
 ASK_AGAIN_SECONDS = 1.0

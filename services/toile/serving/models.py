@@ -18,10 +18,11 @@ from toile.core.settings import Settings
 from toile.diffusion.adapters import AdapterWeights, linear_targets, load_lora
 from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import Denoiser, LoadedAdapter, Urgency
+from toile.diffusion.denoiser import Denoiser, LoadedAdapter
 from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
 from toile.diffusion.request import RefinerMode, UpscaleTiles
 from toile.diffusion.triton.packed import empty_unet
+from toile.diffusion.turns import Urgency
 from toile.diffusion.vision import Vision
 from toile.imaging import decode, formats, png
 from toile.imaging.formats import ImageFormat

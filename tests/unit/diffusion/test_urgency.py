@@ -7,9 +7,10 @@ import pytest
 
 from toile.core.errors import DeadlineError
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import TorchDenoiser, Urgency
+from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
+from toile.diffusion.turns import Urgency
 
 
 @pytest.fixture(scope="module")

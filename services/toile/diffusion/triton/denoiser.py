@@ -1,7 +1,7 @@
 """A denoiser whose UNets are in Triton: stock pipelines, each step one call.
 
 The UNet that pipelines get is diffusers' own class on the meta device, without weights, with a
-forward that calls the server.
+forward that calls the server. Steps queue here for the server, which only batches (ADR 9).
 """
 
 import contextlib
@@ -21,19 +21,23 @@ from tritonclient.utils import InferenceServerException
 from toile.core.errors import (
     ComputeUnavailableError,
     DeadlineError,
-    ExhaustedError,
     FailedPreconditionError,
     InvalidArgumentError,
 )
 from toile.diffusion.bank import MAX_RANK, BankLayout
-from toile.diffusion.denoiser import NO_HURRY, LoadedAdapter, Urgency
+from toile.diffusion.denoiser import LoadedAdapter
 from toile.diffusion.triton.packed import check_adapter
+from toile.diffusion.triton.repository import FrontConfig
+from toile.diffusion.turns import NO_HURRY, Turns, Urgency
 
 MISSING = "ADAPTER_NOT_RESIDENT"
 LOADING = "ADAPTER_LOADING"
 STEP_SECONDS = 60.0
 """How long one step may take: its wait in the queue, and a server that is restarted, included."""
 LONGEST_PAUSE_SECONDS = 0.5
+
+BATCHES_AT_ONCE = 2
+"""Full batches that this process may have at the server: one in the engine, one to follow."""
 
 Link = Callable[[LoadedAdapter], str]
 """Packs an adapter where the server can read it, and returns the link."""
@@ -54,6 +58,7 @@ class TritonDenoiser:
         unet_model: str = "unet",
         refiner_model: str = "refiner",
         step_seconds: float = STEP_SECONDS,
+        front: FrontConfig | None = None,
     ) -> None:
         """Connect; the server is not asked until a step is.
 
@@ -67,12 +72,15 @@ class TritonDenoiser:
             unet_model: The server's model of the UNet.
             refiner_model: The server's model of the refiner.
             step_seconds: How long one step may take.
+            front: How the server's models batch.
         """
+        front = front or FrontConfig()
         self._client = triton.InferenceServerClient(address)
         self._unet = _without_weights(unet_config)
         self._refiner = None if refiner_config is None else _without_weights(refiner_config)
         self._layout, self._link, self._base_digest = layout, link, base_digest
-        self._unet_model, self._refiner_model = unet_model, refiner_model
+        self._unet_model = _Model(self._client, unet_model, front)
+        self._refiner_model = _Model(self._client, refiner_model, front)
         self._step_seconds = step_seconds
 
     def close(self) -> None:
@@ -81,9 +89,9 @@ class TritonDenoiser:
 
     def is_ready(self) -> bool:
         """Say whether the server answers and has all models of the base."""
-        models = [self._unet_model]
+        models = [self._unet_model.name]
         if self._refiner is not None:
-            models.append(self._refiner_model)
+            models.append(self._refiner_model.name)
         try:
             return all(self._client.is_model_ready(m, client_timeout=2.0) for m in models)
         except InferenceServerException:
@@ -107,10 +115,8 @@ class TritonDenoiser:
         _check_ranks(adapters)
         for adapter in adapters:
             check_adapter(adapter.weights, self._layout, base_digest=self._base_digest)
-        call = _Call(
-            self._client, self._unet_model, adapters, self._link, urgency, self._step_seconds
-        )
-        yield _remote(self._unet, call)
+        step = _Call(self._unet_model, adapters, self._link, urgency, self._step_seconds)
+        yield _remote(self._unet, step)
 
     @contextlib.contextmanager
     def refiner_session(self, urgency: Urgency = NO_HURRY) -> Iterator[UNet2DConditionModel]:
@@ -121,8 +127,39 @@ class TritonDenoiser:
         """
         if self._refiner is None:
             raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
-        call = _Call(self._client, self._refiner_model, [], self._link, urgency, self._step_seconds)
-        yield _remote(self._refiner, call)
+        step = _Call(self._refiner_model, [], self._link, urgency, self._step_seconds)
+        yield _remote(self._refiner, step)
+
+
+class _Model:
+    """A model of the server and the queue for it: steps that are waited for go first.
+
+    What is sent is so little that the server's own order, first come first served, hardly matters.
+    """
+
+    def __init__(self, client: triton.InferenceServerClient, name: str, front: FrontConfig) -> None:
+        self.name = name
+        self._client, self._front = client, front
+        self._turns = Turns(BATCHES_AT_ONCE * front.batch_pixels)
+
+    def infer(
+        self,
+        inputs: "Sequence[triton.InferInput]",
+        shape: Sequence[int],
+        urgency: Urgency,
+        most_seconds: float,
+    ) -> "np.ndarray[Any, Any]":
+        """Send a sample of a shape `[B, C, h, w]` when it is its turn, and wait for the answer."""
+        batch, _, height, width = shape
+        share = self._front.batch_pixels // self._front.max_batch
+        cost = batch * max(height * width, share)
+        try:
+            with self._turns.turn(urgency, cost, most_seconds=most_seconds):
+                left = urgency.seconds_left(most_seconds)
+                answer = self._client.infer(self.name, inputs, client_timeout=left)
+        except InferenceServerException as error:
+            raise _meaning(error) from error
+        return cast("np.ndarray[Any, Any]", answer.as_numpy("prediction"))
 
 
 class _Call:
@@ -133,14 +170,13 @@ class _Call:
 
     def __init__(
         self,
-        client: triton.InferenceServerClient,
-        model: str,
+        model: _Model,
         adapters: Sequence[LoadedAdapter],
         link: Link,
         urgency: Urgency,
         step_seconds: float,
     ) -> None:
-        self._client, self._model, self._urgency = client, model, urgency
+        self._model, self._urgency = model, urgency
         self._adapters, self._link, self._step_seconds = adapters, link, step_seconds
 
     def __call__(self, arrays: "dict[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
@@ -148,7 +184,7 @@ class _Call:
 
         Raises:
             DeadlineError: The session's deadline is past.
-            ExhaustedError: The server's queue is full.
+            ExhaustedError: The queue is full.
             ComputeUnavailableError: The server did not come back, or the engine failed.
         """
         inputs = [_input(name, array, "FP32") for name, array in arrays.items()]
@@ -165,7 +201,12 @@ class _Call:
             for attempt in retrying:
                 with attempt:
                     try:
-                        return self._infer([*inputs, _names(named, batch)])
+                        return self._model.infer(
+                            [*inputs, _names(named, batch)],
+                            arrays["sample"].shape,
+                            self._urgency,
+                            self._step_seconds,
+                        )
                     except _AbsentError:
                         links = (self._link(adapter) for adapter in self._adapters)
                         named = json.dumps(
@@ -177,20 +218,6 @@ class _Call:
             self._urgency.seconds_left(self._step_seconds)
             raise ComputeUnavailableError(f"Triton does not answer: {last}") from last
         raise AssertionError("unreachable")
-
-    def _infer(self, inputs: list[Any]) -> "np.ndarray[Any, Any]":
-        left = self._urgency.seconds_left(self._step_seconds)
-        try:
-            answer = self._client.infer(
-                self._model,
-                inputs,
-                priority=self._urgency.priority,
-                timeout=int(left * 1e6),
-                client_timeout=left,
-            )
-        except InferenceServerException as error:
-            raise _meaning(error) from error
-        return cast("np.ndarray[Any, Any]", answer.as_numpy("prediction"))
 
 
 class _NotYetError(Exception):
@@ -295,9 +322,7 @@ def _meaning(error: InferenceServerException) -> Exception:
         return _AbsentError(message)
     if LOADING in message:
         return _NotYetError(message)
-    if "Exceeds maximum queue size" in message:
-        return ExhaustedError("the UNet's queue is full; try again later")
-    if "DEADLINE_EXCEEDED" in status or "Request timeout expired" in message:
+    if "DEADLINE_EXCEEDED" in status:
         return DeadlineError("the UNet did not answer in time")
     # A server that is gone, or back and still without the model.
     if "UNAVAILABLE" in status or "unknown model" in message or "is not ready" in message:

@@ -19,12 +19,8 @@ class FrontConfig:
 
     max_batch: int = 16
     """Samples in one engine call; classifier-free guidance makes two of an image."""
-    queue_delay_microseconds: int = 500
-    """How long the first request of a batch waits for others."""
-    queue_limit: int = 256
-    """Requests that may wait; more are refused at once."""
-    queue_timeout_seconds: float = 30.0
-    """A request that waited so long is refused."""
+    queue_delay_microseconds: int = 0
+    """How long an idle engine waits for others after a first request; a busy one collects them."""
     batch_pixels: int = 16 * 128 * 128
     """Latent pixels in one engine call: 16 samples of 1024 x 1024 pixels, 4 of 2048 x 2048."""
     bank_bytes: int = 512 << 20
@@ -80,8 +76,6 @@ def write_model(
             name=name,
             max_batch=config.max_batch,
             delay=config.queue_delay_microseconds,
-            limit=config.queue_limit,
-            timeout=int(config.queue_timeout_seconds * 1e6),
             inputs=",\n".join(
                 f'  {{ name: "{key}" data_type: TYPE_FP32 dims: {dims} }}'
                 for key, dims in inputs.items()
@@ -113,16 +107,6 @@ input [
 ]
 output [ {{ name: "prediction" data_type: TYPE_FP32 dims: [{channels}, -1, -1] }} ]
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
-dynamic_batching {{
-  max_queue_delay_microseconds: {delay}
-  priority_levels: 2
-  default_priority_level: 1
-  default_queue_policy {{
-    timeout_action: REJECT
-    default_timeout_microseconds: {timeout}
-    allow_timeout_override: true
-    max_queue_size: {limit}
-  }}
-}}
+dynamic_batching {{ max_queue_delay_microseconds: {delay} }}
 {parameters}
 """

@@ -5,11 +5,14 @@ outputs come back empty), so it cannot share the services' environment; `make tr
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,12 +139,15 @@ def server_command(
         shared_memory: How the names of its regions of shared memory begin; a server that is
             killed leaves them behind.
         drain_seconds: What it may take to finish when it is told to end.
+
+    Raises:
+        FailedPreconditionError: A folder's name needs a link that cannot be made (`NO_LINK`).
     """
     prefix = (f"--backend-config=python,shm-region-prefix-name={shared_memory}",)
     return [
         str(environment.server),
-        f"--model-repository={repository}",
-        f"--backend-directory={environment.backends}",
+        f"--model-repository={plainly_named(repository)}",
+        f"--backend-directory={plainly_named(environment.backends)}",
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in models),
         *(prefix if shared_memory else ()),
@@ -233,6 +239,33 @@ class TritonServer:
         except subprocess.TimeoutExpired:
             self.kill()
         self.process = None
+
+
+def plainly_named(folder: Path) -> Path:
+    """Return a path to a folder that a shell takes for one word: itself, or a link to it.
+
+    Triton's Python backend puts paths into a command line unquoted, and a model whose path has a
+    space in it never gets ready.
+
+    Raises:
+        FailedPreconditionError: The link cannot be made (`NO_LINK`).
+    """
+    folder = folder.resolve()
+    if shlex.quote(str(folder)) == str(folder):
+        return folder
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    link = Path(tempfile.gettempdir()) / f"toile-{os.getuid()}-{name}"
+    try:
+        if not (link.is_symlink() and link.lstat().st_uid == os.getuid() and link.samefile(folder)):
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder, target_is_directory=True)
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"Triton cannot read {folder}, whose name has spaces or the like in it, and a link to "
+            f"it cannot be made: {error}",
+            reason="NO_LINK",
+        ) from error
+    return link
 
 
 def remove_shared_memory(prefix: str) -> None:
