@@ -28,25 +28,6 @@ from toile.v1 import inference_pb2
 PEER = "in process, ONNX Runtime"
 OURS = "gRPC, Ray Serve, Triton"
 ALIKE_DECIBELS = 50.0
-STALL_MS = 400.0
-"""Far more than a step takes. Triton's batcher, when it misses a request, looks again after 500."""
-
-
-class _Steps:
-    """The times at which steps were told of, and what lies between them."""
-
-    def __init__(self) -> None:
-        self.between_ms: list[float] = []
-        self._last = 0.0
-
-    def restart(self) -> None:
-        self._last = 0.0
-
-    def tell(self) -> None:
-        now = time.perf_counter()
-        if self._last:
-            self.between_ms.append(1e3 * (now - self._last))
-        self._last = now
 
 
 Arm = Callable[[int], Image.Image]
@@ -59,11 +40,10 @@ def measure(bench: Bench) -> dict[str, Any]:
         platform(bench.home, bench.run) as running,
         asyncio.Runner() as runner,
     ):
-        steps = {OURS: _Steps(), PEER: _Steps()}
         engine = LocalEngine(running.onnx, bench.exported.layout, bench.threads)
         arms: dict[str, Arm] = {
-            OURS: _through_platform(bench, running, runner, steps[OURS]),
-            PEER: _in_process(bench, calling_unet(bench.exported.unet_config, engine), steps[PEER]),
+            OURS: _through_platform(bench, running, runner),
+            PEER: _in_process(bench, calling_unet(bench.exported.unet_config, engine)),
             "in process, torch fp32": _torch(bench, bfloat16=False),
         }
         if cpu_has_bfloat16():
@@ -73,8 +53,6 @@ def measure(bench: Bench) -> dict[str, Any]:
             raise RuntimeError(f"the arms draw different images: {decibels:.0f} dB")
         for arm in arms.values():
             arm(-2)
-        for told in steps.values():
-            told.between_ms.clear()
         bench.say("drawing in turns")
         took = in_turns(
             {name: _timed(arm) for name, arm in arms.items()}, bench.scale.overhead_rounds
@@ -92,10 +70,6 @@ def measure(bench: Bench) -> dict[str, Any]:
         },
         "ratio_of_medians": statistics.median(took[OURS]) / statistics.median(took[PEER]),
         "over_ms_a_step": spread([1e3 * value / bench.scale.steps for value in over]),
-        "between_steps_ms": {name: spread(told.between_ms) for name, told in steps.items()},
-        "stalled_steps": {
-            name: sum(value > STALL_MS for value in told.between_ms) for name, told in steps.items()
-        },
         "raw": took,
     }
 
@@ -113,9 +87,7 @@ def _prompt(number: int) -> str:
     return f"{PROMPT}, number {number}"
 
 
-def _through_platform(
-    bench: Bench, running: Platform, runner: asyncio.Runner, steps: _Steps
-) -> Arm:
+def _through_platform(bench: Bench, running: Platform, runner: asyncio.Runner) -> Arm:
     client = runner.run(_connect(running))
 
     async def draw(number: int) -> bytes:
@@ -127,11 +99,8 @@ def _through_platform(
             guidance_scale=GUIDANCE_SCALE,
         )
         found = b""
-        steps.restart()
         async for event in client.diffuse(request):
-            if event.HasField("step"):
-                steps.tell()
-            elif event.HasField("image"):
+            if event.HasField("image"):
                 found = event.image.png
         return found
 
@@ -143,11 +112,7 @@ async def _connect(running: Platform) -> Inference:
 
 
 @torch.inference_mode()
-def _draw(bench: Bench, unet: Any, number: int, on_step: Callable[[], None]) -> Image.Image:
-    def told(_pipeline: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_step()
-        return tensors
-
+def _draw(bench: Bench, unet: Any, number: int) -> Image.Image:
     image: Image.Image = stock_pipeline(bench.bundle, unet, encoders=True)(
         _prompt(number),
         num_inference_steps=bench.scale.steps,
@@ -155,17 +120,12 @@ def _draw(bench: Bench, unet: Any, number: int, on_step: Callable[[], None]) -> 
         generator=torch.Generator("cpu").manual_seed(number + 10),
         width=bench.size,
         height=bench.size,
-        callback_on_step_end=told,
     ).images[0]
     return image
 
 
-def _in_process(bench: Bench, unet: Any, steps: _Steps) -> Arm:
-    def draw(number: int) -> Image.Image:
-        steps.restart()
-        return _draw(bench, unet, number, steps.tell)
-
-    return draw
+def _in_process(bench: Bench, unet: Any) -> Arm:
+    return lambda number: _draw(bench, unet, number)
 
 
 def _torch(bench: Bench, *, bfloat16: bool) -> Arm:
@@ -173,7 +133,7 @@ def _torch(bench: Bench, *, bfloat16: bool) -> Arm:
 
     def draw(number: int) -> Image.Image:
         with denoiser.session([]) as unet:
-            return _draw(bench, unet, number, lambda: None)
+            return _draw(bench, unet, number)
 
     return draw
 

@@ -57,33 +57,23 @@ def _overhead(found: Results) -> str:
     ratios = found["ratio"]
     rows: list[Iterable[str]] = []
     for name, latency in found["latency_seconds"].items():
-        between = found["between_steps_ms"].get(name)
         rows.append(
             (
                 name,
                 _spread(latency, 1e3, "{:.0f}"),
-                _spread(between, 1, "{:.1f}") if between else "",
                 _spread(ratios[name], 1, "{:.2f}") if name in ratios else "",
             )
         )
     over = _spread(found["over_ms_a_step"], 1, "{:.2f}")
     return (
         _table(
-            ("drawn by", "ms an image, p50", "ms between steps", "platform to it"),
+            ("drawn by", "ms an image, p50", "platform to it"),
             rows,
         )
         + f"\n\n{found['steps']} steps, {found['size']} pixels. The platform takes {over} ms a "
         "step more than ONNX Runtime in process, all of an image's costs spread over its steps "
-        "(targets: 1.10 times, 2 ms a step, less than torch)." + _stalls(found)
+        "(targets: 1.10 times, 2 ms a step, less than torch)."
     )
-
-
-def _stalls(found: Results) -> str:
-    if "stalled_steps" not in found:
-        return ""
-    name, stalled = next(iter(found["stalled_steps"].items()))
-    count = found["between_steps_ms"][name]["n"]
-    return f" {stalled} of the platform's {count} steps took more than 400 ms."
 
 
 def _mixed(found: Results) -> str:

@@ -881,7 +881,7 @@ class GenerateResponse(google.protobuf.message.Message):
 
     @property
     def step(self) -> Global___StepProgress:
-        """A denoising step is done."""
+        """Denoising steps are done, as many as it says; where they are short, not each is told."""
 
     @property
     def image(self) -> toile.v1.common_pb2.Image:

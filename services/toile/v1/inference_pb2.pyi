@@ -183,7 +183,7 @@ class DiffuseResponse(google.protobuf.message.Message):
     PREVIEW_FIELD_NUMBER: builtins.int
     @property
     def step(self) -> Global___DiffuseStep:
-        """A step is done."""
+        """Steps are done, as many as it says."""
 
     @property
     def image(self) -> Global___DiffuseImage:

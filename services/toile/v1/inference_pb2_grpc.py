@@ -71,7 +71,7 @@ class InferenceServiceServicer(object):
     """
 
     def Diffuse(self, request, context):
-        """Diffuse draws images and reports each step. Cancelling the call stops it within a step.
+        """Diffuse draws images and reports steps, some ten a second and the last of each image. Cancelling the call stops it within a step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -160,7 +160,7 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _Inferen
     ], channel: grpc.aio.Channel) -> None: ...
 
     Diffuse: _InferenceServiceDiffuseType
-    """Diffuse draws images and reports each step. Cancelling the call stops it within a step."""
+    """Diffuse draws images and reports steps, some ten a second and the last of each image. Cancelling the call stops it within a step."""
 
     EmbedImages: _InferenceServiceEmbedImagesType
     """EmbedImages returns CLIP embeddings of images, unit length."""
@@ -209,7 +209,7 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request: toile.v1.inference_pb2.DiffuseRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[toile.v1.inference_pb2.DiffuseResponse], collections.abc.AsyncIterator[toile.v1.inference_pb2.DiffuseResponse]]:
-        """Diffuse draws images and reports each step. Cancelling the call stops it within a step."""
+        """Diffuse draws images and reports steps, some ten a second and the last of each image. Cancelling the call stops it within a step."""
 
     @abc.abstractmethod
     def EmbedImages(
