@@ -7,12 +7,12 @@ The folder has diffusers' SDXL layout, with `toile.json` beside it and, if it ha
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -28,6 +28,8 @@ from toile.diffusion.shipped import shipped_bundle_path
 
 __all__ = ["Bundle", "PromptEmbeddings", "shipped_bundle_path"]
 
+CONTROLNET_FOLDER = "controlnet"
+"""Of ControlNets that come with a base, one folder for each kind of map."""
 PROMPT_CACHE_ENTRIES = 128
 """Encoded prompts kept; one of SDXL's is 1.3 MB for each chunk."""
 
@@ -121,6 +123,20 @@ class Bundle:
         """
         self._check_refiner()
         return self._network("refiner/unet", UNet2DConditionModel, torch_dtype=self.dtype)
+
+    @property
+    def control_kinds(self) -> Sequence[str]:
+        """What the ControlNets that come with it are shown, such as "edges"."""
+        folders = (self.path / CONTROLNET_FOLDER).glob("*/config.json")
+        return sorted(path.parent.name for path in folders)
+
+    def controlnet(self, kind: str) -> ControlNetModel:
+        """ControlNet that comes with the base.
+
+        Raises:
+            FailedPreconditionError: There is none of this kind (`BASE_LACKS_PART`).
+        """
+        return self._network(f"{CONTROLNET_FOLDER}/{kind}", ControlNetModel, torch_dtype=self.dtype)
 
     @property
     def scheduler_config(self) -> dict[str, Any]:

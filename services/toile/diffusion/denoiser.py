@@ -16,13 +16,12 @@ from diffusers import UNet2DConditionModel
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapters import AdapterWeights, check_fits, linear_targets
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.controls import LoadedControl, controlled, shadowed
+from toile.diffusion.sdxl import TRAINED_TIMESTEPS
 from toile.diffusion.turns import NO_HURRY, Turns, Urgency
 
 ADAPTER_CACHE_BYTES = 512 << 20
 """Adapters kept in the UNet, by their own size; the least recently used go first."""
-
-
-TRAINED_TIMESTEPS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +54,12 @@ class Denoiser(Protocol):
     """
 
     def session(
-        self, adapters: Sequence[LoadedAdapter], urgency: Urgency = NO_HURRY
+        self,
+        adapters: Sequence[LoadedAdapter],
+        urgency: Urgency = NO_HURRY,
+        controls: Sequence[LoadedControl] = (),
     ) -> AbstractContextManager[UNet2DConditionModel]:
-        """Hold the base's UNet with these adapters applied.
+        """Hold the base's UNet with these adapters and ControlNets applied.
 
         Raises:
             InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`).
@@ -110,9 +112,12 @@ class TorchDenoiser:
 
     @contextlib.contextmanager
     def session(
-        self, adapters: Sequence[LoadedAdapter], urgency: Urgency = NO_HURRY
+        self,
+        adapters: Sequence[LoadedAdapter],
+        urgency: Urgency = NO_HURRY,
+        controls: Sequence[LoadedControl] = (),
     ) -> Iterator[UNet2DConditionModel]:
-        """Hold the base's UNet with these adapters applied.
+        """Hold the base's UNet with these adapters and ControlNets applied.
 
         Raises:
             InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`), or is
@@ -126,7 +131,11 @@ class TorchDenoiser:
         with self._turns.turn(urgency, most_seconds=threading.TIMEOUT_MAX):
             unet = self._bundle.unet
             self._apply(unet, adapters)
-            with self._precision(unet), self._scheduled(unet, adapters):
+            with (
+                controlled(unet, controls),
+                self._precision(unet),
+                self._scheduled(unet, adapters),
+            ):
                 yield unet
 
     @contextlib.contextmanager
@@ -217,11 +226,8 @@ class TorchDenoiser:
         if not self._bfloat16 or unet.device.type != "cpu":
             yield unet
             return
-        unet.forward = _autocast(unet.forward)  # shadows the class's method for the session
-        try:
+        with shadowed(unet, _autocast(unet.forward)):
             yield unet
-        finally:
-            del unet.forward
 
 
 def cpu_has_bfloat16() -> bool:

@@ -19,8 +19,9 @@ from toile.diffusion.previews import Previewer, WatchedUNet, enlarge
 from toile.diffusion.progress import Progress
 from toile.diffusion.prompts import PromptEmbeddings
 from toile.diffusion.repeats import RollingUNet
-from toile.diffusion.request import PIXELS_PER_LATENT, DiffusionRequest, RefinerMode
+from toile.diffusion.request import DiffusionRequest, RefinerMode
 from toile.diffusion.schedulers import make_scheduler
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 
 
 class Drawing:
@@ -201,4 +202,4 @@ def _session(
 ) -> contextlib.AbstractContextManager[Any]:
     if refiner:
         return denoiser.refiner_session(request.urgency)
-    return denoiser.session(request.adapters, request.urgency)
+    return denoiser.session(request.adapters, request.urgency, request.controls)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from toile.core.errors import FailedPreconditionError
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 
 FINGERPRINT_SUFFIX = ".json"
 
 Range = tuple[int, int, int]
 """Least, what it is tuned for, most."""
 
-PIXELS_PER_LATENT = 8
 """How much smaller than pictures latents are, each way."""
 
 

@@ -7,7 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.request import PIXELS_PER_LATENT
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.imaging import seams
 from toile.imaging.seams import Repeat
 

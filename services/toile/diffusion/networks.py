@@ -23,7 +23,7 @@ from toile.diffusion.banked_unet import (
     Control,
     bank_layout,
 )
-from toile.diffusion.engines import PIXELS_PER_LATENT
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 
 PROMPT_TOKENS = 77
 BASE_TIME_IDS = 6

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from PIL import Image
 
 from toile.core.errors import InvalidArgumentError
+from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.diffusion.turns import NO_HURRY, Urgency
 from toile.imaging.seams import Repeat
 
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE_SCALE = 5.0
-PIXELS_PER_LATENT = 8
+MAX_CONTROL_SCALE = 2.0
 
 
 class RefinerMode(enum.IntEnum):
@@ -74,9 +76,12 @@ class DiffusionRequest:
     upscale: UpscaleTiles | None = None
     """Enlarge the init image to the size asked for, then redraw it tile by tile."""
     refiner_mode: RefinerMode = RefinerMode.SPLIT
+    controls: Sequence[LoadedControl] = ()
+    """ControlNets that hold the structure of a drawing from noise or from a whole image."""
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        self._check_controls()
         if self.init_image is None:
             for field in ("mask_image", "upscale"):
                 if getattr(self, field) is not None:
@@ -116,6 +121,16 @@ class DiffusionRequest:
             side = getattr(self, field)
             if side < 0 or side % PIXELS_PER_LATENT:
                 raise _invalid(f"{field} must be a multiple of 8", field, "BAD_SIZE")
+
+    def _check_controls(self) -> None:
+        for field in ("mask_image", "upscale", "repeat"):
+            if self.controls and getattr(self, field) is not None:
+                raise _invalid(f"controls do not go together with {field}", "controls")
+        for control in self.controls:
+            if not (math.isfinite(control.scale) and 0 <= control.scale <= MAX_CONTROL_SCALE):
+                raise _invalid("a control's scale must be from 0 to 2", "controls.scale")
+            if not 0 <= control.start < control.end <= 1:
+                raise _invalid("a control must start before it ends, from 0 to 1", "controls.start")
 
     def _check_mask(self, image: Image.Image, mask: Image.Image) -> None:
         if self.upscale is not None:

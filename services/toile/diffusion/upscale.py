@@ -18,7 +18,8 @@ from PIL import Image
 
 from toile.diffusion.drawing import Drawing
 from toile.diffusion.latents import window
-from toile.diffusion.request import PIXELS_PER_LATENT, DiffusionRequest
+from toile.diffusion.request import DiffusionRequest
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.imaging import seams
 from toile.imaging.seams import Repeat
 

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from toile.core.artifacts import ArtifactStore
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import (
     Denoiser,
     LoadedAdapter,
@@ -68,10 +69,14 @@ class EngineDenoiser:
 
     @contextlib.contextmanager
     def session(
-        self, adapters: Sequence[LoadedAdapter], urgency: Urgency = NO_HURRY
+        self,
+        adapters: Sequence[LoadedAdapter],
+        urgency: Urgency = NO_HURRY,
+        controls: Sequence[LoadedControl] = (),
     ) -> Iterator[UNet2DConditionModel]:
-        """See `Denoiser.session`."""
-        with self._chosen().session(adapters, urgency) as unet:
+        """See `Denoiser.session`; with ControlNets, which the engine lacks, it is here."""
+        chosen = self._here if controls else self._chosen()
+        with chosen.session(adapters, urgency, controls) as unet:
             yield unet
 
     @contextlib.contextmanager

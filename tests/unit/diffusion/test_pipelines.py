@@ -413,8 +413,9 @@ class _Fixed:
         self._unet = unet
 
     @contextmanager
-    def session(self, adapters: Any, urgency: Any) -> Iterator[Any]:
+    def session(self, adapters: Any, urgency: Any, controls: Any) -> Iterator[Any]:
         assert not adapters
+        assert not controls
         yield self._unet
 
     @contextmanager

@@ -25,6 +25,7 @@ from toile.core.errors import (
     InvalidArgumentError,
 )
 from toile.diffusion.bank import MAX_RANK, BankLayout
+from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter
 from toile.diffusion.triton.packed import check_adapter
 from toile.diffusion.triton.repository import FrontConfig
@@ -99,7 +100,10 @@ class TritonDenoiser:
 
     @contextlib.contextmanager
     def session(
-        self, adapters: Sequence[LoadedAdapter], urgency: Urgency = NO_HURRY
+        self,
+        adapters: Sequence[LoadedAdapter],
+        urgency: Urgency = NO_HURRY,
+        controls: Sequence[LoadedControl] = (),
     ) -> Iterator[UNet2DConditionModel]:
         """Hold a UNet with these adapters applied.
 
@@ -107,7 +111,12 @@ class TritonDenoiser:
             InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`), is named
                 twice (`DUPLICATE_ADAPTER`), or all ranks together are over the engine's
                 (`RANK_TOO_HIGH`).
+            FailedPreconditionError: There are ControlNets (`NO_CONTROLS`).
         """
+        if controls:
+            raise FailedPreconditionError(
+                "the server's engine has no ControlNets", reason="NO_CONTROLS"
+            )
         if len({adapter.key for adapter in adapters}) < len(adapters):
             raise InvalidArgumentError(
                 "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
