@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from serve.bench import Bench
 from serve.drawing import decode, draw_latents
-from serve.engine import LocalEngine, Served, counted, serving
+from serve.engine import Arrays, Evaluate, Served, counted, serving
 from serve.load import (
     LOAD,
     LONG_STEPS,
@@ -101,7 +102,7 @@ def _draw_all(bench: Bench, denoiser: TritonDenoiser) -> tuple[float, int]:
 
 
 def _mix(bench: Bench, denoiser: TritonDenoiser) -> dict[str, Any]:
-    engine = LocalEngine(bench.exported.onnx, bench.exported.layout, bench.threads)
+    engine = _evaluate_by(denoiser)
     together = WholeRequestServer(bench.bundle, engine, most=TOGETHER, size=bench.size)
     in_line = WholeRequestServer(bench.bundle, engine, most=1, size=bench.size)
     try:
@@ -131,6 +132,26 @@ def _through_triton(bench: Bench, denoiser: TritonDenoiser) -> Draw:
         decode(bench.bundle, latents)
 
     return draw
+
+
+def _evaluate_by(denoiser: TritonDenoiser) -> Evaluate:
+    """The engine that continuous batching has, a call for each batch of the peers'."""
+
+    def evaluate(arrays: Arrays) -> npt.NDArray[Any]:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        conditions = {name: tensors[name] for name in ("text_embeds", "time_ids")}
+        with denoiser.session([]) as unet:
+            predicted = unet(
+                tensors["sample"],
+                tensors["timestep"],
+                encoder_hidden_states=tensors["encoder_hidden_states"],
+                added_cond_kwargs=conditions,
+                return_dict=False,
+            )[0]
+        found: npt.NDArray[Any] = predicted.numpy()
+        return found
+
+    return evaluate
 
 
 def _by(bench: Bench, server: WholeRequestServer) -> Draw:

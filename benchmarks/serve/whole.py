@@ -1,8 +1,8 @@
 """The peers of continuous batching: requests drawn together to the end, or one after another.
 
-Every doubt is in their favour: the engine is called in this process, without a server between;
-the loop is leaner than a stock pipeline; samples that are done leave the batch, so that only their
-callers wait for the longest; and images are decoded by their callers, not by the server.
+Every doubt is in their favour: the loop is leaner than a stock pipeline and makes one call a step;
+samples that are done leave the batch, so that only their callers wait for the longest; and images
+are decoded by their callers, not by the server.
 """
 
 import queue

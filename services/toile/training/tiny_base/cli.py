@@ -15,6 +15,7 @@ from toile.diffusion.segmenter import Segmenter
 from toile.training.tiny_base.classifier import save_classifier, train_classifier
 from toile.training.tiny_base.clip import train_clip
 from toile.training.tiny_base.config import RecipeConfig
+from toile.training.tiny_base.controls import train_controls
 from toile.training.tiny_base.data import load_photographs, write_renders
 from toile.training.tiny_base.evaluate import (
     evaluate,
@@ -87,6 +88,7 @@ STAGES: dict[str, Callable[[RecipeConfig], object]] = {
     "latents": write_latents,
     "unet": _unet,
     "refiner": train_refiner,
+    "controls": train_controls,
     "export": _export,
     "evaluate": _evaluate,
     "sheet": _sheet,

@@ -36,6 +36,7 @@ class RecipeConfig:
     photo_share_clip: float = 0.1
     photo_share_unet: float = 0.06
     condition_dropout: float = 0.1
+    controls_caption_dropout: float = 0.5
     min_snr_gamma: float = 5.0
     refiner_max_timestep: int = 350
     checkpoint_seconds: float = 120.0
@@ -63,6 +64,7 @@ class RecipeConfig:
     )
     unet: StageConfig = field(default_factory=lambda: StageConfig(10500, 32, 1.0e-3))
     refiner: StageConfig = field(default_factory=lambda: StageConfig(5000, 32, 1.0e-3))
+    controls: StageConfig = field(default_factory=lambda: StageConfig(2500, 16, 5.0e-4))
 
     @property
     def bundle(self) -> Path:

@@ -110,7 +110,7 @@ def train_unet(config: RecipeConfig, snapshot: Snapshot | None = None) -> UNet2D
     """Train the base's UNet on all timesteps."""
     torch.manual_seed(config.seed)
     unet = UNet2DConditionModel(**UNET_CONFIG)
-    sampler = _Sampler(config, seed=104, batch_size=config.unet.batch_size)
+    sampler = Sampler(config, seed=104, batch_size=config.unet.batch_size)
     size = float(NATIVE_SIZE)
     time_ids = torch.tensor([size, size, 0.0, 0.0, size, size])
 
@@ -143,7 +143,7 @@ def train_refiner(config: RecipeConfig) -> UNet2DConditionModel:
     """Train the refiner's UNet on the last, least noisy part of the schedule."""
     torch.manual_seed(config.seed)
     unet = UNet2DConditionModel(**REFINER_CONFIG)
-    sampler = _Sampler(config, seed=105, batch_size=config.refiner.batch_size)
+    sampler = Sampler(config, seed=105, batch_size=config.refiner.batch_size)
     size = float(NATIVE_SIZE)
     time_ids = torch.tensor([size, size, 0.0, 0.0, AESTHETIC_SCORE])
 
@@ -181,17 +181,21 @@ def load_unet(config: RecipeConfig, stage: str) -> UNet2DConditionModel:
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """One batch: latents and noise `[B, 4, h, w]`, timesteps `[B]`, captions, and keep `[B]`."""
+class Draw:
+    """One batch: latents and noise `[B, 4, h, w]`, timesteps `[B]`, captions, and keep `[B]`.
+
+    pictures says where each came from: a set of pictures, and the place in it.
+    """
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     captions: list[str]
     keep: Tensor
+    pictures: list[tuple[Pictures, int]]
 
 
-class _Sampler:
+class Sampler:
     """Draws batches; everything random comes from the step's number and the worker's rank."""
 
     def __init__(self, config: RecipeConfig, *, seed: int, batch_size: int) -> None:
@@ -201,27 +205,29 @@ class _Sampler:
         self.conditioner = Conditioner(load_clip(config), load_tokenizer(config))
         self.sources = _latent_sets(config)
 
-    def draw(self, step: int, *, max_timestep: int) -> _Draw:
+    def draw(self, step: int, *, max_timestep: int) -> Draw:
         """The batch of a step."""
         rng = np.random.default_rng([self.config.seed, self.seed, step, self.rank])
         shares = np.array([share for _, share in self.sources])
-        latents, captions = [], []
+        latents, captions, pictures = [], [], []
         for choice in rng.choice(len(self.sources), size=self.batch_size, p=shares / shares.sum()):
             source = self.sources[int(choice)][0]
             index = int(rng.integers(len(source.latents)))
             latents.append(source.latents[index])
             captions.append(source.pictures.caption(index, rng))
+            pictures.append((source.pictures, index))
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         clean = torch.stack(latents)
         # Spread evenly over the schedule, so that one batch sees all noise levels.
         spread = (np.arange(self.batch_size) + rng.random(self.batch_size)) / self.batch_size
         timesteps = torch.from_numpy((spread * max_timestep).astype(np.int64))
-        return _Draw(
+        return Draw(
             clean,
             torch.randn(clean.shape, generator=generator),
             timesteps.clamp(0, max_timestep - 1),
             captions,
             torch.from_numpy(rng.random(self.batch_size) >= self.config.condition_dropout),
+            pictures,
         )
 
 
@@ -247,7 +253,7 @@ def _denoising_loss(
     config: RecipeConfig,
     scheduler: EulerDiscreteScheduler,
     unet: nn.Module,
-    draw: _Draw,
+    draw: Draw,
     hidden_states: Tensor,
     added: Mapping[str, Tensor],
 ) -> Tensor:
