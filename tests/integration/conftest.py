@@ -1,10 +1,20 @@
 """Fixtures of the integration tests."""
 
+from typing import Any
+
 import pytest
 
 from integration.ray_head import ray_head
 
 __all__ = ["ray_head"]
+
+
+@pytest.fixture(scope="session")
+def shipped_onnx(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny base's UNets as ONNX, exported once for all tests."""
+    from integration.shipped_onnx import ShippedOnnx
+
+    return ShippedOnnx(tmp_path_factory.mktemp("shipped-onnx"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from tests.unit.diffusion.test_bank import SDXL_IN_SMALL
 from tests.unit.diffusion.test_controls import random_controlnet
 
+from integration.shipped_onnx import ShippedOnnx
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
 from toile.diffusion.engine_builders import EngineBuilder, open_builder
@@ -43,7 +44,14 @@ def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
 
 
 @pytest.fixture(scope="module")
-def exported(unet: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(
+    request: pytest.FixtureRequest,
+    unet: UNet2DConditionModel,
+    shipped_onnx: ShippedOnnx,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Exported:
+    if request.node.callspec.params["unet"] == "tiny":
+        return shipped_onnx.network("unet"), shipped_onnx.file("unet")
     network = DenoisingNetwork(BankedUNet(unet, bank_layout(unet)))
     return network, write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet.onnx")
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from integration.shipped_onnx import ShippedOnnx
 from toile.cli.platform.ports import free_ports
 from toile.core.artifacts import ArtifactStore
 from toile.core.artifacts.local import LocalStore
@@ -26,10 +27,9 @@ from toile.core.errors import (
     InvalidArgumentError,
 )
 from toile.diffusion.adapters import AdapterWeights, LoraLayer
-from toile.diffusion.banked_unet import BankedUNet, bank_layout
+from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
-from toile.diffusion.export import export_onnx
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.triton.denoiser import TritonDenoiser
@@ -69,15 +69,15 @@ def environment() -> TritonEnvironment:
 
 @pytest.fixture(scope="module")
 def repository(
-    bundle: Bundle, environment: TritonEnvironment, tmp_path_factory: pytest.TempPathFactory
+    bundle: Bundle,
+    environment: TritonEnvironment,
+    shipped_onnx: ShippedOnnx,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     del environment
     folder = tmp_path_factory.mktemp("triton") / "a space and (parentheses)"
     for name, unet, time_ids in (("unet", bundle.unet, 6), ("refiner", bundle.refiner_unet, 5)):
-        layout = bank_layout(unet)
-        onnx = export_onnx(
-            BankedUNet(unet, layout), folder / "onnx" / f"{name}.onnx", time_ids=time_ids
-        )
+        layout, onnx = bank_layout(unet), shipped_onnx.file(name)
         for front, config in FRONTS.items():
             if name == "unet" or front == "unet":
                 write_model(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     EulerDiscreteScheduler,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
@@ -36,9 +37,11 @@ from transformers.models.clip.image_processing_pil_clip import (
     CLIPImageProcessorPil as CLIPImageProcessor,
 )
 
+from toile.diffusion.controls import CONTROLNET_FOLDER
 from toile.diffusion.segmenter import Segmenter
 from toile.diffusion.tokenizer import MAX_TOKENS, write_tokenizer
 from toile.imaging.colours import NAMED_COLOURS
+from toile.imaging.control_maps import ControlKind
 from toile.imaging.renderer.vocabulary import CATEGORIES, GARMENTS, MATERIALS, PATTERNS
 
 NATIVE_SIZE = 128
@@ -121,6 +124,8 @@ class TinyBase:
     image_encoder: CLIPVisionModelWithProjection
     segmenter: Segmenter
     clip_logit_scale: float = 1.0
+    controlnet: ControlNetModel | None = None
+    """Shown edges; a bundle may lack it."""
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
@@ -190,6 +195,8 @@ def save_bundle(
     for name in ("text_encoder", "text_encoder_2", "image_encoder"):
         _declare_float32(path / name / "config.json")
     models.segmenter.save(path / "segmenter")
+    if models.controlnet is not None:
+        models.controlnet.save_pretrained(path / CONTROLNET_FOLDER / ControlKind.EDGES)
     _save_refiner(path / "refiner", models.refiner_unet)
     description = {**bundle_description(), "clip_logit_scale": models.clip_logit_scale, **extra}
     (path / "toile.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -22,14 +22,13 @@ from transformers import (
 from toile.core.bases import read_description
 from toile.core.errors import FailedPreconditionError
 from toile.core.prompts import check_prompt
+from toile.diffusion.controls import CONTROLNET_FOLDER
 from toile.diffusion.previews import Previewer
 from toile.diffusion.prompts import PromptEmbeddings, TextEncoder, encode_prompts
 from toile.diffusion.shipped import shipped_bundle_path
 
 __all__ = ["Bundle", "PromptEmbeddings", "shipped_bundle_path"]
 
-CONTROLNET_FOLDER = "controlnet"
-"""Of ControlNets that come with a base, one folder for each kind of map."""
 PROMPT_CACHE_ENTRIES = 128
 """Encoded prompts kept; one of SDXL's is 1.3 MB for each chunk."""
 

@@ -22,7 +22,7 @@ from toile.core.errors import InvalidArgumentError
 from toile.diffusion.sdxl import PIXELS_PER_LATENT, TRAINED_TIMESTEPS
 
 CONTROLNET_FOLDER = "controlnet"
-"""Folder of a model version that holds its network, in diffusers' layout."""
+"""Of a model version's network, in diffusers' layout; of a base's own, one for each kind of map."""
 _SAME = (
     "block_out_channels",
     "cross_attention_dim",

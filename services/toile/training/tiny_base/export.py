@@ -7,6 +7,7 @@ from torch import nn
 from toile.diffusion.architecture import TinyBase, build_models, save_bundle
 from toile.training.tiny_base.clip import load_clip, load_tokenizer
 from toile.training.tiny_base.config import RecipeConfig
+from toile.training.tiny_base.controls import STAGE, load_controls
 from toile.training.tiny_base.segmenter import load_segmenter
 from toile.training.tiny_base.tower import load_image_encoder
 from toile.training.tiny_base.unet import load_unet
@@ -17,6 +18,8 @@ _OPTIONAL = ("unet", "refiner", "segmenter")
 
 def export_bundle(config: RecipeConfig, path: Path, *, unet: nn.Module | None = None) -> None:
     """Write the bundle; a network whose stage has not begun is random and named in `untrained`.
+
+    The ControlNet is left out instead: a base may lack it.
 
     unet, when given, is taken instead of the last checkpoint's.
     """
@@ -38,5 +41,7 @@ def export_bundle(config: RecipeConfig, path: Path, *, unet: nn.Module | None = 
         models.refiner_unet = load_unet(config, "refiner")
     if done["segmenter"]:
         models.segmenter = load_segmenter(config)
+    if (config.workdir / STAGE / "checkpoint.safetensors").exists():
+        models.controlnet = load_controls(config)
     untrained = [stage for stage, finished in done.items() if not finished]
     save_bundle(path, models, tokenizer, extra={"trained": not untrained, "untrained": untrained})
