@@ -18,6 +18,9 @@ from toile.cli.platform.state import read_state
 from toile.core.bases import resolve_base
 from toile.core.catalog.engine import open_catalog
 from toile.core.settings import Settings
+from toile.diffusion.networks import UNET
+from toile.diffusion.triton.repository import ENGINE_FILE, VERSION
+from toile.serving.engines import model_name
 
 ENGINES_SECONDS = 600.0
 """How long an export may take on a busy machine."""
@@ -35,8 +38,8 @@ class Platform:
     def onnx(self) -> Path:
         """The engine that its Triton runs."""
         models = self.settings.home_path / "triton" / "models"
-        (found,) = models.glob("unet-*/1/unet.onnx")
-        return found
+        digest = self.base_artifact.rpartition("/")[2]
+        return models / model_name(digest, UNET) / VERSION / ENGINE_FILE
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Fixtures of the integration tests."""
 
+import os
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ def shipped_onnx(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny base's UNets as ONNX, exported once for all tests."""
     from integration.shipped_onnx import ShippedOnnx
 
-    return ShippedOnnx(tmp_path_factory.mktemp("shipped-onnx"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the workers' have one folder around them
+        folder = folder.parent
+    return ShippedOnnx(folder / "shipped-onnx")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,15 +1,35 @@
 """The tiny base's UNets as ONNX, in fp32; an export takes a processor for half a minute."""
 
+import os
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from tests.unit.diffusion.test_controls import random_controlnet
 
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
 from toile.diffusion.export import write_onnx
 from toile.diffusion.networks import BASE_TIME_IDS, REFINER_TIME_IDS, DenoisingNetwork
 from toile.diffusion.shipped import shipped_bundle_path
 
-PARTS = {"unet": ("unet", BASE_TIME_IDS), "refiner": ("refiner/unet", REFINER_TIME_IDS)}
+UNET_CONTROL = "unet_control"
+PARTS = {
+    "unet": ("unet", BASE_TIME_IDS),
+    UNET_CONTROL: ("unet", BASE_TIME_IDS),
+    "refiner": ("refiner/unet", REFINER_TIME_IDS),
+}
+
+
+def control_network() -> ControlNetModel:
+    """The ControlNet in `unet_control`: random, strong, and the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return random_controlnet(_shipped_unet("unet"), seed=1)
+
+
+def _shipped_unet(name: str) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel.from_pretrained(shipped_bundle_path() / name)
+    return unet.float().eval().requires_grad_(False)
 
 
 class ShippedOnnx:
@@ -19,13 +39,16 @@ class ShippedOnnx:
         self._folder = folder
 
     def network(self, part: str) -> DenoisingNetwork:
-        """Return what `unet` or `refiner` is exported from."""
+        """Return what a part is exported from."""
         name, time_ids = PARTS[part]
-        unet = UNet2DConditionModel.from_pretrained(shipped_bundle_path() / name)
-        unet.float().eval().requires_grad_(False)
-        return DenoisingNetwork(BankedUNet(unet, bank_layout(unet)), time_ids)
+        unet = _shipped_unet(name)
+        nets = [control_network()] if part == UNET_CONTROL else []
+        return DenoisingNetwork(BankedUNet(unet, bank_layout(unet), nets), time_ids)
 
     def file(self, part: str) -> Path:
-        """Return the ONNX file of `unet` or `refiner`."""
+        """Return the ONNX file of a part."""
         path = self._folder / f"{part}.onnx"
-        return path if path.is_file() else write_onnx(self.network(part), path)
+        if not path.is_file():
+            partial = self._folder / f"{part}.{os.getpid()}.onnx"
+            write_onnx(self.network(part), partial).replace(path)
+        return path

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from tests.unit.diffusion.test_bank import SDXL_IN_SMALL
 from tests.unit.diffusion.test_controls import random_controlnet
 
-from integration.shipped_onnx import ShippedOnnx
+from integration.shipped_onnx import UNET_CONTROL, ShippedOnnx
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
 from toile.diffusion.engine_builders import EngineBuilder, open_builder
@@ -57,10 +57,16 @@ def exported(
 
 
 @pytest.fixture(scope="module")
-def controlled(unet: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The same with two ControlNets; the deeper one with one, for its time."""
-    deep = unet.config.transformer_layers_per_block != 1
-    nets = [random_controlnet(unet, seed) for seed in ((1,) if deep else (1, 2))]
+def controlled(
+    request: pytest.FixtureRequest,
+    unet: UNet2DConditionModel,
+    shipped_onnx: ShippedOnnx,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Exported:
+    """The same with a ControlNet; the one of reduced width with two."""
+    if request.node.callspec.params["unet"] == "tiny":
+        return shipped_onnx.network(UNET_CONTROL), shipped_onnx.file(UNET_CONTROL)
+    nets = [random_controlnet(unet, seed) for seed in (1, 2)]
     network = DenoisingNetwork(BankedUNet(unet, bank_layout(unet), nets))
     return network, write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet_control.onnx")
 

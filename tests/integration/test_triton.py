@@ -13,10 +13,10 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from prometheus_client.parser import text_string_to_metric_families
 
-from integration.shipped_onnx import ShippedOnnx
+from integration.shipped_onnx import UNET_CONTROL, ShippedOnnx, control_network
 from toile.cli.platform.ports import free_ports
 from toile.core.artifacts import ArtifactStore
 from toile.core.artifacts.local import LocalStore
@@ -29,6 +29,7 @@ from toile.core.errors import (
 from toile.diffusion.adapters import AdapterWeights, LoraLayer
 from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
@@ -76,7 +77,11 @@ def repository(
 ) -> Path:
     del environment
     folder = tmp_path_factory.mktemp("triton") / "a space and (parentheses)"
-    for name, unet, time_ids in (("unet", bundle.unet, 6), ("refiner", bundle.refiner_unet, 5)):
+    for name, unet, time_ids in (
+        ("unet", bundle.unet, 6),
+        ("refiner", bundle.refiner_unet, 5),
+        (UNET_CONTROL, bundle.unet, 6),
+    ):
         layout, onnx = bank_layout(unet), shipped_onnx.file(name)
         for front, config in FRONTS.items():
             if name == "unet" or front == "unet":
@@ -88,6 +93,7 @@ def repository(
                     unet_config=unet.config,
                     time_ids=time_ids,
                     pooled_width=128,
+                    controls=int(name == UNET_CONTROL),
                     config=config,
                 )
     return folder / "models"
@@ -101,7 +107,7 @@ def server(
         environment,
         repository,
         TritonPorts(*free_ports("127.0.0.1", 3)),
-        (*FRONTS, "refiner"),
+        (*FRONTS, "refiner", UNET_CONTROL),
         repository.parent / "triton.log",
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -127,6 +133,7 @@ def denoiser(
         link=PackedFiles(store, bank_layout(bundle.unet), base_digest=bundle.digest).link,
         refiner_config=dict(bundle.refiner_unet.config),
         base_digest=bundle.digest,
+        control_models={"edges": UNET_CONTROL},
     )
     yield made
     made.close()
@@ -208,6 +215,35 @@ def test_images_are_those_of_the_in_process_pipeline(
         pictures.append(ours)
     assert decibels(pictures[0], pictures[1]) < 30, "the adapter changes nothing"
     assert decibels(pictures[3], pictures[1]) < 30, "the schedule changes nothing"
+
+
+def test_a_control_holds_as_it_does_in_process(bundle, in_process, denoiser):
+    network = control_network()
+    sketch = Image.new("RGB", (96, 160))
+    ImageDraw.Draw(sketch).ellipse((20, 30, 70, 140), outline="white", width=3)
+    control = LoadedControl(network, sketch, 0.8, start=0.2, kind="edges")
+    assert denoiser.has_controls([control])
+    pictures = []
+    for controls in ([control], [replace(control, scale=0.0)]):
+        wanted = request_for([adapter(bundle, 1)], controls=controls)
+        (ours,) = diffuse(bundle, denoiser, wanted)
+        (theirs,) = diffuse(bundle, in_process, wanted)
+        assert decibels(ours, theirs) >= 50
+        pictures.append(ours)
+    assert decibels(*pictures) < 30, "the control changes nothing"
+
+
+def test_controls_without_an_engine_are_not_drawn_there(denoiser):
+    network = control_network()
+    own = LoadedControl(network, Image.new("RGB", (128, 128)), kind="edges")
+    for controls in ([replace(own, kind="")], [replace(own, kind="parts")], [own, own]):
+        assert not denoiser.has_controls(controls)
+        with (
+            pytest.raises(FailedPreconditionError) as caught,
+            denoiser.session([], controls=controls),
+        ):
+            pass
+        assert caught.value.reason == "NO_CONTROLS"
 
 
 def test_requests_with_different_adapters_share_batches(bundle, in_process, denoiser, server):

@@ -46,6 +46,14 @@ class LoadedControl:
     """Where in the noise schedule it sets in: 0 all noise, 1 none left."""
     end: float = 1.0
     """Where it lets go."""
+    kind: str = ""
+    """What the map shows, if the network is the base's own for that."""
+
+    def pixels(self, height: int, width: int) -> "np.ndarray[Any, Any]":
+        """Return the map for latents of this size: `[3, 8 height, 8 width]`, bytes."""
+        size = (PIXELS_PER_LATENT * width, PIXELS_PER_LATENT * height)
+        image = self.image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+        return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
 
     def scale_at(self, timestep: float) -> float:
         """Return the strength at a timestep, of the 1000 that SDXL was trained with."""
@@ -121,12 +129,10 @@ def _with_controls(
 
     def map_of(index: int, sample: torch.Tensor) -> torch.Tensor:
         """The map of a control at the size of the sample `[B, 4, h, w]`, as `[1, 3, H, W]`."""
-        height, width = (PIXELS_PER_LATENT * side for side in sample.shape[-2:])
+        height, width = sample.shape[-2:]
         if (index, height, width) not in maps:
-            image = controls[index].image.convert("RGB")
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)
-            maps[index, height, width] = pixels.permute(2, 0, 1)[None].to(sample.device)
+            pixels = torch.from_numpy(controls[index].pixels(height, width))
+            maps[index, height, width] = pixels[None].to(sample.device, torch.float32) / 255.0
         return maps[index, height, width]
 
     def run(sample: torch.Tensor, timestep: Any, **conditions: Any) -> Any:

@@ -18,10 +18,11 @@ from toile.diffusion.denoiser import (
     LoadedAdapter,
     TorchDenoiser,
 )
+from toile.diffusion.networks import REFINER, UNET
 from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.packed import PackedFiles
 from toile.diffusion.turns import NO_HURRY, Urgency
-from toile.serving.engines import model_names
+from toile.serving.engines import control_part, model_name
 
 ASK_AGAIN_SECONDS = 1.0
 
@@ -40,7 +41,6 @@ def open_denoiser(
     here = TorchDenoiser(bundle)
     if not triton_address:
         return here
-    models = model_names(bundle.digest)
     there = TritonDenoiser(
         triton_address,
         unet_config=_config(bundle, "unet"),
@@ -48,8 +48,11 @@ def open_denoiser(
         layout=layout,
         link=PackedFiles(store, layout, base_digest=bundle.digest).link,
         base_digest=bundle.digest,
-        unet_model=models["unet"],
-        refiner_model=models["refiner"],
+        unet_model=model_name(bundle.digest, UNET),
+        refiner_model=model_name(bundle.digest, REFINER),
+        control_models={
+            kind: model_name(bundle.digest, control_part(kind)) for kind in bundle.control_kinds
+        },
     )
     return EngineDenoiser(here, there)
 
@@ -74,8 +77,10 @@ class EngineDenoiser:
         urgency: Urgency = NO_HURRY,
         controls: Sequence[LoadedControl] = (),
     ) -> Iterator[UNet2DConditionModel]:
-        """See `Denoiser.session`; with ControlNets, which the engine lacks, it is here."""
-        chosen = self._here if controls else self._chosen()
+        """See `Denoiser.session`; with ControlNets that no engine has, it is here."""
+        chosen = self._chosen()
+        if controls and chosen is self._there and not self._there.has_controls(controls):
+            chosen = self._here
         with chosen.session(adapters, urgency, controls) as unet:
             yield unet
 

@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import tempfile
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 import tenacity
 import tritonclient.grpc as triton
+from diffusers import ControlNetModel
 from tritonclient.utils import InferenceServerException
 
 from toile.core.artifacts import (
@@ -24,10 +26,12 @@ from toile.core.settings import Settings
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.controls import CONTROLNET_FOLDER
 from toile.diffusion.export import export_onnx
+from toile.diffusion.networks import BASE_TIME_IDS, REFINER, REFINER_TIME_IDS, UNET
 from toile.diffusion.triton.repository import write_model
 
-EXPORT_FORMAT = 1
+EXPORT_FORMAT = 2
 """Counts changes of what an export takes or gives; engines of another number are not used."""
 SERVER_SECONDS = 120.0
 """How long to wait for a server that is not up, and for it to open an engine."""
@@ -48,91 +52,105 @@ def serve_engines(settings: Settings, repository: Path) -> list[str]:
             base = resolve_base(session, settings.default_base)
     finally:
         catalog.close()
-    if not is_exported(store, base.digest):
-        export_engines(store, Bundle.load(fetch(store, base.artifact, cache), digest=base.digest))
-    names = sync_repository(store, base.digest, repository, cache)
-    load_models(settings.triton_address, names)
+    os.nice(10)  # an export takes a processor for half a minute or more
+    names = []
+    for part in parts_of(read_manifest(store, base.artifact).files):
+        if not is_exported(store, base.digest, part):
+            folder = fetch(store, base.artifact, cache)
+            export_engine(store, Bundle.load(folder, digest=base.digest), part)
+        names.append(sync_repository(store, base.digest, part, repository, cache))
+        load_models(settings.triton_address, names[-1:])
     return names
 
 
-def model_names(base_digest: str) -> dict[str, str]:
-    """Return the names of a base's models in Triton, by part: several bases share a server."""
-    return {part: f"{part}-{base_digest[:12]}" for part in ("unet", "refiner")}
+def parts_of(files: Iterable[str]) -> list[str]:
+    """Return what of a base, by the paths of its files, is made an engine of; the UNet first."""
+    paths = [PurePosixPath(path) for path in files if path.endswith("/config.json")]
+    kinds = [path.parts[1] for path in paths if path.parts[0] == CONTROLNET_FOLDER]
+    refiner = [REFINER] if any(path.parts[0] == REFINER for path in paths) else []
+    return [UNET, *refiner, *(control_part(kind) for kind in sorted(kinds))]
 
 
-def engine_prefix(base_digest: str) -> str:
-    """Return where the artifact store has a base's engines."""
-    return f"engines/{base_digest[:12]}/onnx-fp32-{EXPORT_FORMAT}"
+def control_part(kind: str) -> str:
+    """Return the part that is the UNet with the base's own ControlNet of a kind."""
+    return f"{UNET}-{kind}"
 
 
-def is_exported(store: ArtifactStore, base_digest: str) -> bool:
-    """Say whether the artifact store has a base's engines.
+def model_name(base_digest: str, part: str) -> str:
+    """Return the name of a base's model in Triton: several bases share a server."""
+    return f"{part}-{base_digest[:12]}"
+
+
+def engine_prefix(base_digest: str, part: str) -> str:
+    """Return where the artifact store has a base's engine."""
+    return f"engines/{base_digest[:12]}/onnx-fp32-{EXPORT_FORMAT}/{part}"
+
+
+def is_exported(store: ArtifactStore, base_digest: str, part: str) -> bool:
+    """Say whether the artifact store has a base's engine.
 
     Raises:
         StoreUnavailableError: The artifact store does not answer.
     """
     try:
-        read_manifest(store, engine_prefix(base_digest))
+        read_manifest(store, engine_prefix(base_digest, part))
     except NotFoundError:
         return False
     return True
 
 
-def export_engines(store: ArtifactStore, bundle: Bundle) -> None:
-    """Export a base's UNets to the artifact store.
-
-    It takes a processor for a minute or two, and gives way to others.
+def export_engine(store: ArtifactStore, bundle: Bundle, part: str) -> None:
+    """Export a base's UNet, its refiner's, or the UNet with a ControlNet to the artifact store.
 
     Raises:
         StoreUnavailableError: The artifact store does not answer.
     """
-    os.nice(10)
-    parts = [("unet", bundle.unet, 6)]
-    if bundle.has_refiner:
-        parts.append(("refiner", bundle.refiner_unet, 5))
+    nets: list[ControlNetModel] = []
+    if part == REFINER:
+        unet, time_ids = bundle.refiner_unet, REFINER_TIME_IDS
+    else:
+        unet, time_ids = bundle.unet, BASE_TIME_IDS
+        if part != UNET:
+            nets = [bundle.controlnet(part.removeprefix(control_part("")))]
+    layout = bank_layout(unet)
     with tempfile.TemporaryDirectory(prefix="toile-engines-") as scratch:
-        for name, unet, time_ids in parts:
-            folder = Path(scratch) / name
-            layout = bank_layout(unet)
-            export_onnx(BankedUNet(unet, layout), folder / "unet.onnx", time_ids=time_ids)
-            facts = {
-                "unet_config": dict(unet.config),
-                "time_ids": time_ids,
-                "pooled_width": _pooled_width(unet.config, time_ids),
-            }
-            (folder / "facts.json").write_text(json.dumps(facts, default=str), encoding="utf-8")
-            (folder / "layout.json").write_text(layout.to_json(), encoding="utf-8")
-        publish_folder(store, engine_prefix(bundle.digest), Path(scratch), {"base": bundle.digest})
+        folder = Path(scratch)
+        export_onnx(BankedUNet(unet, layout, nets), folder / "unet.onnx", time_ids=time_ids)
+        facts = {
+            "unet_config": dict(unet.config),
+            "time_ids": time_ids,
+            "pooled_width": _pooled_width(unet.config, time_ids),
+            "controls": len(nets),
+        }
+        (folder / "facts.json").write_text(json.dumps(facts, default=str), encoding="utf-8")
+        (folder / "layout.json").write_text(layout.to_json(), encoding="utf-8")
+        publish_folder(store, engine_prefix(bundle.digest, part), folder, {"base": bundle.digest})
 
 
 def sync_repository(
-    store: ArtifactStore, base_digest: str, repository: Path, cache: Path
-) -> list[str]:
-    """Write a base's models into a server's repository, and return their names.
+    store: ArtifactStore, base_digest: str, part: str, repository: Path, cache: Path
+) -> str:
+    """Write a base's model into a server's repository, and return its name.
 
     Raises:
-        NotFoundError: The base was not exported.
-        DataLossError: The engines are damaged.
+        NotFoundError: It was not exported.
+        DataLossError: The engine is damaged.
     """
-    folder = fetch(store, engine_prefix(base_digest), cache)
-    written = []
-    for part, name in model_names(base_digest).items():
-        source = folder / part
-        if not source.is_dir():
-            continue
-        facts = json.loads((source / "facts.json").read_text(encoding="utf-8"))
-        shutil.rmtree(repository / name, ignore_errors=True)
-        write_model(
-            repository,
-            name,
-            onnx=source / "unet.onnx",
-            layout=BankLayout.from_json((source / "layout.json").read_text(encoding="utf-8")),
-            unet_config=facts["unet_config"],
-            time_ids=facts["time_ids"],
-            pooled_width=facts["pooled_width"],
-        )
-        written.append(name)
-    return written
+    source = fetch(store, engine_prefix(base_digest, part), cache)
+    name = model_name(base_digest, part)
+    facts = json.loads((source / "facts.json").read_text(encoding="utf-8"))
+    shutil.rmtree(repository / name, ignore_errors=True)
+    write_model(
+        repository,
+        name,
+        onnx=source / "unet.onnx",
+        layout=BankLayout.from_json((source / "layout.json").read_text(encoding="utf-8")),
+        unet_config=facts["unet_config"],
+        time_ids=facts["time_ids"],
+        pooled_width=facts["pooled_width"],
+        controls=facts["controls"],
+    )
+    return name
 
 
 def load_models(address: str, names: list[str]) -> None:

@@ -7,7 +7,7 @@ forward that calls the server. Steps queue here for the server, which only batch
 import contextlib
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -58,6 +58,7 @@ class TritonDenoiser:
         base_digest: str = "",
         unet_model: str = "unet",
         refiner_model: str = "refiner",
+        control_models: Mapping[str, str] | None = None,
         step_seconds: float = STEP_SECONDS,
         front: FrontConfig | None = None,
     ) -> None:
@@ -72,6 +73,8 @@ class TritonDenoiser:
             base_digest: Digest of the base.
             unet_model: The server's model of the UNet.
             refiner_model: The server's model of the refiner.
+            control_models: The server's models of the UNet with one of the base's own ControlNets,
+                by its kind.
             step_seconds: How long one step may take.
             front: How the server's models batch.
         """
@@ -82,6 +85,9 @@ class TritonDenoiser:
         self._layout, self._link, self._base_digest = layout, link, base_digest
         self._unet_model = _Model(self._client, unet_model, front)
         self._refiner_model = _Model(self._client, refiner_model, front)
+        self._control_models = {
+            kind: _Model(self._client, name, front) for kind, name in (control_models or {}).items()
+        }
         self._step_seconds = step_seconds
 
     def close(self) -> None:
@@ -93,6 +99,17 @@ class TritonDenoiser:
         models = [self._unet_model.name]
         if self._refiner is not None:
             models.append(self._refiner_model.name)
+        return self._are_ready(*models)
+
+    def has_controls(self, controls: Sequence[LoadedControl]) -> bool:
+        """Say whether the server answers and has a model with these ControlNets.
+
+        One has one ControlNet, and it is one that came with the base.
+        """
+        model = self._control_models.get(controls[0].kind) if len(controls) == 1 else None
+        return model is not None and self._are_ready(model.name)
+
+    def _are_ready(self, *models: str) -> bool:
         try:
             return all(self._client.is_model_ready(m, client_timeout=2.0) for m in models)
         except InferenceServerException:
@@ -111,12 +128,15 @@ class TritonDenoiser:
             InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`), is named
                 twice (`DUPLICATE_ADAPTER`), or all ranks together are over the engine's
                 (`RANK_TOO_HIGH`).
-            FailedPreconditionError: There are ControlNets (`NO_CONTROLS`).
+            FailedPreconditionError: There are ControlNets that no model has (`NO_CONTROLS`).
         """
+        model = self._unet_model
         if controls:
-            raise FailedPreconditionError(
-                "the server's engine has no ControlNets", reason="NO_CONTROLS"
-            )
+            if len(controls) > 1 or controls[0].kind not in self._control_models:
+                raise FailedPreconditionError(
+                    "the server has no engine with these ControlNets", reason="NO_CONTROLS"
+                )
+            model = self._control_models[controls[0].kind]
         if len({adapter.key for adapter in adapters}) < len(adapters):
             raise InvalidArgumentError(
                 "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
@@ -124,7 +144,7 @@ class TritonDenoiser:
         _check_ranks(adapters)
         for adapter in adapters:
             check_adapter(adapter.weights, self._layout, base_digest=self._base_digest)
-        step = _Call(self._unet_model, adapters, self._link, urgency, self._step_seconds)
+        step = _Call(model, adapters, self._link, urgency, self._step_seconds, controls)
         yield _remote(self._unet, step)
 
     @contextlib.contextmanager
@@ -184,9 +204,11 @@ class _Call:
         link: Link,
         urgency: Urgency,
         step_seconds: float,
+        controls: Sequence[LoadedControl] = (),
     ) -> None:
         self._model, self._urgency = model, urgency
         self._adapters, self._link, self._step_seconds = adapters, link, step_seconds
+        self._controls = controls
 
     def __call__(self, arrays: "dict[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
         """Return the prediction `[B, C, H/8, W/8]`.
@@ -204,6 +226,13 @@ class _Call:
             stop=tenacity.stop_after_delay(self._urgency.seconds_left(self._step_seconds)),
         )
         timestep = float(arrays["timestep"].flat[0])
+        for index, control in enumerate(self._controls):
+            pixels = control.pixels(*arrays["sample"].shape[-2:])
+            scales = np.full((batch, 1), control.scale_at(timestep), np.float32)
+            inputs += [
+                _input(f"control_image_{index}", np.stack([pixels] * batch), "UINT8"),
+                _input(f"control_scale_{index}", scales, "FP32"),
+            ]
         entries = [(adapter.key, adapter.weight_at(timestep)) for adapter in self._adapters]
         named = json.dumps(entries)
         try:

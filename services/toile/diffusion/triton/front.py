@@ -31,7 +31,8 @@ MISSING = "ADAPTER_NOT_RESIDENT"
 """How an error begins that the caller answers by calling again with a link to the adapter."""
 LOADING = "ADAPTER_LOADING"
 """How an error begins after which the caller calls again in a moment."""
-MODEL_INPUTS = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
+ADAPTERS = "adapters"
+"""The input that names them; the others are the graph's."""
 LOADERS = 2
 LOAD_SECONDS = 30.0
 
@@ -129,6 +130,7 @@ class TritonPythonModel:
         self._engine = onnxruntime.InferenceSession(
             folder / given["engine"], options, providers=["CPUExecutionProvider"]
         )
+        self._inputs = [one["name"] for one in config["input"] if one["name"] != ADAPTERS]
         self._layout = BankLayout.from_json((folder / "layout.json").read_text(encoding="utf-8"))
         self._max_rank = int(given["max_rank"])
         self._batch_pixels = int(given["batch_pixels"])
@@ -142,15 +144,15 @@ class TritonPythonModel:
         for index, request in enumerate(requests):
             inputs = {
                 name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-                for name in MODEL_INPUTS
+                for name in self._inputs
             }
             try:
                 samples = self._adapters(request, len(inputs["sample"]))
             except Exception as error:  # noqa: BLE001 - a response for each request
                 responses[index] = _error(str(error))
                 continue
-            shape = (inputs["sample"].shape[1:], inputs["encoder_hidden_states"].shape[1:])
-            groups.setdefault(shape, []).append((index, inputs, samples))
+            shapes = tuple(array.shape[1:] for array in inputs.values())
+            groups.setdefault(shapes, []).append((index, inputs, samples))
         for members in groups.values():
             for some in self._within_cap(members):
                 self._run(some, responses)
@@ -175,7 +177,7 @@ class TritonPythonModel:
 
     def _adapters(self, request: Any, batch: int) -> list[list[tuple[PackedAdapter, float]]]:
         """Return the adapters of each sample of a request."""
-        given = pb_utils.get_input_tensor_by_name(request, "adapters").as_numpy().reshape(-1)
+        given = pb_utils.get_input_tensor_by_name(request, ADAPTERS).as_numpy().reshape(-1)
         samples: list[list[tuple[PackedAdapter, float]]] = []
         absent: list[BankError] = []
         for text in given[:batch]:
@@ -196,9 +198,13 @@ class TritonPythonModel:
     def _run(self, members: list[_Member], out: list[Any]) -> None:
         joined = {
             name: np.concatenate([inputs[name] for _, inputs, _ in members])
-            for name in MODEL_INPUTS
+            for name in self._inputs
         }
-        joined["timestep"] = joined["timestep"].reshape(-1)
+        for name, array in joined.items():
+            if name == "timestep" or name.startswith("control_scale_"):
+                joined[name] = array.reshape(-1)
+            elif name.startswith("control_image_"):
+                joined[name] = array.astype(np.float32) / np.float32(255)
         samples = [sample for _, _, given in members for sample in given]
         try:
             bank = gather(samples, self._layout, max_rank=self._max_rank)
