@@ -77,6 +77,34 @@ INPAINT_PREPARATION_FILL: InpaintPreparation.ValueType  # 3
 """It is filled from its rim inwards."""
 Global___InpaintPreparation: typing_extensions.TypeAlias = InpaintPreparation
 
+class _ControlKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ControlKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ControlKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CONTROL_KIND_UNSPECIFIED: _ControlKind.ValueType  # 0
+    """As edges."""
+    CONTROL_KIND_EDGES: _ControlKind.ValueType  # 1
+    """Its edges, by Canny."""
+    CONTROL_KIND_PARTS: _ControlKind.ValueType  # 2
+    """Its parts, by the base's segmenter, each in a colour of its own."""
+    CONTROL_KIND_MAP: _ControlKind.ValueType  # 3
+    """The image as it is: it is a map already. Needs a model."""
+
+class ControlKind(_ControlKind, metaclass=_ControlKindEnumTypeWrapper):
+    """ControlKind says what a ControlNet is shown of an image."""
+
+CONTROL_KIND_UNSPECIFIED: ControlKind.ValueType  # 0
+"""As edges."""
+CONTROL_KIND_EDGES: ControlKind.ValueType  # 1
+"""Its edges, by Canny."""
+CONTROL_KIND_PARTS: ControlKind.ValueType  # 2
+"""Its parts, by the base's segmenter, each in a colour of its own."""
+CONTROL_KIND_MAP: ControlKind.ValueType  # 3
+"""The image as it is: it is a map already. Needs a model."""
+Global___ControlKind: typing_extensions.TypeAlias = ControlKind
+
 class _PromptFileFormat:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -242,7 +270,9 @@ class Redesign(google.protobuf.message.Message):
     image: builtins.str
     """projects/{project}/images/{image}"""
     strength: builtins.float
-    """Share of the schedule to redraw, above 0 to 1; 0.6 when unset."""
+    """Share of the schedule to redraw, above 0 to 1; when unset 0.85 if a control holds the image's
+    edges, and 0.6 if none does.
+    """
     def __init__(
         self,
         *,
@@ -380,6 +410,55 @@ class Upscale(google.protobuf.message.Message):
 Global___Upscale: typing_extensions.TypeAlias = Upscale
 
 @typing.final
+class Control(google.protobuf.message.Message):
+    """Control holds the structure of a drawing to an image's, by a ControlNet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """ControlNet, by any of the names that AdapterWeight.model takes; the base's own for the kind
+    when empty.
+    """
+    image: builtins.str
+    """projects/{project}/images/{image}; the image that is redesigned when empty. What does not fit
+    into the drawing's shape is cut off evenly.
+    """
+    kind: Global___ControlKind.ValueType
+    """What is shown of the image."""
+    scale: builtins.float
+    """How far it holds, 0 to 2; 1 when unset. At 0 it does not, and is left out."""
+    start: builtins.float
+    """Share of the noise schedule where it sets in; 0, all noise, when unset."""
+    end: builtins.float
+    """Share of the noise schedule where it lets go, above start; 1, no noise, when unset."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        image: builtins.str = ...,
+        kind: Global___ControlKind.ValueType = ...,
+        scale: builtins.float | None = ...,
+        start: builtins.float | None = ...,
+        end: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "end", b"end", "scale", b"scale", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_end", b"_end", "_scale", b"_scale", "_start", b"_start", "end", b"end", "image", b"image", "kind", b"kind", "model", b"model", "scale", b"scale", "start", b"start"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_end", b"_end"]) -> typing.Literal["end"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scale", b"_scale"]) -> typing.Literal["scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
+
+Global___Control: typing_extensions.TypeAlias = Control
+
+@typing.final
 class GenerateRequest(google.protobuf.message.Message):
     """GenerateRequest describes the images that are wanted."""
 
@@ -429,6 +508,7 @@ class GenerateRequest(google.protobuf.message.Message):
     REDESIGN_FIELD_NUMBER: builtins.int
     INPAINT_FIELD_NUMBER: builtins.int
     UPSCALE_FIELD_NUMBER: builtins.int
+    CONTROLS_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """projects/{project}"""
     prompt: builtins.str
@@ -504,6 +584,12 @@ class GenerateRequest(google.protobuf.message.Message):
     def upscale(self) -> Global___Upscale:
         """An image, enlarged."""
 
+    @property
+    def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Control]:
+        """What holds its structure; 4 at most. For drawings from noise and from a whole image, not for
+        inpaint, upscale and repeat.
+        """
+
     def __init__(
         self,
         *,
@@ -533,9 +619,10 @@ class GenerateRequest(google.protobuf.message.Message):
         redesign: Global___Redesign | None = ...,
         inpaint: Global___Inpaint | None = ...,
         upscale: Global___Upscale | None = ...,
+        controls: collections.abc.Iterable[Global___Control] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "guidance_scale", b"guidance_scale", "inpaint", b"inpaint", "output", b"output", "palette", b"palette", "redesign", b"redesign", "refiner", b"refiner", "seed", b"seed", "source", b"source", "upscale", b"upscale"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "adapters", b"adapters", "aspect_ratio", b"aspect_ratio", "base", b"base", "count", b"count", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "inpaint", b"inpaint", "negative_prompt", b"negative_prompt", "output", b"output", "palette", b"palette", "parent", b"parent", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "redesign", b"redesign", "refiner", b"refiner", "repeat", b"repeat", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "seeds", b"seeds", "source", b"source", "steps", b"steps", "upscale", b"upscale", "width", b"width", "wildcards", b"wildcards"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "adapters", b"adapters", "aspect_ratio", b"aspect_ratio", "base", b"base", "controls", b"controls", "count", b"count", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "inpaint", b"inpaint", "negative_prompt", b"negative_prompt", "output", b"output", "palette", b"palette", "parent", b"parent", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "redesign", b"redesign", "refiner", b"refiner", "repeat", b"repeat", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "seeds", b"seeds", "source", b"source", "steps", b"steps", "upscale", b"upscale", "width", b"width", "wildcards", b"wildcards"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
     @typing.overload
@@ -1463,7 +1550,7 @@ Global___SourcePhotograph: typing_extensions.TypeAlias = SourcePhotograph
 
 @typing.final
 class AdapterLineage(google.protobuf.message.Message):
-    """AdapterLineage is where one adapter came from."""
+    """AdapterLineage is where one adapter, or a ControlNet, came from."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

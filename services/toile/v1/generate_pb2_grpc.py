@@ -159,7 +159,8 @@ class GenerateServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RedesignWithPrompt(self, request, context):
-        """RedesignWithPrompt redraws an image by a prompt and keeps its structure.
+        """RedesignWithPrompt redraws an image by a prompt and keeps its structure: where the base has a
+        ControlNet for edges, and the drawing names no controls, those of the image hold it at 0.7.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

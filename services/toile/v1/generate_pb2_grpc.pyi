@@ -464,7 +464,9 @@ class GenerateServiceStub(typing.Generic[_GenerateServiceGenerateType, _Generate
     """Redesign makes variations of an image; its prompt is the image's own, or its caption."""
 
     RedesignWithPrompt: _GenerateServiceRedesignWithPromptType
-    """RedesignWithPrompt redraws an image by a prompt and keeps its structure."""
+    """RedesignWithPrompt redraws an image by a prompt and keeps its structure: where the base has a
+    ControlNet for edges, and the drawing names no controls, those of the image hold it at 0.7.
+    """
 
     Inpaint: _GenerateServiceInpaintType
     """Inpaint redraws a part of an image, or draws on beyond its edges."""
@@ -623,7 +625,9 @@ class GenerateServiceServicer(metaclass=abc.ABCMeta):
         request: toile.v1.generate_pb2.RedesignWithPromptRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[toile.v1.generate_pb2.RedesignWithPromptResponse], collections.abc.AsyncIterator[toile.v1.generate_pb2.RedesignWithPromptResponse]]:
-        """RedesignWithPrompt redraws an image by a prompt and keeps its structure."""
+        """RedesignWithPrompt redraws an image by a prompt and keeps its structure: where the base has a
+        ControlNet for edges, and the drawing names no controls, those of the image hold it at 0.7.
+        """
 
     @abc.abstractmethod
     def Inpaint(

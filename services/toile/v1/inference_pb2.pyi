@@ -48,6 +48,44 @@ class Adapter(google.protobuf.message.Message):
 Global___Adapter: typing_extensions.TypeAlias = Adapter
 
 @typing.final
+class ControlMap(google.protobuf.message.Message):
+    """ControlMap is a ControlNet and the map that it is shown."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    MAP_PNG_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    artifact: builtins.str
+    """Artifact prefix of the model version; empty for the base's own."""
+    kind: builtins.str
+    """Which of the base's own, such as "edges"; unread with an artifact."""
+    map_png: builtins.bytes
+    """Encoded map; stretched to the size of the drawing."""
+    scale: builtins.float
+    """How far it holds, 0 to 2."""
+    start: builtins.float
+    """Share of the noise schedule where it sets in."""
+    end: builtins.float
+    """Share of the noise schedule where it lets go."""
+    def __init__(
+        self,
+        *,
+        artifact: builtins.str = ...,
+        kind: builtins.str = ...,
+        map_png: builtins.bytes = ...,
+        scale: builtins.float = ...,
+        start: builtins.float = ...,
+        end: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "end", b"end", "kind", b"kind", "map_png", b"map_png", "scale", b"scale", "start", b"start"]) -> None: ...
+
+Global___ControlMap: typing_extensions.TypeAlias = ControlMap
+
+@typing.final
 class DiffuseRequest(google.protobuf.message.Message):
     """DiffuseRequest describes images to draw."""
 
@@ -74,6 +112,7 @@ class DiffuseRequest(google.protobuf.message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     REFINER_MODE_FIELD_NUMBER: builtins.int
+    CONTROLS_FIELD_NUMBER: builtins.int
     base_artifact: builtins.str
     """Artifact prefix of the base bundle."""
     prompt: builtins.str
@@ -122,6 +161,10 @@ class DiffuseRequest(google.protobuf.message.Message):
     def upscale(self) -> Global___UpscaleTiles:
         """Enlarge the image to start from, then redraw it tile by tile; unset for one drawing."""
 
+    @property
+    def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ControlMap]:
+        """ControlNets; not with a mask, tiles or a repeat."""
+
     def __init__(
         self,
         *,
@@ -146,9 +189,10 @@ class DiffuseRequest(google.protobuf.message.Message):
         timeout_seconds: builtins.float = ...,
         priority: toile.v1.common_pb2.Priority.ValueType = ...,
         refiner_mode: toile.v1.common_pb2.RefinerMode.ValueType = ...,
+        controls: collections.abc.Iterable[Global___ControlMap] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["upscale", b"upscale"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "base_artifact", b"base_artifact", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "init_image", b"init_image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "refiner_mode", b"refiner_mode", "refiner_strength", b"refiner_strength", "repeat", b"repeat", "scheduler", b"scheduler", "seeds", b"seeds", "steps", b"steps", "strength", b"strength", "timeout_seconds", b"timeout_seconds", "upscale", b"upscale", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "base_artifact", b"base_artifact", "controls", b"controls", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "init_image", b"init_image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "refiner_mode", b"refiner_mode", "refiner_strength", b"refiner_strength", "repeat", b"repeat", "scheduler", b"scheduler", "seeds", b"seeds", "steps", b"steps", "strength", b"strength", "timeout_seconds", b"timeout_seconds", "upscale", b"upscale", "width", b"width"]) -> None: ...
 
 Global___DiffuseRequest: typing_extensions.TypeAlias = DiffuseRequest
 
