@@ -7,7 +7,7 @@ from itertools import pairwise
 from sqlalchemy.orm import Session
 
 from toile.core.catalog.models import BaseRow, ModelVersionRow
-from toile.core.catalog.versions import find_version, project_of
+from toile.core.catalog.versions import AdapterType, find_version, project_of
 from toile.core.errors import InvalidArgumentError, NotFoundError
 from toile.core.settings import Limits
 from toile.generate.checks import within, within_floats
@@ -15,6 +15,12 @@ from toile.v1 import common_pb2
 
 MAX_ADAPTER_WEIGHT = 10.0
 MAX_SCHEDULE_POINTS = 16
+
+_WANTED_AS = {
+    AdapterType.LORA: ("adapters", "adapter"),
+    AdapterType.CONTROLNET: ("controls", "ControlNet"),
+}
+"""Field that names versions of a type, and what they are called there."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ def resolve_adapters(
     """Return the adapters that a request names, by version.
 
     Raises:
-        InvalidArgumentError: There are too many, one is named twice, or a weight or a schedule
-            is wrong.
+        InvalidArgumentError: There are too many, one is named twice or is no LoRA, or a weight or
+            a schedule is wrong.
         NotFoundError: There is no such adapter in the project.
     """
     if len(wanted) > limits.adapters:
@@ -54,7 +60,11 @@ def resolve_adapters(
             reason="TOO_MANY_ADAPTERS",
         )
     adapters = [
-        Adapter(resolve_version(session, project, one.model), _weight(one), _schedule(one))
+        Adapter(
+            resolve_version(session, project, one.model, AdapterType.LORA),
+            _weight(one),
+            _schedule(one),
+        )
         for one in wanted
     ]
     if len({adapter.version.name for adapter in adapters}) < len(adapters):
@@ -97,19 +107,29 @@ def check_base(adapters: Sequence[Adapter], base: BaseRow) -> None:
             )
 
 
-def resolve_version(session: Session, project: str, name: str) -> ModelVersionRow:
+def resolve_version(
+    session: Session, project: str, name: str, wanted: AdapterType
+) -> ModelVersionRow:
     """Return a model version by its name or an alias, or a model's newest.
 
     Raises:
-        InvalidArgumentError: It is none of these names.
-        NotFoundError: There is none in the project.
+        InvalidArgumentError: It is none of these names, or the version is of another type
+            (`NOT_A_LORA`, `NOT_A_CONTROLNET`).
+        NotFoundError: There is none in the project (`ADAPTER_NOT_FOUND`, `CONTROLNET_NOT_FOUND`).
     """
-    owner = project_of(name, "adapters.model")
+    field, noun = _WANTED_AS[wanted]
+    owner = project_of(name, f"{field}.model")
     row = find_version(session, name) if owner == project else None
     if row is None:
         raise NotFoundError(
-            f"there is no adapter {name} in projects/{project}",
-            reason="ADAPTER_NOT_FOUND",
-            metadata={"name": name, "field": "adapters"},
+            f"there is no {noun} {name} in projects/{project}",
+            reason=f"{noun.upper()}_NOT_FOUND",
+            metadata={"name": name, "field": field},
+        )
+    if row.adapter_type != wanted:
+        raise InvalidArgumentError(
+            f"{row.name} is a {row.adapter_type}; `{field}` takes a {wanted}",
+            field=f"{field}.model",
+            reason=f"NOT_A_{wanted.upper()}",
         )
     return row

@@ -11,9 +11,14 @@ from toile.core.catalog.models import BaseRow, GenerationRow, ImageRow
 from toile.core.errors import InvalidArgumentError
 from toile.core.images import image_to_proto
 from toile.generate.adapters import Adapter
+from toile.generate.controls import MAP, Control
 from toile.generate.starts import Start
+from toile.imaging.control_maps import ControlKind
 from toile.imaging.png import Parameters
 from toile.v1 import generate_pb2, inference_pb2
+
+_MODULES = {ControlKind.EDGES: "canny", ControlKind.PARTS: "parts", MAP: "none"}
+"""What AUTOMATIC1111's web UI calls the maker of a map; parts are of Toile's own."""
 
 
 def request_to_json(request: generate_pb2.GenerateRequest) -> dict[str, object]:
@@ -63,6 +68,7 @@ def drawing_of(
     request: generate_pb2.GenerateRequest,
     base: BaseRow,
     adapters: Sequence[Adapter],
+    controls: Sequence[inference_pb2.ControlMap],
     start: Start,
     prompt: str,
     seeds: Sequence[int],
@@ -97,6 +103,7 @@ def drawing_of(
         repeat=request.repeat,
         preview_interval=request.preview_interval,
         priority=request.priority,
+        controls=controls,
     )
 
 
@@ -104,6 +111,7 @@ def parameters_of(
     request: generate_pb2.GenerateRequest,
     base: BaseRow,
     adapters: Sequence[Adapter],
+    controls: Sequence[Control],
     prompt: str,
     seed: int,
     size: tuple[int, int],
@@ -123,6 +131,8 @@ def parameters_of(
         extra["Lora hashes"] = ", ".join(hashes)
     if request.HasField("refiner"):
         extra["Refiner switch at"] = f"{1 - request.refiner.strength:g}"
+    for index, control in enumerate(controls):
+        extra[f"ControlNet {index}"] = _controlnet_text(control)
     return Parameters(
         prompt=prompt,
         negative_prompt=request.negative_prompt,
@@ -146,6 +156,7 @@ def lineage_of(
     request: generate_pb2.GenerateRequest,
     base: BaseRow,
     adapters: Sequence[Adapter],
+    controls: Sequence[Control],
     prompt: str,
     seed: int,
 ) -> dict[str, object]:
@@ -177,8 +188,32 @@ def lineage_of(
             }
             for a in adapters
         ],
+        "controls": [
+            {
+                "model_version": c.version.name if c.version else "",
+                "kind": c.kind,
+                "scale": c.wanted.scale,
+                "start": c.wanted.start,
+                "end": c.wanted.end,
+                "image": c.image.name,
+                "digest": c.digest,
+                "dataset_version": (c.version.dataset_version or "") if c.version else "",
+                "dataset_digest": c.version.dataset_digest if c.version else "",
+            }
+            for c in controls
+        ],
         "code_version": __version__,
     }
+
+
+def _controlnet_text(control: Control) -> str:
+    """Return a ControlNet as the extension of AUTOMATIC1111's web UI writes it."""
+    model = control.version.name.split("/")[3] if control.version else control.kind
+    wanted = control.wanted
+    return (
+        f"Module: {_MODULES[control.kind]}, Model: {model} [{control.digest[:8]}], "
+        f"Weight: {wanted.scale}, Guidance Start: {wanted.start}, Guidance End: {wanted.end}"
+    )
 
 
 def _timestamp(time: datetime) -> Timestamp:

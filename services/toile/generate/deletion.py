@@ -18,6 +18,7 @@ from toile.core.catalog.models import (
 )
 from toile.core.errors import FailedPreconditionError, NotFoundError, ToileError
 from toile.core.names import GenerationName, ImageName
+from toile.generate.controls import control_images
 from toile.generate.convert import request_of
 from toile.generate.records import State, images_of
 from toile.generate.sources import source_names
@@ -89,9 +90,10 @@ def _check_unused(session: Session, project: str, names: Sequence[str]) -> None:
         GenerationRow.project == project, GenerationRow.state == State.RUNNING
     )
     for row in session.scalars(running):
-        for _, name in source_names(request_of(row)):
+        request = request_of(row)
+        for _, name in (*source_names(request), *control_images(request)):
             if name in names:
-                raise _in_use(name, "what a running generation starts from")
+                raise _in_use(name, "what a running generation is drawn from")
     uses = {
         "ranked": select(ScoreRow.image).where(ScoreRow.image.in_(names)),
         "refined": select(RefinementRow.source_image).where(RefinementRow.source_image.in_(names)),

@@ -2,16 +2,19 @@
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from toile.core.artifacts import ArtifactStore, Manifest, read_manifest
+from toile.core.artifacts import ArtifactStore, FileEntry, Manifest, read_manifest
 from toile.core.errors import DataLossError
 from toile.core.prompts import check_prompt
 from toile.core.tokens import read_tokenizer
 
 DESCRIPTION_FILE = "toile.json"
+CONTROLNET_FOLDER = "controlnet"
+"""Of a base's own ControlNets, one folder for each kind of map."""
 DEFAULT_GUIDANCE_SCALE = 5.0  # of a base that names none; SDXL's own default in diffusers
 
 
@@ -25,6 +28,8 @@ class BaseFacts:
     tokenizer: Tokenizer
     guidance_scale: float
     """What it draws best with."""
+    controlnets: Mapping[str, str]
+    """Its own ControlNets: the digest of each one's folder, by what it is shown."""
 
     def check_prompt(self, prompt: str, field: str) -> None:
         """Refuse a prompt that is not well formed, or whose end the base would not read.
@@ -71,6 +76,7 @@ class BaseFactsReader:
             has_refiner="refiner/unet/config.json" in manifest.files,
             tokenizer=read_tokenizer(self._store, artifact),
             guidance_scale=self._guidance_scale(artifact, manifest),
+            controlnets=_controlnets(manifest),
         )
 
     def _guidance_scale(self, artifact: str, manifest: Manifest) -> float:
@@ -81,3 +87,17 @@ class BaseFactsReader:
             return float(description.get("guidance_scale", DEFAULT_GUIDANCE_SCALE))
         except (ValueError, TypeError, AttributeError) as error:
             raise DataLossError(f"the description of {artifact} is damaged") from error
+
+
+def _controlnets(manifest: Manifest) -> dict[str, str]:
+    folders: dict[str, dict[str, FileEntry]] = {}
+    for path, entry in manifest.files.items():
+        folder, _, rest = path.partition("/")
+        kind, _, file = rest.partition("/")
+        if folder == CONTROLNET_FOLDER and file:
+            folders.setdefault(kind, {})[file] = entry
+    return {
+        kind: Manifest(files=files, metadata={}).digest
+        for kind, files in folders.items()
+        if "config.json" in files
+    }

@@ -15,6 +15,7 @@ from toile.core.prompts import escape
 from toile.core.rpc.mapping import to_error
 from toile.generate.convert import drawing_of, generation_to_proto
 from toile.generate.deadline import Deadline
+from toile.generate.maps import control_maps
 from toile.generate.records import Drawing, GenerationRecords, State
 from toile.generate.resolve import Plan
 from toile.generate.starts import Start
@@ -80,6 +81,12 @@ class GenerateHandler:
         async with contextlib.aclosing(self._draw(name, told, deadline, new=new)) as events:
             async for event in events:
                 yield event
+
+    async def holding_edges(
+        self, request: generate_pb2.GenerateRequest
+    ) -> generate_pb2.GenerateRequest:
+        """See `Resolver.holding_edges`."""
+        return await asyncio.to_thread(self._records.holding_edges, request)
 
     async def keep_alive(self) -> None:
         """Say every few seconds which generations live here, and give up those of the dead."""
@@ -166,12 +173,15 @@ class GenerateHandler:
         if not drawing.missing:
             return
         start = await asyncio.to_thread(self._records.start, drawing)
+        shown = await asyncio.to_thread(self._records.control_images, drawing)
+        models, base = self._models(), drawing.base
+        controls = await control_maps(models, base.artifact, drawing.controls, shown)
         for prompt, indices in drawing.missing.items():
             seeds = [drawing.seeds[index] for index in indices]
             wanted = drawing_of(
-                drawing.request, drawing.base, drawing.adapters, start, prompt, seeds
+                drawing.request, base, drawing.adapters, controls, start, prompt, seeds
             )
-            drawn = self._models().diffuse(wanted, timeout_seconds=deadline.seconds_left())
+            drawn = models.diffuse(wanted, timeout_seconds=deadline.seconds_left())
             images = 0
             async with contextlib.aclosing(drawn) as events:
                 async for event in events:

@@ -35,9 +35,11 @@ def check_prompts(
     settings: Settings,
     facts: BaseFacts,
     *,
-    source_is_restricted: bool,
+    restricted_field: str,
 ) -> None:
     """Refuse what cannot be read or may not be drawn. The request is resolved, its prompt known.
+
+    `restricted_field` names an image that is for adults; it is empty when there is none.
 
     Raises:
         InvalidArgumentError: A prompt is empty, too long or not well formed.
@@ -68,11 +70,11 @@ def check_prompts(
         facts.check_prompt(prompt, "prompt")
     facts.check_prompt(request.negative_prompt, "negative_prompt")
     if settings.restricted_content == "refuse":
-        if source_is_restricted:
+        if restricted_field:
             raise FailedPreconditionError(
-                "the image to start from is for adults, which this platform does not draw",
+                "the image to draw from is for adults, which this platform does not draw",
                 reason="RESTRICTED_CONTENT",
-                metadata={"field": f"{request.WhichOneof('source')}.image"},
+                metadata={"field": restricted_field},
             )
         _refuse_restricted(prompts)
 

@@ -27,12 +27,13 @@ from toile.core.images import fresh_name, put_image
 from toile.core.names import GenerationName, ProjectName
 from toile.core.settings import Settings
 from toile.generate.adapters import Adapter
+from toile.generate.controls import Control, control_images, resolve_controls
 from toile.generate.convert import lineage_of, parameters_of, request_of, request_to_json
 from toile.generate.facts import BaseFacts
 from toile.generate.prompts import prompts_of, seeds_of
 from toile.generate.resolve import Plan, Resolver
-from toile.generate.sources import Source, find_source, read_source
-from toile.generate.starts import Start, make_start
+from toile.generate.sources import Source, find_image, find_source, read_image, read_source
+from toile.generate.starts import Start, fitted, make_start
 from toile.imaging.canvas import UInt8Array
 from toile.imaging.formats import ImageFormat, encode
 from toile.imaging.seams import Repeat, seam_score
@@ -64,13 +65,14 @@ class Drawing:
     """A generation in hand: what it is, what it draws with and from, what it has.
 
     Seeds and prompts are those of each image. The source is None for what starts from noise, and
-    for what is done.
+    for what is done, which has no controls either.
     """
 
     row: GenerationRow
     request: generate_pb2.GenerateRequest
     base: BaseRow
     adapters: Sequence[Adapter]
+    controls: Sequence[Control]
     source: Source | None
     seeds: Sequence[int]
     prompts: Sequence[str]
@@ -100,6 +102,7 @@ class GenerationRecords:
         self._limits = settings.limits
         self._catalog = catalog
         self._store = store
+        self._facts = facts
         self._resolver = Resolver(settings, store, facts)
 
     def find(self, request: generate_pb2.GenerateRequest) -> str | None:
@@ -117,6 +120,11 @@ class GenerationRecords:
         with self._catalog.reading() as session:
             return self._resolver.resolve(session, request)
 
+    def holding_edges(self, request: generate_pb2.GenerateRequest) -> generate_pb2.GenerateRequest:
+        """See `Resolver.holding_edges`."""
+        with self._catalog.reading() as session:
+            return self._resolver.holding_edges(session, request)
+
     def with_caption(self, plan: Plan, caption: str) -> Plan:
         """See `Resolver.with_caption`."""
         return self._resolver.with_caption(plan, caption)
@@ -126,7 +134,7 @@ class GenerationRecords:
 
         Raises:
             RequestReusedError: The request id was sent meanwhile with other content.
-            NotFoundError: An image that it starts from was deleted meanwhile.
+            NotFoundError: An image that it is drawn from was deleted meanwhile.
         """
         name = str(GenerationName(plan.project, new_id()))
         with self._catalog.transaction() as session:
@@ -134,6 +142,8 @@ class GenerationRecords:
             if known is not None:
                 return known, False
             find_source(session, plan.project, plan.request, for_use=True)
+            for field, image in control_images(plan.request):
+                find_image(session, plan.project, field, image, for_use=True)
             session.add(
                 GenerationRow(
                     name=name,
@@ -145,8 +155,8 @@ class GenerationRecords:
                 )
             )
             session.add_all(
-                GenerationAdapterRow(producer=name, model_version=a.version.name, weight=a.weight)
-                for a in plan.adapters
+                GenerationAdapterRow(producer=name, model_version=version, weight=weight)
+                for version, weight in _weights(plan).items()
             )
             remember(session, resource=name, **_identity(request))
         return name, True
@@ -193,13 +203,19 @@ class GenerationRecords:
             request = request_of(row)
             done = row.state == State.SUCCEEDED  # then its source may have been deleted since
             source = None if done else find_source(session, row.project, request)
+            controls: list[Control] = []
+            if not done:
+                facts = self._facts(base.artifact)
+                controls = resolve_controls(session, row.project, base, facts, request)
             order = [adapter.model for adapter in request.adapters]
             schedules = {adapter.model: adapter.schedule for adapter in request.adapters}
             adapters = sorted(
                 (
                     Adapter(version, weight, schedules[version.name])
                     for version, weight in session.execute(
-                        used.where(GenerationAdapterRow.producer == name)
+                        used.where(
+                            GenerationAdapterRow.producer == name, ModelVersionRow.name.in_(order)
+                        )
                     )
                 ),
                 key=lambda adapter: order.index(adapter.version.name),
@@ -209,6 +225,7 @@ class GenerationRecords:
                 request=request,
                 base=base,
                 adapters=adapters,
+                controls=controls,
                 source=source,
                 seeds=seeds_of(request),
                 prompts=prompts_of(request, self._limits.prompt_characters),
@@ -226,6 +243,20 @@ class GenerationRecords:
         pixels = read_source(self._store, self._limits, drawing.request, drawing.source)
         return make_start(drawing.request, pixels)
 
+    def control_images(self, drawing: Drawing) -> list[UInt8Array]:
+        """Read what the ControlNets are shown of, each `[H, W, 3]` at the drawing's size.
+
+        Raises:
+            ToileError: An image is damaged.
+        """
+        return [
+            fitted(
+                read_image(self._store, self._limits, control.image, "controls.image"),
+                drawing.request,
+            )
+            for control in drawing.controls
+        ]
+
     def add_image(self, drawing: Drawing, index: int, pixels: UInt8Array) -> ImageRow:
         """Store a finished image with its metadata, artifact first, and return its row.
 
@@ -234,7 +265,7 @@ class GenerationRecords:
             ToileError: The store or the catalog does not take it; nothing is visible then.
         """
         row, request, source = drawing.row, drawing.request, drawing.source
-        about = (request, drawing.base, drawing.adapters)
+        about = (request, drawing.base, drawing.adapters, drawing.controls)
         prompt, seed, name = drawing.prompts[index], drawing.seeds[index], fresh_name(row.project)
         picture, image_format = Image.fromarray(pixels), _FORMATS[request.output.format]
         data = encode(
@@ -259,6 +290,7 @@ class GenerationRecords:
             prompt=prompt,
             seed=seed,
             restricted=(source is not None and source.is_restricted)
+            or any(control.is_restricted for control in drawing.controls)
             or restricted_term(prompt) is not None,
             seam_score=seam_score(picture, Repeat(request.repeat)) if request.repeat else None,
         )
@@ -309,6 +341,16 @@ class GenerationRecords:
         )
         with self._catalog.transaction() as session:
             return int(session.execute(dead).rowcount)  # type: ignore[attr-defined]
+
+
+def _weights(plan: Plan) -> dict[str, float]:
+    """Return how far each model version counts; of a ControlNet that holds twice, the most."""
+    weights = {adapter.version.name: adapter.weight for adapter in plan.adapters}
+    for control in plan.controls:
+        if control.version is not None:
+            name = control.version.name
+            weights[name] = max(control.wanted.scale, weights.get(name, 0.0))
+    return weights
 
 
 def _identity(request: generate_pb2.GenerateRequest) -> dict[str, str]:

@@ -20,6 +20,7 @@ from toile.generate.adapters import (
     resolve_adapters,
 )
 from toile.generate.checks import known, share, within, within_floats
+from toile.generate.controls import Control, hold_edges, resolve_controls
 from toile.generate.facts import BaseFacts
 from toile.generate.prompts import check_prompts
 from toile.generate.sizes import Sizes, resolve_size
@@ -54,8 +55,16 @@ class Plan:
     request: generate_pb2.GenerateRequest
     base: BaseRow
     adapters: Sequence[Adapter]
+    controls: Sequence[Control]
     source: Source | None
     pixels: SourcePixels | None
+
+    @property
+    def restricted_field(self) -> str:
+        """Field that names an image which is for adults; empty when there is none."""
+        if self.source is not None and self.source.is_restricted:
+            return f"{self.request.WhichOneof('source')}.image"
+        return "controls.image" if any(one.is_restricted for one in self.controls) else ""
 
 
 class Resolver:
@@ -74,9 +83,10 @@ class Resolver:
 
         Raises:
             InvalidArgumentError: A field is wrong; metadata `field` names it.
-            NotFoundError: There is no such base, adapter or image.
-            FailedPreconditionError: The base has no refiner (`NO_REFINER`), or what is asked for
-                is for adults and refused here (`RESTRICTED_CONTENT`).
+            NotFoundError: There is no such base, adapter, ControlNet or image.
+            FailedPreconditionError: The base has no refiner (`NO_REFINER`) or none of its own
+                ControlNets is of a kind (`NO_CONTROLNET`), or what is asked for is for adults and
+                refused here (`RESTRICTED_CONTENT`).
         """
         settings, limits = self._settings, self._settings.limits
         project = ProjectName.parse(request.parent, "parent").project
@@ -93,13 +103,30 @@ class Resolver:
         facts = self._facts(base.artifact)
         _resolve_for_base(resolved, facts)
         source = find_source(session, project, resolved)
+        controls = resolve_controls(session, project, base, facts, resolved)
         if source is not None and not resolved.prompt.strip():
             resolved.prompt = source.image.prompt.strip()
+        plan = Plan(project, resolved, base, adapters, controls, source, None)
         if source is None or resolved.prompt:
-            self._check_prompts(resolved, source, facts)
+            self._check_prompts(plan, facts)
         pixels = None if source is None else read_source(self._store, limits, resolved, source)
         _resolve_sizes(resolved, pixels, base.native_size, limits)
-        return Plan(project, resolved, base, adapters, source, pixels)
+        return replace(plan, pixels=pixels)
+
+    def holding_edges(
+        self, session: Session, request: generate_pb2.GenerateRequest
+    ) -> generate_pb2.GenerateRequest:
+        """Return a redesign whose source's edges hold, where the base can; see `hold_edges`.
+
+        Raises:
+            InvalidArgumentError: The base's name is none.
+            NotFoundError: There is no such base.
+        """
+        base = resolve_base(session, request.base or self._settings.default_base)
+        held = generate_pb2.GenerateRequest()
+        held.CopyFrom(request)
+        hold_edges(held, self._facts(base.artifact))
+        return held
 
     def with_caption(self, plan: Plan, caption: str) -> Plan:
         """Return a plan whose prompt is a caption of its source.
@@ -111,21 +138,12 @@ class Resolver:
         request = generate_pb2.GenerateRequest()
         request.CopyFrom(plan.request)
         request.prompt = caption
-        self._check_prompts(request, plan.source, self._facts(plan.base.artifact))
-        return replace(plan, request=request)
+        captioned = replace(plan, request=request)
+        self._check_prompts(captioned, self._facts(plan.base.artifact))
+        return captioned
 
-    def _check_prompts(
-        self,
-        request: generate_pb2.GenerateRequest,
-        source: Source | None,
-        facts: BaseFacts,
-    ) -> None:
-        check_prompts(
-            request,
-            self._settings,
-            facts,
-            source_is_restricted=source is not None and source.is_restricted,
-        )
+    def _check_prompts(self, plan: Plan, facts: BaseFacts) -> None:
+        check_prompts(plan.request, self._settings, facts, restricted_field=plan.restricted_field)
 
 
 def _resolve_numbers(request: generate_pb2.GenerateRequest, limits: Limits) -> None:

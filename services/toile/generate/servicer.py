@@ -77,7 +77,7 @@ class GenerateServicer(generate_pb2_grpc.GenerateServiceServicer):
     async def RedesignWithPrompt(
         self, request: generate_pb2.RedesignWithPromptRequest, context: Context
     ) -> AsyncIterator[generate_pb2.RedesignWithPromptResponse]:
-        """Draw an image anew by a prompt."""
+        """Draw an image anew by a prompt; its edges hold, where the base can."""
         if not request.drawing.prompt.strip():
             raise InvalidArgumentError(
                 "prompt is empty; Redesign does without one",
@@ -85,6 +85,7 @@ class GenerateServicer(generate_pb2_grpc.GenerateServiceServicer):
                 reason="EMPTY_PROMPT",
             )
         drawing = starting_from(request.drawing, request.redesign)
+        drawing = await self._handler.holding_edges(drawing)
         async with self._drawing(drawing, context) as events:
             async for event in events:
                 yield generate_pb2.RedesignWithPromptResponse(event=event)

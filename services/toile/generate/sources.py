@@ -20,6 +20,8 @@ from toile.imaging.masks import Box
 from toile.v1 import generate_pb2
 
 DEFAULT_REDESIGN_STRENGTH = 0.6
+HELD_REDESIGN_STRENGTH = 0.85
+"""Default where a control holds the source's edges: colours and pattern can be new."""
 DEFAULT_INPAINT_STRENGTH = 0.8
 DEFAULT_UPSCALE_STRENGTH = 0.3
 DEFAULT_MASK_BLUR_PIXELS = 4.0
@@ -80,14 +82,18 @@ def find_source(
         NotFoundError: There is no such image in the project; metadata `field` says which.
     """
     rows = [
-        _find(session, project, field, name, lock=for_use) for field, name in source_names(request)
+        find_image(session, project, field, name, for_use=for_use)
+        for field, name in source_names(request)
     ]
     return Source(rows[0], rows[1] if len(rows) > 1 else None) if rows else None
 
 
-def _find(session: Session, project: str, field: str, name: str, *, lock: bool) -> ImageRow:
+def find_image(
+    session: Session, project: str, field: str, name: str, *, for_use: bool = False
+) -> ImageRow:
+    """Return an image that a field names; see `find_source`."""
     owner = ImageName.parse(name, field).project
-    row = session.get(ImageRow, name, with_for_update={"read": True} if lock else None)
+    row = session.get(ImageRow, name, with_for_update={"read": True} if for_use else None)
     if row is None or owner != project:
         raise NotFoundError(
             f"there is no image {name} in projects/{project}",
@@ -108,11 +114,11 @@ def read_source(
         DataLossError: The stored bytes are damaged.
     """
     fields = [field for field, _ in source_names(request)]
-    image = _decode(store, limits, source.image, fields[0])
+    image = read_image(store, limits, source.image, fields[0])
     if source.mask is None:
         return SourcePixels(image, np.zeros(image.shape[:2], dtype=np.bool_))
     # White strokes on nothing are a mask, too: what is transparent is not drawn.
-    mask = _decode(store, limits, source.mask, fields[1], backdrop="black")
+    mask = read_image(store, limits, source.mask, fields[1], backdrop="black")
     if mask.shape != image.shape:
         sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (mask, image)]
         raise InvalidArgumentError(
@@ -124,9 +130,10 @@ def read_source(
     return SourcePixels(image, mask.mean(axis=2) >= 128)
 
 
-def _decode(
+def read_image(
     store: ArtifactStore, limits: Limits, row: ImageRow, field: str, *, backdrop: str = "white"
 ) -> UInt8Array:
+    """Decode an image that a field names, as `[H, W, 3]`; see `read_source`."""
     try:
         picture = decode(store.get(row.artifact), limits, backdrop=backdrop)
         return np.asarray(picture, dtype=np.uint8)
@@ -146,13 +153,22 @@ def resolve_source(
             `EMPTY_MASK`), or the result would be too large (`BAD_SIZE`).
     """
     if request.HasField("redesign"):
-        redesign = request.redesign
-        _resolve_strength("redesign", redesign, DEFAULT_REDESIGN_STRENGTH, request.steps)
+        held = _edges_hold(request)
+        default = HELD_REDESIGN_STRENGTH if held else DEFAULT_REDESIGN_STRENGTH
+        _resolve_strength("redesign", request.redesign, default, request.steps)
         return pixels.size
     if request.HasField("inpaint"):
         _resolve_inpaint(request, limits, pixels)
         return drawn_part(request.inpaint, pixels).shape
     return _resolve_upscale(request, pixels, sizes, limits)
+
+
+def _edges_hold(request: generate_pb2.GenerateRequest) -> bool:
+    """Whether one of the controls, which are resolved, is of the source's edges."""
+    return any(
+        control.kind == generate_pb2.CONTROL_KIND_EDGES and control.image == request.redesign.image
+        for control in request.controls
+    )
 
 
 def _resolve_strength(

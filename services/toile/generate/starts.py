@@ -35,10 +35,17 @@ def make_start(request: generate_pb2.GenerateRequest, pixels: SourcePixels | Non
         return _inpaint(request, pixels, colour)
     if request.HasField("upscale"):
         return Start(colour, encode(pixels.image))
+    return Start(colour, encode(fitted(pixels.image, request)))
+
+
+def fitted(image: UInt8Array, request: generate_pb2.GenerateRequest) -> UInt8Array:
+    """Return an image `[H, W, 3]` at the size of a resolved request.
+
+    What does not fit into the shape is cut off evenly: nothing is stretched.
+    """
     size = (request.width, request.height)
-    # What does not fit into the shape is cut off evenly: nothing is stretched.
-    fitted = ImageOps.fit(Image.fromarray(pixels.image), size, Image.Resampling.LANCZOS)
-    return Start(colour, encode(np.asarray(fitted, dtype=np.uint8)))
+    fit = ImageOps.fit(Image.fromarray(image), size, Image.Resampling.LANCZOS)
+    return np.asarray(fit, dtype=np.uint8)
 
 
 def _palette(request: generate_pb2.GenerateRequest) -> Finish:

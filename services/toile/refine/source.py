@@ -15,6 +15,7 @@ from toile.core.catalog.models import (
     ModelVersionRow,
     RefinementRow,
 )
+from toile.core.catalog.versions import AdapterType
 from toile.core.errors import NotFoundError
 from toile.core.names import GenerationName, ImageName, RefinementName
 from toile.core.settings import Settings
@@ -62,7 +63,10 @@ def find_source(session: Session, settings: Settings, name: str) -> Source:
             GenerationAdapterRow.weight,
         )
         .join(ModelVersionRow, ModelVersionRow.name == GenerationAdapterRow.model_version)
-        .where(GenerationAdapterRow.producer == (image.producer or None))
+        .where(
+            GenerationAdapterRow.producer == (image.producer or None),
+            ModelVersionRow.adapter_type == AdapterType.LORA,
+        )
         .order_by(GenerationAdapterRow.model_version)
     )
     return Source(image, resolve_base(session, base), [SourceAdapter(*row) for row in adapters])
