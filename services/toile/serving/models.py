@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
@@ -27,7 +26,9 @@ from toile.diffusion.vision import Vision
 from toile.imaging import decode, formats, png
 from toile.imaging.formats import ImageFormat
 from toile.imaging.seams import Repeat
+from toile.serving.controls import ControlNets
 from toile.serving.denoisers import open_denoiser
+from toile.serving.kept import Kept
 from toile.v1 import common_pb2, inference_pb2
 
 BASES_IN_MEMORY = 2
@@ -52,8 +53,8 @@ class LoadedBase:
 class Models:
     """Everything that is asked of the models; methods may be called from several threads.
 
-    A base or an adapter is named by its artifact, fetched once into the cache folder, verified,
-    and kept in memory until others push it out.
+    A base, an adapter or a ControlNet is named by its artifact, fetched once into the cache
+    folder, verified, and kept in memory until others push it out.
     """
 
     def __init__(self, settings: Settings, store: ArtifactStore) -> None:
@@ -63,7 +64,10 @@ class Models:
         self._store = store
         self._lock = threading.Lock()
         self._bases: OrderedDict[str, LoadedBase] = OrderedDict()
-        self._adapters: OrderedDict[str, AdapterWeights] = OrderedDict()
+        self._adapters: Kept[AdapterWeights] = Kept(
+            ADAPTER_BYTES_IN_MEMORY, lambda weights: weights.size_bytes
+        )
+        self._controlnets = ControlNets(settings.limits, store, self._cache)
 
     def warm_up(self, base_artifact: str) -> None:
         """Load a base and run each of its networks once."""
@@ -90,8 +94,9 @@ class Models:
         Raises:
             CancelledError: `cancelled` said so.
             DeadlineError: The request's time is over.
-            NotFoundError: There is no such base or adapter.
+            NotFoundError: There is no such base, adapter or ControlNet.
             InvalidArgumentError: The request asks for what cannot be drawn.
+            FailedPreconditionError: The base lacks what is asked of it.
         """
         base = self._base(request.base_artifact)
         drawing = self._drawing(base, request)
@@ -174,6 +179,7 @@ class Models:
                 UpscaleTiles(request.upscale.overlap) if request.HasField("upscale") else None
             ),
             refiner_mode=_member(RefinerMode, request.refiner_mode or 1, "refiner_mode"),
+            controls=[self._controlnets.load(base.bundle, c) for c in request.controls],
         )
 
     def _base(self, artifact: str) -> LoadedBase:
@@ -195,19 +201,10 @@ class Models:
             return self._bases[artifact]
 
     def _adapter(self, base: LoadedBase, artifact: str) -> AdapterWeights:
-        with self._lock:
-            if artifact not in self._adapters:
-                folder: Path = fetch(self._store, artifact, self._cache)
-                self._adapters[artifact] = load_lora(folder, targets=base.targets)
-                self._forget_adapters()
-            self._adapters.move_to_end(artifact)
-            return self._adapters[artifact]
+        def load() -> AdapterWeights:
+            return load_lora(fetch(self._store, artifact, self._cache), targets=base.targets)
 
-    def _forget_adapters(self) -> None:
-        sizes = [weights.size_bytes for weights in self._adapters.values()]
-        while len(sizes) > 1 and sum(sizes) > ADAPTER_BYTES_IN_MEMORY:
-            self._adapters.popitem(last=False)
-            sizes.pop(0)
+        return self._adapters.get(artifact, load)
 
 
 def _member(cls: type[E], number: int, field: str) -> E:
