@@ -54,6 +54,14 @@ class FakeGeneration(generate_pb2_grpc.GenerateServiceServicer):
         generation.state = generate_pb2.GENERATION_STATE_SUCCEEDED
         yield generate_pb2.GenerateResponse(generation=generation)
 
+    def RedesignWithPrompt(self, request: Any, context: Context) -> Any:
+        self.world.enter("RedesignWithPrompt")
+        drawing = generate_pb2.GenerateRequest()
+        drawing.CopyFrom(request.drawing)
+        drawing.redesign.CopyFrom(request.redesign)
+        for event in self.Generate(drawing, context):
+            yield generate_pb2.RedesignWithPromptResponse(event=event)
+
     @staticmethod
     def _source(request: Any) -> str:
         kind = request.WhichOneof("source")

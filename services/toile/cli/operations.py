@@ -178,6 +178,27 @@ def generate(
     raise UnavailableError("the generation ended without its images")
 
 
+def redesign_with_prompt(
+    clients: Clients,
+    request: generate_pb2.GenerateRequest,
+    on_event: Callable[[generate_pb2.GenerateResponse], None] = lambda _: None,
+) -> generate_pb2.Generation:
+    """Make images from the one that a request redesigns; leaving early cancels what is left.
+
+    Raises:
+        UnavailableError: The stream ended before the generation did.
+    """
+    asked = generate_pb2.RedesignWithPromptRequest(drawing=request, redesign=request.redesign)
+    asked.drawing.ClearField("redesign")
+    start = partial(clients.generate.RedesignWithPrompt, asked, timeout=LONG_SECONDS)
+    with reading(start) as answers:
+        for answer in answers:
+            on_event(answer.event)
+            if answer.event.HasField("generation"):
+                return answer.event.generation
+    raise UnavailableError("the generation ended without its images")
+
+
 def generate_batch(
     clients: Clients,
     request: generate_pb2.GenerateBatchRequest,

@@ -75,6 +75,50 @@ def test_a_file_is_uploaded_and_redrawn(
     assert tree.count("redrawn from") == 2
 
 
+def test_a_redesign_by_a_prompt_keeps_the_structure(
+    cli, world: World, photograph: Path, tmp_path: Path
+) -> None:
+    """How far is the platform's to say, unless an option does."""
+    made = cli.json("redesign", photograph, "in blue", "--out", tmp_path)
+    assert world.calls["RedesignWithPrompt"] == 1
+    assert len(made["files"]) == 1
+    assert not asked(world).controls
+    cli.json("redesign", photograph, "in blue", "--structure", 0, "--out", tmp_path)
+    (control,) = asked(world).controls
+    assert control.kind == generate_pb2.CONTROL_KIND_EDGES
+    assert control.HasField("scale")
+    assert (control.scale, control.image) == (0.0, "")
+    cli.json("redesign", photograph, "--structure", 1.2, "--out", tmp_path)
+    assert world.calls["RedesignWithPrompt"] == 2
+    assert [control.scale for control in asked(world).controls] == [1.2]
+
+
+def test_controls_are_read_from_options(
+    cli, world: World, photograph: Path, tmp_path: Path
+) -> None:
+    settings = "kind=map,model=lace@best,scale=0.7,start=0.1,end=0.8"
+    options = ["--control", photograph, "--control", f"{photograph},{settings}"]
+    cli.json("generate", "a dress", *options, "--out", tmp_path / "out")
+    edges, own = asked(world).controls
+    assert edges.image in world.images
+    assert not edges.HasField("scale")
+    assert not edges.model
+    assert own.kind == generate_pb2.CONTROL_KIND_MAP
+    assert own.model.endswith("/models/lace@best")
+    assert (own.scale, own.start, own.end) == (0.7, 0.1, 0.8)
+
+
+@pytest.mark.parametrize("setting", ["kind=depth", "scale=much", "weight=1"])
+def test_a_control_that_cannot_be_read_is_told(
+    cli, world: World, photograph: Path, setting: str
+) -> None:
+    result = cli("generate", "a dress", "--control", f"{photograph},{setting}")
+    assert result.exit_code == 1
+    assert "a control is IMAGE" in result.stderr
+    assert not world.calls["UploadImage"]
+    assert not world.generations
+
+
 def test_a_part_is_drawn_within_a_mask(cli, world: World, photograph: Path, tmp_path: Path) -> None:
     mask = tmp_path / "mask.png"
     Image.new("L", (80, 60), 255).save(mask)

@@ -1,5 +1,6 @@
 """What all commands that draw share: their options, the request, the files they write."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from toile.cli.commands.common import Session
+from toile.cli.commands.sources import resolve_images
 from toile.core.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -39,6 +41,17 @@ Seed = Annotated[int | None, typer.Option(help="Seed of the first image; random 
 Adapters = Annotated[
     list[str] | None,
     typer.Option("--adapter", "-a", help="NAME, NAME/VERSION or NAME:WEIGHT; may be repeated."),
+]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        metavar="IMAGE[,KEY=VALUE...]",
+        help="Hold the structure of an image (file or name). kind: edges, parts or map; model: a "
+        "ControlNet, the base's own if not given; scale: 0 to 2; start, end: shares of the noise "
+        "schedule. May be repeated.",
+        rich_help_panel=_PICTURE,
+    ),
 ]
 Negative = Annotated[str, typer.Option(help="What to avoid.")]
 Steps = Annotated[int, typer.Option(min=0, help="Denoising steps; 20 if 0.")]
@@ -101,6 +114,41 @@ def adapter_weights(s: Session, texts: list[str] | None) -> "list[common_pb2.Ada
     return [common_pb2.AdapterWeight(model=model, weight=weight) for model, weight in pairs]
 
 
+def controls(s: Session, texts: list[str] | None) -> "list[generate_pb2.Control]":
+    """Read `--control` options, such as `sketch.png,kind=map,model=lace-edges,scale=0.7`.
+
+    Raises:
+        InvalidArgumentError: One cannot be read.
+    """
+    return [_control(s, text) for text in texts or ()]
+
+
+def _control(s: Session, text: str) -> "generate_pb2.Control":
+    from toile.v1 import generate_pb2
+
+    image, *settings = re.split(r",(?=\w+=)", text)
+    control = generate_pb2.Control()
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        try:
+            if key == "model":
+                control.model = s.names.model(value)
+            elif key == "kind":
+                control.kind = generate_pb2.ControlKind.Value(f"CONTROL_KIND_{value.upper()}")
+            elif key in ("scale", "start", "end"):
+                setattr(control, key, float(value))
+            else:
+                raise ValueError
+        except ValueError:
+            raise InvalidArgumentError(
+                "a control is IMAGE, with kind=edges, parts or map, model=NAME, scale, start or "
+                f"end behind it, such as sketch.png,kind=map,scale=0.7, not {text!r}",
+                field="control",
+            ) from None
+    (control.image,) = resolve_images(s, [image])
+    return control
+
+
 def picture(
     *,
     palette: str = "",
@@ -147,8 +195,13 @@ def read_wildcards(folder: Path) -> Mapping[str, list[str]]:
     return lists
 
 
-def draw(s: Session, request: "generate_pb2.GenerateRequest", out: Path) -> None:
-    """Draw a request's images, write each as it comes, and say what was written."""
+def draw(
+    s: Session, request: "generate_pb2.GenerateRequest", out: Path, *, keep_structure: bool = False
+) -> None:
+    """Draw a request's images, write each as it comes, and say what was written.
+
+    With `keep_structure` a redesign keeps its source's structure as `RedesignWithPrompt` does.
+    """
     from toile.cli import operations
     from toile.cli.watching import bar
 
@@ -164,7 +217,8 @@ def draw(s: Session, request: "generate_pb2.GenerateRequest", out: Path) -> None
                 operations.download_image(s.clients, event.image, path)
                 written.append(path)
 
-        generation = operations.generate(s.clients, request, show)
+        ask = operations.redesign_with_prompt if keep_structure else operations.generate
+        generation = ask(s.clients, request, show)
     s.output.data({**operations.as_data(generation), "files": [str(p) for p in written]})
     for image, path in zip(generation.images, written, strict=False):
         seams = f", seams {image.seam_score:.2f}" if image.HasField("seam_score") else ""

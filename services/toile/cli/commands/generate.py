@@ -31,6 +31,7 @@ def generate(
     width: drawing.Width = 0,
     height: drawing.Height = 0,
     aspect: drawing.Aspect = "",
+    control: drawing.Controls = None,
     repeat: drawing.RepeatOption = None,
     palette: drawing.Palette = "",
     palette_strength: drawing.PaletteStrength = None,
@@ -74,6 +75,7 @@ def generate(
             base=base,
             scheduler=scheduler,
             refiner=stage,
+            controls=drawing.controls(s, control),
             **drawing.picture(
                 palette=palette,
                 palette_strength=palette_strength,
