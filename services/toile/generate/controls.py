@@ -21,8 +21,8 @@ KEPT_SCALE = 0.7
 """How far `RedesignWithPrompt` holds a drawing to its source's edges."""
 MAP = "map"
 """Of an image that is a map already, where a kind is named."""
+IMAGE_FIELD = "controls.image"
 
-_IMAGE_FIELD = "controls.image"
 _KINDS = {
     generate_pb2.CONTROL_KIND_EDGES: ControlKind.EDGES,
     generate_pb2.CONTROL_KIND_PARTS: ControlKind.PARTS,
@@ -55,7 +55,7 @@ class Control:
 def control_images(request: generate_pb2.GenerateRequest) -> Iterator[tuple[str, str]]:
     """Yield field and name of the image of each control of a resolved request."""
     for control in request.controls:
-        yield _IMAGE_FIELD, control.image
+        yield IMAGE_FIELD, control.image
 
 
 def hold_edges(request: generate_pb2.GenerateRequest, facts: BaseFacts) -> None:
@@ -149,10 +149,10 @@ def _resolve(
     if not resolved.image:
         raise InvalidArgumentError(
             "a control needs an image where none is redesigned",
-            field=_IMAGE_FIELD,
+            field=IMAGE_FIELD,
             reason="NO_CONTROL_IMAGE",
         )
-    image = find_image(session, project, _IMAGE_FIELD, resolved.image)
+    image = find_image(session, project, IMAGE_FIELD, resolved.image)
     if not wanted.model:
         return Control(resolved, image, None, _own(base, facts, wanted.kind))
     version = resolve_version(session, project, wanted.model, AdapterType.CONTROLNET)

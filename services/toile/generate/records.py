@@ -27,7 +27,7 @@ from toile.core.images import fresh_name, put_image
 from toile.core.names import GenerationName, ProjectName
 from toile.core.settings import Settings
 from toile.generate.adapters import Adapter
-from toile.generate.controls import Control, control_images, resolve_controls
+from toile.generate.controls import IMAGE_FIELD, Control, control_images, resolve_controls
 from toile.generate.convert import lineage_of, parameters_of, request_of, request_to_json
 from toile.generate.facts import BaseFacts
 from toile.generate.prompts import prompts_of, seeds_of
@@ -251,7 +251,7 @@ class GenerationRecords:
         """
         return [
             fitted(
-                read_image(self._store, self._limits, control.image, "controls.image"),
+                read_image(self._store, self._limits, control.image, IMAGE_FIELD),
                 drawing.request,
             )
             for control in drawing.controls

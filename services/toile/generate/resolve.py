@@ -20,7 +20,7 @@ from toile.generate.adapters import (
     resolve_adapters,
 )
 from toile.generate.checks import known, share, within, within_floats
-from toile.generate.controls import Control, hold_edges, resolve_controls
+from toile.generate.controls import IMAGE_FIELD, Control, hold_edges, resolve_controls
 from toile.generate.facts import BaseFacts
 from toile.generate.prompts import check_prompts
 from toile.generate.sizes import Sizes, resolve_size
@@ -28,6 +28,7 @@ from toile.generate.sources import (
     Source,
     SourcePixels,
     find_source,
+    read_image,
     read_source,
     resolve_source,
 )
@@ -64,7 +65,7 @@ class Plan:
         """Field that names an image which is for adults; empty when there is none."""
         if self.source is not None and self.source.is_restricted:
             return f"{self.request.WhichOneof('source')}.image"
-        return "controls.image" if any(one.is_restricted for one in self.controls) else ""
+        return IMAGE_FIELD if any(one.is_restricted for one in self.controls) else ""
 
 
 class Resolver:
@@ -83,6 +84,7 @@ class Resolver:
 
         Raises:
             InvalidArgumentError: A field is wrong; metadata `field` names it.
+            BadImageError: An image cannot be decoded; metadata `field` says which.
             NotFoundError: There is no such base, adapter, ControlNet or image.
             FailedPreconditionError: The base has no refiner (`NO_REFINER`) or none of its own
                 ControlNets is of a kind (`NO_CONTROLNET`), or what is asked for is for adults and
@@ -110,6 +112,9 @@ class Resolver:
         if source is None or resolved.prompt:
             self._check_prompts(plan, facts)
         pixels = None if source is None else read_source(self._store, limits, resolved, source)
+        for control in controls:
+            if source is None or control.image.name != source.image.name:
+                read_image(self._store, limits, control.image, IMAGE_FIELD)
         _resolve_sizes(resolved, pixels, base.native_size, limits)
         return replace(plan, pixels=pixels)
 

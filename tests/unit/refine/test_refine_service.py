@@ -19,7 +19,12 @@ from servers.platform import (
     garment,
     running_platform,
 )
-from toile.core.catalog.models import GenerationAdapterRow, ImageRow, RefinementRow
+from toile.core.catalog.models import (
+    GenerationAdapterRow,
+    ImageRow,
+    ModelVersionRow,
+    RefinementRow,
+)
 from toile.core.errors import ComputeUnavailableError, ExhaustedError, ToileError
 from toile.core.rpc.mapping import from_rpc_error
 from toile.imaging import png
@@ -179,6 +184,20 @@ async def test_what_drew_the_image_draws_its_refinements(platform: Platform) -> 
         row = session.get(GenerationAdapterRow, (again[-1].refinement.name, MODEL_VERSION))
         assert row is not None
         assert row.weight == 0.7
+
+
+async def test_a_controlnet_that_drew_the_image_does_not_draw_its_refinements(
+    platform: Platform,
+) -> None:
+    platform.add_dataset(garment(RED))
+    generation = platform.add_generation(weight=0.7)
+    with platform.catalog.transaction() as session:
+        session.get_one(ModelVersionRow, MODEL_VERSION).adapter_type = "controlnet"
+    image = platform.add_image(garment(RED), prompt="a red shirt", producer=generation)
+    refined = (await refine(platform, image=image))[-1].refinement
+    assert not platform.models.requests[0].adapters
+    with platform.catalog.reading() as session:
+        assert session.get(GenerationAdapterRow, (refined.name, MODEL_VERSION)) is None
 
 
 async def test_an_upload_without_a_prompt_is_described_first(platform: Platform) -> None:
