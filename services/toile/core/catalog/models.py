@@ -240,7 +240,7 @@ class GenerationRow(Table):
 
 
 class GenerationAdapterRow(Table):
-    """An adapter that a generation or a refinement used."""
+    """An adapter or a ControlNet that a generation or a refinement used, at its weight or scale."""
 
     __tablename__ = "producer_adapters"
     producer: Mapped[str] = mapped_column(String(256), primary_key=True)
