@@ -119,6 +119,15 @@ def test_a_control_that_cannot_be_read_is_told(
     assert not world.generations
 
 
+def test_a_folder_is_no_image(cli, world: World, photographs: Path) -> None:
+    commands = (("redesign", photographs), ("generate", "a dress", "--control", photographs))
+    for command in commands:
+        result = cli(*command)
+        assert result.exit_code == 1
+        assert "is a folder" in result.stderr
+    assert not world.generations
+
+
 def test_a_part_is_drawn_within_a_mask(cli, world: World, photograph: Path, tmp_path: Path) -> None:
     mask = tmp_path / "mask.png"
     Image.new("L", (80, 60), 255).save(mask)

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from toile.cli.commands.common import Session
-from toile.cli.commands.sources import resolve_images
+from toile.cli.commands.sources import resolve_image
 from toile.core.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _control(s: Session, text: str) -> "generate_pb2.Control":
                 f"end behind it, such as sketch.png,kind=map,scale=0.7, not {text!r}",
                 field="control",
             ) from None
-    (control.image,) = resolve_images(s, [image])
+    control.image = resolve_image(s, image)
     return control
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toile.cli.commands import drawing
-from toile.cli.commands.common import Session, session
-from toile.cli.commands.sources import resolve_images
+from toile.cli.commands.common import session
+from toile.cli.commands.sources import resolve_image
 from toile.cli.output import JsonFlag
 from toile.core.errors import InvalidArgumentError
 
@@ -82,7 +82,7 @@ def redesign(
             base=base,
             scheduler=scheduler,
             controls=holding + drawing.controls(s, control),
-            redesign=generate_pb2.Redesign(image=_name(s, image), strength=strength),
+            redesign=generate_pb2.Redesign(image=resolve_image(s, image), strength=strength),
             **drawing.picture(
                 palette=palette,
                 palette_strength=palette_strength,
@@ -137,8 +137,8 @@ def inpaint(
     with session(as_json=as_json) as s:
         preparation = f"INPAINT_PREPARATION_{prepare.name if prepare else 'UNSPECIFIED'}"
         part = generate_pb2.Inpaint(
-            image=_name(s, image),
-            mask=_name(s, mask) if mask else "",
+            image=resolve_image(s, image),
+            mask=resolve_image(s, mask) if mask else "",
             strength=strength,
             mask_blur=blur,
             padding=padding,
@@ -198,16 +198,11 @@ def upscale(
             adapters=drawing.adapter_weights(s, adapter),
             base=base,
             upscale=generate_pb2.Upscale(
-                image=_name(s, image), factor=factor, strength=strength, overlap=overlap
+                image=resolve_image(s, image), factor=factor, strength=strength, overlap=overlap
             ),
             **drawing.picture(image_format=image_format, quality=quality, repeat=repeat),
         )
         drawing.draw(s, request, out)
-
-
-def _name(s: Session, image: str) -> str:
-    (name,) = resolve_images(s, [image])
-    return name
 
 
 def _expansion(text: str) -> "generate_pb2.Expansion":

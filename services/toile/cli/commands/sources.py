@@ -38,6 +38,18 @@ def resolve_images(s: Session, texts: list[str], prompt: str = "") -> dict[str, 
     return found
 
 
+def resolve_image(s: Session, text: str) -> str:
+    """Return the name of one image; see `resolve_images`.
+
+    Raises:
+        InvalidArgumentError: It is a folder.
+    """
+    if Path(text).is_dir():
+        raise InvalidArgumentError(f"{text} is a folder, not an image", field="image")
+    (name,) = resolve_images(s, [text])
+    return name
+
+
 def image_name(s: Session, text: str) -> str:
     """Return the whole name of an image that is no file.
 
