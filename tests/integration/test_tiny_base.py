@@ -15,6 +15,7 @@ from toile.training.tiny_base.classifier import load_classifier
 from toile.training.tiny_base.evaluate import (
     EVALUATED_COLOURS,
     classifier_accuracy,
+    edge_agreement,
     evaluate,
     held_out_prompts,
     held_out_renders,
@@ -24,7 +25,7 @@ from toile.training.tiny_base.evaluate import (
 pytestmark = pytest.mark.integration
 
 BUNDLE = Path(toile.diffusion.__file__).parent / "tiny_base"
-_LIMIT_BYTES = 40_000_000
+_LIMIT_BYTES = 50_000_000
 _SAMPLE = 80
 
 DESCRIPTION = json.loads((BUNDLE / "toile.json").read_text(encoding="utf-8"))
@@ -49,6 +50,12 @@ def test_the_classifier_knows_renders_it_never_saw():
 
 def test_the_segmenter_finds_garments_it_never_saw():
     assert segmenter_agreement(Segmenter.load(BUNDLE / "segmenter"), held_out_renders(40)) >= 0.9
+
+
+def test_drawings_keep_the_edges_they_are_shown():
+    """Without, they share a silhouette at best."""
+    held, free = edge_agreement(BUNDLE, held_out_renders(12))
+    assert held >= free + 0.1
 
 
 def test_garments_come_in_the_colour_and_kind_that_was_asked_for():

@@ -52,6 +52,7 @@ class ControlNets:
             wanted.scale,
             wanted.start,
             wanted.end,
+            kind="" if wanted.artifact else wanted.kind,
         )
 
     def _version(self, bundle: Bundle, artifact: str) -> ControlNetModel:

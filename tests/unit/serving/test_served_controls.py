@@ -158,6 +158,13 @@ def test_what_cannot_be_loaded_is_told(
     assert caught.value.reason == reason
 
 
+def test_a_bases_own_is_told_from_others(served: Served, tmp_path: Path) -> None:
+    """By which the denoiser knows whether there is an engine with it."""
+    nets = ControlNets(served.settings.limits, served.store, tmp_path)
+    assert nets.load(served.bundle, control()).kind == "edges"
+    assert nets.load(served.bundle, control(artifact=VERSION)).kind == ""
+
+
 def test_versions_stay_until_others_push_them_out(served: Served, tmp_path: Path) -> None:
     limits = served.settings.limits
 

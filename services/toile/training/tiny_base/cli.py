@@ -18,6 +18,7 @@ from toile.training.tiny_base.config import RecipeConfig
 from toile.training.tiny_base.controls import train_controls
 from toile.training.tiny_base.data import load_photographs, write_renders
 from toile.training.tiny_base.evaluate import (
+    edge_agreement,
     evaluate,
     held_out_renders,
     reconstruction_decibels,
@@ -34,6 +35,7 @@ from toile.training.tiny_base.vae import load_vae, train_decoder, train_vae
 _LOG = structlog.get_logger(__name__)
 _RECONSTRUCTED_RENDERS = 64
 _AGREEMENT_RENDERS = 200
+_CONTROLLED_RENDERS = 48
 
 
 def _renders(config: RecipeConfig) -> None:
@@ -60,8 +62,11 @@ def _evaluate(config: RecipeConfig) -> None:
     write_evaluation(result, config.bundle / "evaluation.json")
     drawn = held_out_renders(_AGREEMENT_RENDERS)
     pictures = [r.image for r in drawn[:_RECONSTRUCTED_RENDERS]]
+    held, free = edge_agreement(config.bundle, drawn[:_CONTROLLED_RENDERS])
     _LOG.info(
         "tiny_base.evaluation",
+        edges_with_control=round(held, 3),
+        edges_without=round(free, 3),
         colour=result.colour_accuracy,
         category=result.category_accuracy,
         classifier=result.classifier_accuracy,

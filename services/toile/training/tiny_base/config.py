@@ -64,7 +64,7 @@ class RecipeConfig:
     )
     unet: StageConfig = field(default_factory=lambda: StageConfig(10500, 32, 1.0e-3))
     refiner: StageConfig = field(default_factory=lambda: StageConfig(5000, 32, 1.0e-3))
-    controls: StageConfig = field(default_factory=lambda: StageConfig(2500, 16, 5.0e-4))
+    controls: StageConfig = field(default_factory=lambda: StageConfig(4000, 16, 5.0e-4))
 
     @property
     def bundle(self) -> Path:

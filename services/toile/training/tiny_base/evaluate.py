@@ -17,10 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from PIL import Image
 
 from toile.diffusion.architecture import NATIVE_SIZE
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.controls import LoadedControl
+from toile.diffusion.denoiser import TorchDenoiser
+from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.segmenter import Segmenter
+from toile.imaging.alignment import edge_alignment
 from toile.imaging.colours import dominant_colour, nearest_colour_name
+from toile.imaging.control_maps import ControlKind, edge_map
+from toile.imaging.edges import canny
 from toile.imaging.renderer import Render, render, sample_spec
 from toile.imaging.renderer.vocabulary import GARMENTS
 from toile.training.tiny_base.classifier import CategoryClassifier, load_classifier
@@ -164,6 +172,29 @@ def segmenter_agreement(segmenter: Segmenter, renders: Sequence[Render]) -> floa
         predicted, true = segmenter.predict([drawn.image])[0] > 0, drawn.labels > 0
         values.append((predicted & true).sum() / max(1, int((predicted | true).sum())))
     return float(np.mean(values))
+
+
+def edge_agreement(bundle: Path, renders: Sequence[Render]) -> tuple[float, float]:
+    """How well drawings keep the edges of renders that their ControlNet is shown, and without it.
+
+    Drawn by the renders' captions; the boundary F-measure of `toile.imaging.alignment`.
+    """
+    base = Bundle.load(bundle)
+    network, denoiser = base.controlnet(ControlKind.EDGES), TorchDenoiser(base)
+    values = []
+    for seed, drawn in enumerate(renders):
+        shown = Image.fromarray(edge_map(drawn.image))
+        for controls in ([LoadedControl(network, shown)], []):
+            request = DiffusionRequest(
+                drawn.captions[0],
+                [seed],
+                steps=STEPS,
+                guidance_scale=GUIDANCE_SCALE,
+                controls=controls,
+            )
+            (picture,) = diffuse(base, denoiser, request)
+            values.append(edge_alignment(canny(drawn.image), np.asarray(picture)))
+    return float(np.mean(values[::2])), float(np.mean(values[1::2]))
 
 
 def _share(answers: Sequence[str], truths: Sequence[str]) -> float:
