@@ -184,6 +184,169 @@ class LoraConfig(google.protobuf.message.Message):
 Global___LoraConfig: typing_extensions.TypeAlias = LoraConfig
 
 @typing.final
+class ControlNetConfig(google.protobuf.message.Message):
+    """ControlNetConfig configures the ControlNet recipe. A field that is unset takes the recipe's
+    default.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONTROL_KIND_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    BATCH_SIZE_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    CAPTION_DROPOUT_FIELD_NUMBER: builtins.int
+    MIN_SNR_GAMMA_FIELD_NUMBER: builtins.int
+    CHECKPOINT_INTERVAL_STEPS_FIELD_NUMBER: builtins.int
+    SAMPLE_PROMPTS_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_SCHEDULE_FIELD_NUMBER: builtins.int
+    WARMUP_STEPS_FIELD_NUMBER: builtins.int
+    OPTIMIZER_FIELD_NUMBER: builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: builtins.int
+    ADAM_BETA1_FIELD_NUMBER: builtins.int
+    ADAM_BETA2_FIELD_NUMBER: builtins.int
+    NOISE_OFFSET_FIELD_NUMBER: builtins.int
+    HUBER_C_FIELD_NUMBER: builtins.int
+    GRADIENT_ACCUMULATION_STEPS_FIELD_NUMBER: builtins.int
+    GRADIENT_CHECKPOINTING_FIELD_NUMBER: builtins.int
+    EMA_DECAY_FIELD_NUMBER: builtins.int
+    VALIDATION_SHARE_FIELD_NUMBER: builtins.int
+    VALIDATION_INTERVAL_STEPS_FIELD_NUMBER: builtins.int
+    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: builtins.int
+    control_kind: builtins.str
+    """What the ControlNet is shown of a picture: "edges", its Canny edges, white on black; or
+    "parts", the parts of the garment, each in a colour of its own, of a base with a segmenter.
+    """
+    learning_rate: builtins.float
+    """Peak learning rate."""
+    steps: builtins.int
+    """Optimizer steps."""
+    batch_size: builtins.int
+    """Images in a step, over all workers."""
+    seed: builtins.int
+    """Seed of everything random in the run."""
+    caption_dropout: builtins.float
+    """Share of captions replaced by the empty caption, 0 to 1."""
+    min_snr_gamma: builtins.float
+    """Gamma of min-SNR loss weighting; 0 turns it off."""
+    checkpoint_interval_steps: builtins.int
+    """Steps between two checkpoints."""
+    learning_rate_schedule: builtins.str
+    """How the learning rate goes on after the warm-up: "cosine" and "linear" fall to a tenth of
+    the peak at the last step, "constant" stays.
+    """
+    warmup_steps: builtins.int
+    """Steps in which the learning rate rises to its peak; a twentieth of the steps when unset."""
+    optimizer: builtins.str
+    """"adamw" or "adafactor"."""
+    weight_decay: builtins.float
+    """Decoupled weight decay."""
+    adam_beta1: builtins.float
+    """Decay of AdamW's mean of gradients, 0 to below 1."""
+    adam_beta2: builtins.float
+    """Decay of AdamW's mean of squared gradients, 0 to below 1."""
+    noise_offset: builtins.float
+    """Deviation of the noise that is added to a whole channel; 0 turns it off."""
+    huber_c: builtins.float
+    """Error above which the pseudo-Huber loss turns linear; 0 is the squared error."""
+    gradient_accumulation_steps: builtins.int
+    """Pieces that a step's images are computed in, one after the other, to need less memory."""
+    gradient_checkpointing: builtins.bool
+    """Whether to compute activations again instead of keeping them: less memory, more time."""
+    ema_decay: builtins.float
+    """Decay of the moving average of the weights, 0 to below 1; the average is what is published.
+    0 turns it off.
+    """
+    validation_share: builtins.float
+    """Share of the images held out of training to validate on; 0 turns validation off."""
+    validation_interval_steps: builtins.int
+    """Steps between two validations."""
+    early_stopping_patience: builtins.int
+    """Validations without a new best after which training ends; 0 never ends it early."""
+    @property
+    def sample_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Prompts of the samples drawn at the end of the run. Each is drawn under the map of an image
+        of the dataset: the first under the first image's, and so on.
+        """
+
+    def __init__(
+        self,
+        *,
+        control_kind: builtins.str | None = ...,
+        learning_rate: builtins.float | None = ...,
+        steps: builtins.int | None = ...,
+        batch_size: builtins.int | None = ...,
+        seed: builtins.int | None = ...,
+        caption_dropout: builtins.float | None = ...,
+        min_snr_gamma: builtins.float | None = ...,
+        checkpoint_interval_steps: builtins.int | None = ...,
+        sample_prompts: collections.abc.Iterable[builtins.str] | None = ...,
+        learning_rate_schedule: builtins.str | None = ...,
+        warmup_steps: builtins.int | None = ...,
+        optimizer: builtins.str | None = ...,
+        weight_decay: builtins.float | None = ...,
+        adam_beta1: builtins.float | None = ...,
+        adam_beta2: builtins.float | None = ...,
+        noise_offset: builtins.float | None = ...,
+        huber_c: builtins.float | None = ...,
+        gradient_accumulation_steps: builtins.int | None = ...,
+        gradient_checkpointing: builtins.bool | None = ...,
+        ema_decay: builtins.float | None = ...,
+        validation_share: builtins.float | None = ...,
+        validation_interval_steps: builtins.int | None = ...,
+        early_stopping_patience: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_control_kind", b"_control_kind", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "control_kind", b"control_kind", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_control_kind", b"_control_kind", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "control_kind", b"control_kind", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "sample_prompts", b"sample_prompts", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adam_beta1", b"_adam_beta1"]) -> typing.Literal["adam_beta1"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adam_beta2", b"_adam_beta2"]) -> typing.Literal["adam_beta2"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_batch_size", b"_batch_size"]) -> typing.Literal["batch_size"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_caption_dropout", b"_caption_dropout"]) -> typing.Literal["caption_dropout"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_checkpoint_interval_steps", b"_checkpoint_interval_steps"]) -> typing.Literal["checkpoint_interval_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_control_kind", b"_control_kind"]) -> typing.Literal["control_kind"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]) -> typing.Literal["early_stopping_patience"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ema_decay", b"_ema_decay"]) -> typing.Literal["ema_decay"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gradient_accumulation_steps", b"_gradient_accumulation_steps"]) -> typing.Literal["gradient_accumulation_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gradient_checkpointing", b"_gradient_checkpointing"]) -> typing.Literal["gradient_checkpointing"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_huber_c", b"_huber_c"]) -> typing.Literal["huber_c"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learning_rate_schedule", b"_learning_rate_schedule"]) -> typing.Literal["learning_rate_schedule"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_snr_gamma", b"_min_snr_gamma"]) -> typing.Literal["min_snr_gamma"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_noise_offset", b"_noise_offset"]) -> typing.Literal["noise_offset"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_optimizer", b"_optimizer"]) -> typing.Literal["optimizer"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_steps", b"_steps"]) -> typing.Literal["steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validation_interval_steps", b"_validation_interval_steps"]) -> typing.Literal["validation_interval_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validation_share", b"_validation_share"]) -> typing.Literal["validation_share"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_warmup_steps", b"_warmup_steps"]) -> typing.Literal["warmup_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weight_decay", b"_weight_decay"]) -> typing.Literal["weight_decay"] | None: ...
+
+Global___ControlNetConfig: typing_extensions.TypeAlias = ControlNetConfig
+
+@typing.final
 class Model(google.protobuf.message.Message):
     """Model is a named series of adapter versions."""
 
@@ -298,10 +461,11 @@ class ModelVersion(google.protobuf.message.Message):
     DEPRECATE_TIME_FIELD_NUMBER: builtins.int
     DEPRECATION_REASON_FIELD_NUMBER: builtins.int
     IMPORTED_DIGEST_FIELD_NUMBER: builtins.int
+    CONTROLNET_CONFIG_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/models/{model}/versions/{version}; versions count from 1."""
     adapter_type: builtins.str
-    """What the adapter is; "lora"."""
+    """What the adapter is: "lora" or "controlnet"."""
     base: builtins.str
     """bases/{base} that it was trained on and works with."""
     dataset_version: builtins.str
@@ -326,7 +490,7 @@ class ModelVersion(google.protobuf.message.Message):
     """SHA-256 of the file that it was imported from, in hexadecimal; empty when it was trained here."""
     @property
     def config(self) -> Global___LoraConfig:
-        """The whole configuration that made it; rank and alpha alone when it was imported."""
+        """The whole configuration that made a LoRA; rank and alpha alone when it was imported."""
 
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
@@ -343,6 +507,10 @@ class ModelVersion(google.protobuf.message.Message):
     @property
     def deprecate_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was deprecated; unset while it is not."""
+
+    @property
+    def controlnet_config(self) -> Global___ControlNetConfig:
+        """The whole configuration that made a ControlNet."""
 
     def __init__(
         self,
@@ -364,9 +532,10 @@ class ModelVersion(google.protobuf.message.Message):
         deprecate_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         deprecation_reason: builtins.str = ...,
         imported_digest: builtins.str = ...,
+        controlnet_config: Global___ControlNetConfig | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config", "create_time", b"create_time", "deprecate_time", b"deprecate_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter_type", b"adapter_type", "aliases", b"aliases", "base", b"base", "code_version", b"code_version", "config", b"config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "deprecate_time", b"deprecate_time", "deprecation_reason", b"deprecation_reason", "files", b"files", "final_loss", b"final_loss", "imported_digest", b"imported_digest", "job", b"job", "name", b"name", "reproduction_difference", b"reproduction_difference", "trigger_word", b"trigger_word"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config", "controlnet_config", b"controlnet_config", "create_time", b"create_time", "deprecate_time", b"deprecate_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter_type", b"adapter_type", "aliases", b"aliases", "base", b"base", "code_version", b"code_version", "config", b"config", "controlnet_config", b"controlnet_config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "deprecate_time", b"deprecate_time", "deprecation_reason", b"deprecation_reason", "files", b"files", "final_loss", b"final_loss", "imported_digest", b"imported_digest", "job", b"job", "name", b"name", "reproduction_difference", b"reproduction_difference", "trigger_word", b"trigger_word"]) -> None: ...
 
 Global___ModelVersion: typing_extensions.TypeAlias = ModelVersion
 
@@ -411,6 +580,7 @@ class CreateTrainingJobRequest(google.protobuf.message.Message):
     DATASET_FIELD_NUMBER: builtins.int
     BASE_FIELD_NUMBER: builtins.int
     LORA_FIELD_NUMBER: builtins.int
+    CONTROLNET_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """projects/{project}"""
@@ -426,6 +596,10 @@ class CreateTrainingJobRequest(google.protobuf.message.Message):
     def lora(self) -> Global___LoraConfig:
         """LoRA on the UNet."""
 
+    @property
+    def controlnet(self) -> Global___ControlNetConfig:
+        """ControlNet beside the UNet."""
+
     def __init__(
         self,
         *,
@@ -434,11 +608,12 @@ class CreateTrainingJobRequest(google.protobuf.message.Message):
         dataset: builtins.str = ...,
         base: builtins.str = ...,
         lora: Global___LoraConfig | None = ...,
+        controlnet: Global___ControlNetConfig | None = ...,
         request_id: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["lora", b"lora", "recipe", b"recipe"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["base", b"base", "dataset", b"dataset", "lora", b"lora", "model_id", b"model_id", "parent", b"parent", "recipe", b"recipe", "request_id", b"request_id"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["recipe", b"recipe"]) -> typing.Literal["lora"] | None: ...
+    def HasField(self, field_name: typing.Literal["controlnet", b"controlnet", "lora", b"lora", "recipe", b"recipe"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "controlnet", b"controlnet", "dataset", b"dataset", "lora", b"lora", "model_id", b"model_id", "parent", b"parent", "recipe", b"recipe", "request_id", b"request_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["recipe", b"recipe"]) -> typing.Literal["lora", "controlnet"] | None: ...
 
 Global___CreateTrainingJobRequest: typing_extensions.TypeAlias = CreateTrainingJobRequest
 
