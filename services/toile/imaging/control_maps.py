@@ -31,6 +31,13 @@ def part_map(labels: UInt8Array) -> UInt8Array:
     return _part_colours()[labels]
 
 
+def palette(kind: ControlKind) -> UInt8Array:
+    """What a map shows for each value, `[256, 3]`: of edges `[H, W]`, or of labels."""
+    if kind is ControlKind.PARTS:
+        return _part_colours()
+    return np.repeat(np.arange(MAX_LABELS, dtype=np.uint8)[:, None], 3, axis=1)
+
+
 def _part_colours() -> UInt8Array:
     """Colours `[256, 3]` that lie far apart for low labels.
 

@@ -6,6 +6,7 @@ Shapes: B images in a step on this rank, C channels of a text embedding, P of a 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from diffusers import DDPMScheduler
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from toile.diffusion.denoiser import cpu_has_bfloat16
 from toile.training.caches import Cache
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import RecipeConfig
 from toile.training.data import generator
 from toile.training.diffusion_loss import (
     add_noise,
@@ -22,6 +23,7 @@ from toile.training.diffusion_loss import (
     prediction_target,
     squared_or_huber,
 )
+from toile.training.maps import ControlCache
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,46 @@ class Batch:
     embeds: Tensor
     pooled: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Self:
         """The batch on a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        return type(self)(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
-    def pieces(self, count: int) -> list["Batch"]:
+    def pieces(self, count: int) -> list[Self]:
         """The batch in at most `count` pieces of about one size, in order."""
         parts = {name: torch.chunk(tensor, count) for name, tensor in vars(self).items()}
         return [
-            Batch(**dict(zip(parts, piece, strict=True)))
+            type(self)(**dict(zip(parts, piece, strict=True)))
             for piece in zip(*parts.values(), strict=True)
         ]
+
+    def conditions(self, time_ids: Tensor) -> dict[str, Any]:
+        """What the network is told beside latents and timesteps; `time_ids` are `[1, 6]`."""
+        ids = time_ids.expand(len(self.latents), -1)
+        return {
+            "encoder_hidden_states": self.embeds,
+            "added_cond_kwargs": {"text_embeds": self.pooled, "time_ids": ids},
+        }
+
+
+@dataclass(frozen=True)
+class ControlBatch(Batch):
+    """The same, with what a ControlNet is shown.
+
+    Attributes:
+        maps: `[B, 3, 8h, 8w]` of uint8.
+    """
+
+    maps: Tensor
+
+    def conditions(self, time_ids: Tensor) -> dict[str, Any]:
+        """What the network is told, the maps from 0 to 1 among it."""
+        return {**super().conditions(time_ids), "maps": self.maps.float() / 255.0}
 
 
 def make_batch(
     cache: Cache,
     indices: Sequence[int],
-    config: LoraRecipeConfig,
+    config: RecipeConfig,
     step: int,
     scheduler: DDPMScheduler,
     rank: int = 0,
@@ -81,34 +106,48 @@ def make_batch(
         captions.append(0 if dropped else int(cache.captions[index]))
         # Last, so that the other draws do not depend on whether there is an offset.
         noises.append(offset_noise(noise, config.noise_offset, source))
-    return Batch(
+    return assembled(
+        cache,
+        indices[rank::world_size],
+        captions,
         latents=torch.stack(latents),
         noise=torch.stack(noises),
         timesteps=torch.tensor(timesteps),
-        embeds=cache.embeds[captions],
-        pooled=cache.pooled[captions],
     )
+
+
+def assembled(
+    cache: Cache, indices: Sequence[int], captions: Sequence[int], **drawn: Tensor
+) -> Batch:
+    """What was drawn for some examples, with what the cache has of them.
+
+    Args:
+        cache: The examples.
+        indices: Which of them, B.
+        captions: Which text embedding each gets, B.
+        drawn: `latents`, `noise` and `timesteps`.
+    """
+    texts = list(captions)
+    batch = Batch(embeds=cache.embeds[texts], pooled=cache.pooled[texts], **drawn)
+    if isinstance(cache, ControlCache):
+        return ControlBatch(**vars(batch), maps=cache.maps(indices))
+    return batch
 
 
 def loss_sum(
     model: nn.Module,
     batch: Batch,
     scheduler: DDPMScheduler,
-    config: LoraRecipeConfig,
+    config: RecipeConfig,
     time_ids: Tensor,
 ) -> Tensor:
     """Weighted errors, meant over each image and summed over this rank's images."""
     noised = add_noise(scheduler, batch.latents, batch.noise, batch.timesteps)
     target = prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
-    conditions = {"text_embeds": batch.pooled, "time_ids": time_ids.expand(len(noised), -1)}
     with half_precision(noised.device):
-        predicted = model(
-            noised,
-            batch.timesteps,
-            encoder_hidden_states=batch.embeds,
-            added_cond_kwargs=conditions,
-            return_dict=False,
-        )[0]
+        predicted = model(noised, batch.timesteps, **batch.conditions(time_ids), return_dict=False)[
+            0
+        ]
     errors = squared_or_huber(predicted.float() - target, config.huber_c).flatten(1).mean(dim=1)
     if config.min_snr_gamma:
         errors = errors * min_snr_weights(scheduler, batch.timesteps, config.min_snr_gamma)

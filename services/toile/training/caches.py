@@ -52,23 +52,35 @@ def build_cache(
     on_progress: OnProgress,
 ) -> Cache:
     """Encode the examples, or take from `folder` what an earlier run of the same left there."""
-    key = hashlib.sha256(
-        "\0".join([_VERSION, dataset_digest, bundle.digest, str(bundle.native_size)]).encode()
-    ).hexdigest()
-    file = folder / f"encoded-{key[:24]}.safetensors"
-    # Only published data has a digest to go by.
-    named = bool(dataset_digest and bundle.digest)
-    if named and file.is_file():
+    facts = (_VERSION, dataset_digest, bundle.digest, str(bundle.native_size))
+    encoded = remembered(
+        folder, "encoded", facts, lambda: dict(vars(_encode(bundle, examples, on_progress)))
+    )
+    return Cache(**encoded)
+
+
+def remembered(
+    folder: Path, name: str, facts: Sequence[str], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Compute tensors, or take from `folder` those that follow from the same facts.
+
+    Where a fact is empty they are computed every time: only published data has a digest.
+    """
+    if not all(facts):
+        return compute()
+    key = hashlib.sha256("\0".join(facts).encode()).hexdigest()
+    file = folder / f"{name}-{key[:24]}.safetensors"
+    if file.is_file():
         try:
-            return Cache(**load_file(file))
-        except (SafetensorError, TypeError, OSError):
-            file.unlink(missing_ok=True)  # damaged, or of another layout
-    cache = _encode(bundle, examples, on_progress)
-    if named:
-        part = file.with_suffix(f".{os.getpid()}.part")
-        save_file(vars(cache), part)
-        part.replace(file)
-    return cache
+            found: dict[str, Tensor] = load_file(file)
+            return found
+        except (SafetensorError, OSError):
+            file.unlink(missing_ok=True)  # damaged
+    tensors = compute()
+    part = file.with_suffix(f".{os.getpid()}.part")
+    save_file(tensors, part)
+    part.replace(file)
+    return tensors
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """What a recipe can be told; validated when made, and free of torch, so that services can ask."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -21,18 +21,14 @@ MAX_SAMPLE_PROMPTS = 8
 Prompt = Annotated[str, Field(min_length=1)]
 
 
-class LoraRecipeConfig(BaseModel):
-    """A LoRA on the attention of the UNet. Field names are those of `toile.v1.LoraConfig`.
+class RecipeConfig(BaseModel):
+    """What all recipes can be told. Field names are those of the messages of `toile.v1`."""
 
-    The defaults let the tiny base learn 32 photographs in about half a minute on two cores.
-    """
+    RECIPE: ClassVar[str]
+    """Name of the recipe, and of its field in a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    rank: int = Field(16, ge=1, le=MAX_RANK, description="Rank of the update matrices.")
-    alpha: float = Field(
-        16.0, gt=0, le=1024, description="The update is multiplied by alpha / rank."
-    )
     learning_rate: float = Field(1e-3, gt=0, le=0.1, description="Peak learning rate.")
     steps: int = Field(160, ge=1, le=1_000_000, description="Optimizer steps.")
     batch_size: int = Field(8, ge=1, le=256, description="Images in a step, over all workers.")
@@ -85,14 +81,6 @@ class LoraRecipeConfig(BaseModel):
         0, ge=0, le=1000, description="Validations without a new best that end a run; 0 is off."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _alpha_follows_rank(cls, values: Any) -> Any:
-        """Alpha is the rank unless it is given, so that a changed rank keeps the strength."""
-        if isinstance(values, Mapping) and "rank" in values and "alpha" not in values:
-            return {**values, "alpha": values["rank"]}
-        return values
-
     @field_validator("warmup_steps")
     @classmethod
     def _warmup_ends(cls, warmup: int | None, info: ValidationInfo) -> int | None:
@@ -125,23 +113,18 @@ class LoraRecipeConfig(BaseModel):
             raise ValueError("is of the optimizer adamw alone")
         return beta
 
-    @property
-    def scale(self) -> float:
-        """What the update is multiplied by."""
-        return self.alpha / self.rank
-
     @classmethod
-    def checked(cls, values: Mapping[str, Any], *, field: str = "lora") -> Self:
+    def checked(cls, values: Mapping[str, Any]) -> Self:
         """Make a configuration from a request's values.
 
         Raises:
-            InvalidArgumentError: A value is wrong; `field` and the value's path name it.
+            InvalidArgumentError: A value is wrong; the recipe and the value's path name it.
         """
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            path = ".".join([field, *(str(part) for part in first["loc"])])
+            path = ".".join([cls.RECIPE, *(str(part) for part in first["loc"])])
             message = first["msg"].removeprefix("Value error, ")
             raise InvalidArgumentError(
                 f"{path}: {message[0].lower()}{message[1:]}",
@@ -150,8 +133,69 @@ class LoraRecipeConfig(BaseModel):
             ) from error
 
 
-def held_out_count(images: int, share: float) -> int:
+class _UpdateMatrices(BaseModel):
+    """LoRA's own; a class to itself, for these are first in what is stored."""
+
+    rank: int = Field(16, ge=1, le=MAX_RANK, description="Rank of the update matrices.")
+    alpha: float = Field(
+        16.0, gt=0, le=1024, description="The update is multiplied by alpha / rank."
+    )
+
+
+class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
+    """A LoRA on the attention of the UNet. Field names are those of `toile.v1.LoraConfig`.
+
+    The defaults let the tiny base learn 32 photographs in about half a minute on two cores.
+    """
+
+    RECIPE: ClassVar[str] = "lora"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_follows_rank(cls, values: Any) -> Any:
+        """Alpha is the rank unless it is given, so that a changed rank keeps the strength."""
+        if isinstance(values, Mapping) and "rank" in values and "alpha" not in values:
+            return {**values, "alpha": values["rank"]}
+        return values
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        return self.alpha / self.rank
+
+
+class ControlNetRecipeConfig(RecipeConfig):
+    """A ControlNet beside the UNet. Field names are those of `toile.v1.ControlNetConfig`.
+
+    Half of the captions are dropped, so that it learns to read the map where no prompt helps
+    (Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models", 2023, 3.3).
+    """
+
+    RECIPE: ClassVar[str] = "controlnet"
+
+    control_kind: Literal["edges", "parts"] = Field(
+        "edges", description="What of a picture it is shown."
+    )
+    learning_rate: float = Field(5e-4, gt=0, le=0.1, description="Peak learning rate.")
+    steps: int = Field(800, ge=1, le=1_000_000, description="Optimizer steps.")
+    caption_dropout: float = Field(
+        0.5, ge=0, le=1, description="Share of captions replaced by the empty caption."
+    )
+
+
+RECIPES: Mapping[str, type[LoraRecipeConfig] | type[ControlNetRecipeConfig]] = {
+    config.RECIPE: config for config in (LoraRecipeConfig, ControlNetRecipeConfig)
+}
+"""Configurations by the names of their recipes."""
+
+
+def held_out_count(images: int, share: float, *, recipe: str = LoraRecipeConfig.RECIPE) -> int:
     """Return how many of a dataset's images are held out: one at least, none if the share is 0.
+
+    Args:
+        images: The dataset's.
+        share: What the recipe's configuration says.
+        recipe: Named by the error.
 
     Raises:
         FailedPreconditionError: None would be left to train on (`DATASET_TOO_SMALL`).
@@ -163,6 +207,6 @@ def held_out_count(images: int, share: float) -> int:
         raise FailedPreconditionError(
             f"a validation_share of {share:g} needs 2 images at least; the dataset has {images}",
             reason="DATASET_TOO_SMALL",
-            metadata={"field": "lora.validation_share"},
+            metadata={"field": f"{recipe}.validation_share"},
         )
     return count

@@ -51,6 +51,16 @@ def load_image(path: Path, size: int) -> Tensor:
     Raises:
         DataLossError: The file is not an image.
     """
+    pixels = torch.from_numpy(np.asarray(load_square(path, size), dtype=np.float32))
+    return pixels.permute(2, 0, 1) / 127.5 - 1.0
+
+
+def load_square(path: Path, size: int) -> Image.Image:
+    """The middle square of an image, of `size` pixels a side, in RGB.
+
+    Raises:
+        DataLossError: The file is not an image.
+    """
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
@@ -59,9 +69,7 @@ def load_image(path: Path, size: int) -> Tensor:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
-    square = square.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32))
-    return pixels.permute(2, 0, 1) / 127.5 - 1.0
+    return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def generator(seed: int, *position: int) -> torch.Generator:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import RecipeConfig
 
 State = Mapping[int, Mapping[str, Tensor]]
 """State of each parameter, by its place: `{0: {"exp_avg": …}}`."""
 
 
 def make_optimizer(
-    config: LoraRecipeConfig, parameters: Sequence[nn.Parameter]
+    config: RecipeConfig, parameters: Sequence[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """The optimizer that the configuration names; its rate is set before each step.
 

@@ -2,13 +2,13 @@
 
 import math
 
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import RecipeConfig
 
 _WARMUP_SHARE = 0.05
 _FINAL_SHARE = 0.1  # of the peak, at the last step
 
 
-def learning_rate(config: LoraRecipeConfig, step: int) -> float:
+def learning_rate(config: RecipeConfig, step: int) -> float:
     """The rate of a step, counted from 0: a linear warm-up, then the schedule.
 
     After the warm-up these are the curves of transformers' `get_constant_schedule_with_warmup`,
@@ -23,7 +23,7 @@ def learning_rate(config: LoraRecipeConfig, step: int) -> float:
     return config.learning_rate * _curve(config.learning_rate_schedule, done)
 
 
-def _warmup_steps(config: LoraRecipeConfig) -> int:
+def _warmup_steps(config: RecipeConfig) -> int:
     if config.warmup_steps is not None:
         return config.warmup_steps
     return max(1, round(config.steps * _WARMUP_SHARE))

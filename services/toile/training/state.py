@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from toile.training.checkpoint import Checkpoint
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import RecipeConfig
 from toile.training.ema import MovingAverage, to_parameters
 from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from toile.training.validation import best_step
@@ -24,7 +24,7 @@ class RunState:
         best: What the run would have published at the best of them; empty before the first.
     """
 
-    def __init__(self, network: nn.Module, config: LoraRecipeConfig) -> None:
+    def __init__(self, network: nn.Module, config: RecipeConfig) -> None:
         self.step = 0
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(config, list(self.parameters.values()))

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from toile.training.batches import Batch, loss_sum
+from toile.training.batches import Batch, assembled, loss_sum
 from toile.training.caches import Cache
-from toile.training.config import LoraRecipeConfig, held_out_count
+from toile.training.config import LoraRecipeConfig, RecipeConfig, held_out_count
 from toile.training.data import generator
 from toile.training.ranks import over_ranks, place
 
@@ -19,16 +19,18 @@ TIMESTEPS_PER_IMAGE = 4
 _DRAW = -2  # among the positions of `data.generator`; steps are 0 and more, epochs -1
 
 
-def hold_out(names: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+def hold_out(
+    names: Sequence[str], share: float, *, recipe: str = LoraRecipeConfig.RECIPE
+) -> tuple[list[int], list[int]]:
     """Places of the examples to train on, and of those to validate on; none if the share is 0.
 
     Those whose names have the smallest digests are held out, one at least: the same ones in every
-    run, in no order that a folder could have.
+    run, in no order that a folder could have. An error names the recipe.
 
     Raises:
         FailedPreconditionError: None would be left to train on (`DATASET_TOO_SMALL`).
     """
-    count = held_out_count(len(names), share)
+    count = held_out_count(len(names), share, recipe=recipe)
     ordered = sorted(range(len(names)), key=lambda place: (_digest(names[place]), place))
     return sorted(ordered[count:]), sorted(ordered[:count])
 
@@ -41,7 +43,7 @@ class Validation:
         cache: Cache,
         held_out: Sequence[int],
         scheduler: DDPMScheduler,
-        config: LoraRecipeConfig,
+        config: RecipeConfig,
     ) -> None:
         self._cache = cache
         self._scheduler = scheduler
@@ -68,18 +70,18 @@ class Validation:
 
     def _batch(self, draws: Sequence[tuple[int, int]]) -> Batch:
         images = [image for image, _ in draws]
-        captions = self._cache.captions[images]
         total = int(self._scheduler.config.num_train_timesteps)
         latents = self._cache.means[images]
         sources = [generator(self._config.seed, _DRAW, *draw) for draw in draws]
-        return Batch(
+        return assembled(
+            self._cache,
+            images,
+            self._cache.captions[images].tolist(),
             latents=latents,
             noise=torch.stack([torch.randn(latents.shape[1:], generator=s) for s in sources]),
             timesteps=torch.tensor(
                 [int((part + 0.5) / TIMESTEPS_PER_IMAGE * total) for _, part in draws]
             ),
-            embeds=self._cache.embeds[captions],
-            pooled=self._cache.pooled[captions],
         )
 
 
