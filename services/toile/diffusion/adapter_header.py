@@ -1,4 +1,4 @@
-"""What the header of a LoRA file says: ModelSpec 1.0.1 and kohya's `ss_*` keys, all strings.
+"""What the header of an adapter's file says: ModelSpec 1.0.1, kohya's `ss_*` keys, and our own.
 
 Sources: the ModelSpec standard (`modelspec.*`) and the metadata that kohya's sd-scripts write
 and user interfaces show (`ss_*`, `sshs_*`).
@@ -17,6 +17,7 @@ from toile import __version__
 from toile.core.clock import now
 
 ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
+CONTROL_ARCHITECTURE = "stable-diffusion-xl-v1-base/controlnet"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,18 @@ def header(
     """Return the header of an adapter whose kohya tensors are given."""
     facts = {**_modelspec(card), **_kohya(card, rank, alpha), **_own(card)}
     facts |= _hashes(tensors, {k: v for k, v in facts.items() if k.startswith("ss_")})
+    return {key: value for key, value in sorted(facts.items()) if value}
+
+
+def control_header(card: AdapterCard, kind: str) -> dict[str, str]:
+    """Return the header of a ControlNet that is shown maps of a kind."""
+    facts = {
+        **_modelspec(card),
+        "modelspec.architecture": CONTROL_ARCHITECTURE,
+        **_own(card),
+        "toile.control_kind": kind,
+        "format": "pt",  # transformers and diffusers ask for it
+    }
     return {key: value for key, value in sorted(facts.items()) if value}
 
 

@@ -10,6 +10,8 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
+from toile.training.config import ControlNetRecipeConfig
+
 SDXL_EMBEDDING_CHANNELS = (16, 32, 96, 256)
 """Channels of the layers that look at a map, as in SDXL's public ControlNets."""
 _SDXL_WIDTH = 320
@@ -25,6 +27,15 @@ def new_controlnet(unet: UNet2DConditionModel, *, seed: int) -> ControlNetModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+
+
+def start_training(unet: UNet2DConditionModel, config: ControlNetRecipeConfig) -> "ControlledUNet":
+    """Freeze the UNet and put a new ControlNet beside it; the same one for the same seed."""
+    controlnet = new_controlnet(unet, seed=config.seed)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        controlnet.enable_gradient_checkpointing()
+    return ControlledUNet(unet, controlnet)
 
 
 class ControlledUNet(nn.Module):

@@ -1,47 +1,56 @@
-"""The LoRA recipe's loop: a plain function over torch."""
+"""The LoRA recipe: matrices of low rank beside the attention of a frozen UNet."""
 
-import contextlib
-import math
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from toile.core.errors import ToileError
-from toile.training.batches import Batch, loss_sum, make_batch
-from toile.training.caches import Cache
-from toile.training.checkpoint import Checkpoint
+from toile.core.artifacts import ArtifactStore
+from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapters import linear_targets, load_lora, write_lora
+from toile.diffusion.banked_unet import bank_layout
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.denoiser import LoadedAdapter
+from toile.diffusion.triton.packed import PackedFiles, empty_unet
 from toile.training.config import LoraRecipeConfig
-from toile.training.data import batch_indices
-from toile.training.ema import replaced, to_parameters
-from toile.training.ranks import agree_to_go_on, over_ranks, place
-from toile.training.schedules import learning_rate
-from toile.training.state import RunState
-from toile.training.validation import Validation, hold_out, is_exhausted
+from toile.training.recipe import Recipe
 
 ADAPTER = "default"
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
-SMOOTHING_STEPS = 25
-_CLIP_NORM = 1.0
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What is known after a step."""
+class Lora(Recipe):
+    """A LoRA that is trained in the bundle's own UNet."""
 
-    step: int
-    total_steps: int
-    loss: float
-    learning_rate: float
-    images_per_second: float
-    seconds_left: float
-    validation_loss: float | None = None
+    def __init__(self, bundle: Bundle, config: LoraRecipeConfig) -> None:
+        self._bundle = bundle
+        self._config = config
+        add_adapter(bundle.unet, config)
+        self.network: nn.Module = bundle.unet
+
+    def trained(self, index: int) -> Mapping[str, Any]:  # noqa: ARG002 - the same for all
+        """Nothing: the adapter sits in the UNet."""
+        return {}
+
+    def exported(self, folder: Path, bundle: Bundle, index: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """The adapter of a version's files."""
+        return {"adapters": [LoadedAdapter(str(folder), load_lora(folder))]}
+
+    def export(self, folder: Path, card: AdapterCard) -> None:
+        """Write it in diffusers' layout and in kohya's."""
+        state = adapter_state(self._bundle.unet)
+        write_lora(folder, state, self._config.rank, self._config.alpha, card)
+
+    def pack(self, store: ArtifactStore, prefix: str, folder: Path) -> None:
+        """Pack it for the engine of its base, so that the first drawing with it need not."""
+        unet = empty_unet(self._bundle.path)
+        files = PackedFiles(store, bank_layout(unet), base_digest=self._bundle.digest)
+        files.put(prefix, load_lora(folder, targets=linear_targets(unet)))
 
 
 def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
@@ -58,164 +67,11 @@ def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
             ),
             adapter_name=ADAPTER,
         )
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
 
 
 def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     """The adapter's tensors under PEFT's names."""
     state = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
     return {name: tensor.detach().float().cpu() for name, tensor in state.items()}
-
-
-def train(
-    unet: UNet2DConditionModel,
-    cache: Cache,
-    names: Sequence[str],
-    scheduler: DDPMScheduler,
-    config: LoraRecipeConfig,
-    *,
-    native_size: int,
-    start: Checkpoint | None,
-    on_step: Callable[[StepReport], None],
-    on_checkpoint: Callable[[Checkpoint], None],
-    stopped: Callable[[], bool],
-) -> Checkpoint:
-    """Train the adapter that `add_adapter` added, and return where the run ended.
-
-    The UNet is left with the weights to publish: their moving average, if one is kept, and those
-    of the best validation, if there is any.
-
-    Under torch.distributed every rank calls it; batches are shared out and gradients averaged.
-
-    Args:
-        unet: With the adapter.
-        cache: The examples.
-        names: Their file names, which say who is held out, and which errors name.
-        scheduler: Noise schedule and prediction type of the base.
-        config: The recipe's configuration.
-        native_size: Side of the images that the base was trained for, pixels.
-        start: Where to go on from; None for the beginning.
-        on_step: Told of each step.
-        on_checkpoint: Given what to keep, on each rank, between steps.
-        stopped: Whether to end; asked before each step.
-
-    Raises:
-        CancelledError: `stopped` said so on some rank.
-        FailedPreconditionError: There are too few examples to hold some out.
-        ToileError: The loss is not finite (`TRAINING_DIVERGED`).
-    """
-    rank, world_size = place()
-    device = unet.device
-    state = RunState(unet, config)
-    if start is not None:
-        state.restore(start)
-    model: nn.Module = unet.train()
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if world_size > 1:
-        model = nn.parallel.DistributedDataParallel(unet)
-    time_ids = torch.tensor([[native_size, native_size, 0, 0, native_size, native_size]])
-    time_ids = time_ids.to(device=device, dtype=torch.float32)
-    pace = _Pace(config)
-    chosen, held_out = hold_out(names, config.validation_share)
-    validation = Validation(cache, held_out, scheduler, config)
-    while state.step < config.steps and not _should_end_early(state, config):
-        agree_to_go_on(stopped(), device)
-        step, rate = state.step, learning_rate(config, state.step)
-        places = batch_indices(len(chosen), config.batch_size, step, config.seed)
-        indices = [chosen[place] for place in places]
-        batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss = over_ranks(_backward(model, batch, scheduler, config, time_ids))
-        norm = nn.utils.clip_grad_norm_(state.parameters.values(), _CLIP_NORM)
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
-            raise _diverged(step + 1, [names[index] for index in indices])
-        state.advance(rate, loss)
-        if held_out and _is_due(state.step, config):
-            with replaced(state.parameters, state.current()):
-                validation_loss = validation.loss(unet, time_ids)
-            if not math.isfinite(validation_loss):
-                raise _diverged(state.step, [names[index] for index in held_out])
-            state.validated(validation_loss)
-        on_step(pace.report(state, rate))
-        if state.step % config.checkpoint_interval_steps == 0 and state.step < config.steps:
-            on_checkpoint(state.checkpoint())
-    unet.eval()
-    end = state.checkpoint()
-    to_parameters(state.parameters, state.published())
-    return end
-
-
-def _backward(
-    model: nn.Module,
-    batch: Batch,
-    scheduler: DDPMScheduler,
-    config: LoraRecipeConfig,
-    time_ids: Tensor,
-) -> Tensor:
-    """Add the step's gradients to the parameters; returns this rank's share of the loss.
-
-    Piece by piece the sums are those of the whole batch, but for the order of adding.
-    """
-    pieces = batch.pieces(config.gradient_accumulation_steps)
-    total = torch.zeros((), device=time_ids.device)
-    for number, piece in enumerate(pieces, start=1):
-        last = number == len(pieces)
-        with contextlib.nullcontext() if last else _without_exchange(model):
-            share = loss_sum(model, piece, scheduler, config, time_ids) / config.batch_size
-            # DistributedDataParallel divides by the number of ranks.
-            (share * place()[1]).backward()  # type: ignore[no-untyped-call]
-        total += share.detach()
-    return total
-
-
-def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Keep gradients to this rank; the last piece's backward exchanges their sum."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return model.no_sync()
-    return contextlib.nullcontext()
-
-
-def _is_due(step: int, config: LoraRecipeConfig) -> bool:
-    """Whether to validate after a step; after the last one always."""
-    return step % config.validation_interval_steps == 0 or step == config.steps
-
-
-def _should_end_early(state: RunState, config: LoraRecipeConfig) -> bool:
-    return is_exhausted(state.validations, config.early_stopping_patience)
-
-
-def smoothed(losses: Sequence[float]) -> float:
-    """Mean of the last losses."""
-    last = losses[-SMOOTHING_STEPS:]
-    return sum(last) / len(last)
-
-
-class _Pace:
-    """How fast the last steps went; the first step of a process warms up and seldom counts."""
-
-    def __init__(self, config: LoraRecipeConfig) -> None:
-        self._config = config
-        self._ends = deque([time.monotonic()], maxlen=SMOOTHING_STEPS + 1)
-
-    def report(self, state: RunState, rate: float) -> StepReport:
-        self._ends.append(time.monotonic())
-        counted = list(self._ends)[1:] if len(self._ends) > 2 else list(self._ends)
-        seconds_per_step = max((counted[-1] - counted[0]) / (len(counted) - 1), 1e-9)
-        return StepReport(
-            step=state.step,
-            total_steps=self._config.steps,
-            loss=smoothed(state.losses),
-            learning_rate=rate,
-            images_per_second=self._config.batch_size / seconds_per_step,
-            seconds_left=seconds_per_step * (self._config.steps - state.step),
-            validation_loss=state.validations.get(state.step),
-        )
-
-
-def _diverged(step: int, names: Sequence[str]) -> ToileError:
-    return ToileError(
-        f"the loss stopped being finite at step {step}, on {', '.join(names)}; "
-        "try a lower learning rate",
-        reason="TRAINING_DIVERGED",
-        metadata={"step": str(step)},
-    )

@@ -1,7 +1,7 @@
 """From trained weights to a published version: export, reload, compare, publish.
 
-A version is published only if its file, loaded afresh the way the server loads it, draws what the
-trainer's own weights drew.
+A version is published only if its files, loaded afresh the way the server loads them, draw what
+the trainer's own weights drew.
 """
 
 import json
@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from toile import __version__
 from toile.core.artifacts import Manifest, publish_folder
@@ -22,19 +22,16 @@ from toile.core.errors import StoreUnavailableError, ToileError
 from toile.core.jobs.runtime import JobContext
 from toile.core.names import ModelVersionName
 from toile.diffusion.adapter_header import AdapterCard
-from toile.diffusion.adapters import linear_targets, load_lora, write_lora
-from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
-from toile.diffusion.triton.packed import PackedFiles, empty_unet
-from toile.training.config import LoraRecipeConfig
-from toile.training.lora import smoothed
+from toile.training.config import RecipeConfig
+from toile.training.loop import smoothed
+from toile.training.recipe import Recipe
 
 REPRODUCTION_TOLERANCE_LEVELS = 2.0
 """Largest difference of a pixel, of 255: the arithmetic is the same, its order may differ."""
 
-ADAPTER_TYPE = "lora"
 SAMPLES_FOLDER = "samples"
 LOSS_FILE = "loss.jsonl"
 _STORE_PATIENCE_SECONDS = 90.0
@@ -45,11 +42,12 @@ _STORE_PAUSE_SECONDS = 3.0
 class Trained:
     """A finished training."""
 
-    config: LoraRecipeConfig
-    state: dict[str, Tensor]
+    config: RecipeConfig
+    recipe: Recipe
     losses: list[float]
     validations: Mapping[int, float]
     samples: Sequence[Image.Image]
+    judged: Mapping[str, bytes]
     base: str
     base_path: Path
     base_digest: str
@@ -57,24 +55,42 @@ class Trained:
     captions: Sequence[str]
 
 
-def draw_samples(job: JobContext, bundle: Bundle, config: LoraRecipeConfig) -> list[Image.Image]:
-    """Draw the sample prompts with the adapter that sits in the bundle's UNet.
+def draw_samples(
+    job: JobContext, bundle: Bundle, config: RecipeConfig, recipe: Recipe
+) -> list[Image.Image]:
+    """Draw the sample prompts with what was trained.
 
     Raises:
         CancelledError: The job should stop.
     """
     images: list[Image.Image] = []
-    for index, prompt in enumerate(config.sample_prompts):
+    for index in range(len(config.sample_prompts)):
         job.report("sample", index, len(config.sample_prompts))
-        request = DiffusionRequest(prompt=prompt, seeds=[_seed(config, index)])
-        images += diffuse(bundle, TorchDenoiser(bundle), request, cancelled=job.cancelled)
+        images.append(draw_sample(job, bundle, config, index, recipe.trained(index)))
     return images
+
+
+def draw_sample(
+    job: JobContext, bundle: Bundle, config: RecipeConfig, index: int, fields: Mapping[str, Any]
+) -> Image.Image:
+    """Draw one of the sample prompts, with these fields of the request.
+
+    Raises:
+        CancelledError: The job should stop.
+    """
+    request = DiffusionRequest(
+        prompt=config.sample_prompts[index],
+        seeds=[(config.seed + index) % (1 << 63)],
+        **fields,
+    )
+    return next(diffuse(bundle, TorchDenoiser(bundle), request, cancelled=job.cancelled))
 
 
 def publish(job: JobContext, trained: Trained) -> None:
     """Publish a trained adapter as the job's target, which ends the job.
 
     Raises:
+        InvalidArgumentError: The exported files cannot be loaded.
         ToileError: The exported file does not reproduce the sample (`NOT_REPRODUCED`).
         CancelledError: The job was cancelled meanwhile; nothing is published.
     """
@@ -92,7 +108,7 @@ def publish(job: JobContext, trained: Trained) -> None:
     job.report("publish", 0, 1)
     prefix = f"{job.target}/{job.name.rpartition('/')[2]}-{job.attempt}"
     manifest = _store(job, prefix, folder)
-    _pack(job, trained, prefix, folder)
+    trained.recipe.pack(job.store, prefix, folder)
     with job.catalog.transaction() as session:
         session.add(_version_row(job, trained, prefix, manifest, difference))
         job.succeed(session)
@@ -105,14 +121,10 @@ def reproduction_difference(trained: Trained, folder: Path, job: JobContext) -> 
     """
     if not trained.samples:
         return 0.0
-    config, index = trained.config, len(trained.samples) - 1
+    index = len(trained.samples) - 1
     fresh = Bundle.load(trained.base_path, digest=trained.base_digest)
-    request = DiffusionRequest(
-        prompt=config.sample_prompts[index],
-        seeds=[_seed(config, index)],
-        adapters=[LoadedAdapter(str(folder), load_lora(folder))],
-    )
-    (again,) = diffuse(fresh, TorchDenoiser(fresh), request, cancelled=job.cancelled)
+    fields = trained.recipe.exported(folder, fresh, index)
+    again = draw_sample(job, fresh, trained.config, index, fields)
     mine = np.asarray(trained.samples[index].convert("RGB"), dtype=np.int16)
     theirs = np.asarray(again.convert("RGB"), dtype=np.int16)
     return float(np.abs(mine - theirs).max())
@@ -136,10 +148,12 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         steps=len(trained.losses),
         created=row.start_time,  # of the first attempt, whichever attempt ends
     )
-    write_lora(folder, trained.state, config.rank, config.alpha, card)
+    trained.recipe.export(folder, card)
     (folder / SAMPLES_FOLDER).mkdir()
     for index, image in enumerate(trained.samples):
         image.save(folder / SAMPLES_FOLDER / f"{index:02d}.png")
+    for path, content in trained.judged.items():
+        (folder / path).write_bytes(content)
     (folder / LOSS_FILE).write_text("".join(_loss_lines(trained)), encoding="utf-8")
     (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -166,13 +180,6 @@ def _store(job: JobContext, prefix: str, folder: Path) -> Manifest:
         time.sleep(_STORE_PAUSE_SECONDS)
 
 
-def _pack(job: JobContext, trained: Trained, prefix: str, folder: Path) -> None:
-    """Pack it for the engine of its base, so that the first drawing with it need not."""
-    unet = empty_unet(trained.base_path)
-    files = PackedFiles(job.store, bank_layout(unet), base_digest=trained.base_digest)
-    files.put(prefix, load_lora(folder, targets=linear_targets(unet)))
-
-
 def _version_row(
     job: JobContext, trained: Trained, prefix: str, manifest: Manifest, difference: float
 ) -> ModelVersionRow:
@@ -181,7 +188,7 @@ def _version_row(
         name=str(name),
         model=str(name.model_name),
         number=int(name.version),
-        adapter_type=ADAPTER_TYPE,
+        adapter_type=trained.config.RECIPE,
         artifact=prefix,
         digest=manifest.digest,
         base=trained.base,
@@ -198,10 +205,6 @@ def _version_row(
         ],
         job=job.name,
     )
-
-
-def _seed(config: LoraRecipeConfig, index: int) -> int:
-    return (config.seed + index) % (1 << 63)
 
 
 def _counted(captions: Sequence[str]) -> dict[str, int]:

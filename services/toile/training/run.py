@@ -10,7 +10,8 @@ from toile.core.catalog.models import BaseRow, DatasetVersionRow
 from toile.core.errors import NotFoundError, StoreUnavailableError
 from toile.core.jobs.runtime import JobContext
 from toile.diffusion.bundle import Bundle
-from toile.training import lora, publish
+from toile.imaging.control_maps import ControlKind
+from toile.training import loop, publish
 from toile.training.caches import Cache, build_cache
 from toile.training.checkpoint import (
     Checkpoint,
@@ -18,22 +19,26 @@ from toile.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig, RecipeConfig
+from toile.training.control_recipe import ControlNet
 from toile.training.data import Example, read_examples
+from toile.training.lora import Lora
+from toile.training.maps import with_maps
+from toile.training.recipe import Recipe
 
 REPORT_INTERVAL_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 
 
 def train_and_publish(job: JobContext, *, rank: int = 0) -> None:
-    """Train the job's LoRA; the leading rank publishes it and ends the job.
+    """Train the job's adapter; the leading rank publishes it and ends the job.
 
     Raises:
         CancelledError: The job should stop.
         ToileError: What else went wrong.
     """
     leads = rank == 0
-    config = LoraRecipeConfig.checked(job.spec["config"])
+    config = RECIPES[job.spec["recipe"]].checked(job.spec["config"])
     base, dataset = _inputs(job)
     if leads:
         job.report("prepare", 0, 1)
@@ -41,16 +46,20 @@ def train_and_publish(job: JobContext, *, rank: int = 0) -> None:
     bundle = Bundle.load(base_path, digest=base.digest)
     examples = read_examples(fetch(job.store, dataset.artifact, job.cache_path))
     job.check()
-    cache = _encoded(job, bundle, examples, dataset, leads=leads)
-    lora.add_adapter(bundle.unet, config)
-    end = _train(job, bundle, cache, examples, config, leads=leads)
+    recipe, cache = _recipe(job, bundle, examples, dataset, config, leads=leads)
+    end = _train(job, bundle, recipe, cache, examples, config, leads=leads)
+    recipe.finish()
     if leads:
+        samples = publish.draw_samples(job, bundle, config, recipe)
         trained = publish.Trained(
             config=config,
-            state=lora.adapter_state(bundle.unet),
+            recipe=recipe,
             losses=end.losses,
             validations=end.validations,
-            samples=publish.draw_samples(job, bundle, config),
+            samples=samples,
+            judged=recipe.judged(
+                samples, lambda index: publish.draw_sample(job, bundle, config, index, {})
+            ),
             base=base.name,
             base_path=base_path,
             base_digest=base.digest,
@@ -70,42 +79,55 @@ def _inputs(job: JobContext) -> tuple[BaseRow, DatasetVersionRow]:
     return base, dataset
 
 
-def _encoded(
+def _recipe(
     job: JobContext,
     bundle: Bundle,
     examples: list[Example],
     dataset: DatasetVersionRow,
+    config: LoraRecipeConfig | ControlNetRecipeConfig,
     *,
     leads: bool,
-) -> Cache:
+) -> tuple[Recipe, Cache]:
+    """What is trained, and what it is trained on."""
+
     def on_progress(done: int, total: int) -> None:
         job.check()
         if leads:
             job.report("cache", done, total)
 
-    return build_cache(
+    cache = build_cache(
+        bundle, examples, job.cache_path, dataset_digest=dataset.digest, on_progress=on_progress
+    )
+    if isinstance(config, LoraRecipeConfig):
+        return Lora(bundle, config), cache
+    with_control = with_maps(
+        cache,
         bundle,
         examples,
+        ControlKind(config.control_kind),
         job.cache_path,
         dataset_digest=dataset.digest,
         on_progress=on_progress,
     )
+    names = [example.file_name for example in examples]
+    return ControlNet(bundle, config, with_control, names), with_control
 
 
 def _train(
     job: JobContext,
     bundle: Bundle,
+    recipe: Recipe,
     cache: Cache,
     examples: list[Example],
-    config: LoraRecipeConfig,
+    config: RecipeConfig,
     *,
     leads: bool,
 ) -> Checkpoint:
     start = load_checkpoint(job.store, _checkpoints(job), job.scratch_path)
     if start is not None:
         _log.info("going on from step %d", start.step)
-    end = lora.train(
-        bundle.unet,
+    end = loop.train(
+        recipe.network,
         cache,
         [example.file_name for example in examples],
         DDPMScheduler.from_config(bundle.scheduler_config),
@@ -128,7 +150,7 @@ class _Reporter:
         self._job = job
         self._reported = 0.0
 
-    def __call__(self, report: lora.StepReport) -> None:
+    def __call__(self, report: loop.StepReport) -> None:
         matters = report.step == report.total_steps or report.validation_loss is not None
         if not matters and time.monotonic() - self._reported < REPORT_INTERVAL_SECONDS:
             return
@@ -145,13 +167,13 @@ class _Reporter:
         )
 
 
-def _validation(report: lora.StepReport) -> dict[str, str]:
+def _validation(report: loop.StepReport) -> dict[str, str]:
     if report.validation_loss is None:
         return {}
     return {"message": f"validation loss {report.validation_loss:.4f}"}
 
 
-def _ignore(_report: lora.StepReport) -> None:
+def _ignore(_report: loop.StepReport) -> None:
     """What ranks that do not lead report."""
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from toile.diffusion.architecture import SCHEDULER_CONFIG, UNET_CONFIG
-from toile.training import batches, lora
+from toile.training import batches, loop, lora
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import LoraRecipeConfig
@@ -64,9 +64,9 @@ class Run:
         keep: Callable[[Checkpoint], None] = lambda _: None,
     ) -> None:
         self.unet = unet
-        self.reports: list[lora.StepReport] = []
+        self.reports: list[loop.StepReport] = []
         lora.add_adapter(unet, config)
-        self.end = lora.train(
+        self.end = loop.train(
             unet,
             cache,
             NAMES,

@@ -21,7 +21,7 @@ from toile.diffusion.adapters import load_lora
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.pipelines import DiffusionRequest
 from toile.train.handler import TrainHandler
-from toile.training import caches, publish
+from toile.training import caches, lora, publish
 from toile.training.data import read_examples
 from toile.training.run import train_and_publish
 
@@ -162,12 +162,12 @@ def test_second_attempt_publishes_the_same_weights(
 def test_file_that_draws_something_else_is_not_published(
     train: Train, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = publish.write_lora
+    write = lora.write_lora
 
     def spoil(folder: Path, state: dict[str, torch.Tensor], *rest: object) -> list[Path]:
         return write(folder, {name: 30 * t for name, t in state.items()}, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(publish, "write_lora", spoil)
+    monkeypatch.setattr(lora, "write_lora", spoil)
     job = train(train_and_publish)
     assert (job.state, job.error_reason) == ("FAILED", "NOT_REPRODUCED")
     assert version_of(catalog) is None

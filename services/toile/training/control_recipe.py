@@ -1,0 +1,139 @@
+"""The ControlNet recipe, from the dataset's maps to the files of a version."""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from toile.diffusion.adapter_header import AdapterCard, control_header
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.controls import CONTROLNET_FOLDER, LoadedControl, load_controlnet
+from toile.diffusion.vision import Vision
+from toile.imaging.alignment import edge_alignment, part_overlap
+from toile.imaging.control_maps import ControlKind
+from toile.training.config import ControlNetRecipeConfig
+from toile.training.controlnet import ControlledUNet, start_training
+from toile.training.maps import ControlCache
+from toile.training.recipe import Recipe
+from toile.training.validation import hold_out
+
+ALIGNMENT_FILE = "alignment.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+_MEASURES = {
+    ControlKind.EDGES: "F-measure of edges within 2 pixels",
+    ControlKind.PARTS: "mean intersection over union of parts",
+}
+_HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class ControlNet(Recipe):
+    """A ControlNet that is trained beside the bundle's UNet.
+
+    Sample i is drawn under the map of image i of the dataset.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: ControlNetRecipeConfig,
+        cache: ControlCache,
+        names: Sequence[str],
+    ) -> None:
+        """Make a new one; `names` are the file names of the cache's examples."""
+        self._config = config
+        self._cache = cache
+        self._names = names
+        self._kind = ControlKind(config.control_kind)
+        self._vision = Vision(bundle.path)
+        self._dtype = stored_dtype(bundle.path / "unet")
+        self.network: ControlledUNet = start_training(bundle.unet, config)
+
+    def finish(self) -> None:
+        """Round the weights to what a file will hold of them."""
+        self.network.controlnet.requires_grad_(False).to(self._dtype).float()
+
+    def trained(self, index: int) -> Mapping[str, Any]:
+        """The network in memory, and the map of the sample's image."""
+        return {"controls": [LoadedControl(self.network.controlnet, self._map(index))]}
+
+    def exported(self, folder: Path, bundle: Bundle, index: int) -> Mapping[str, Any]:
+        """The network of a version's files, and the same map."""
+        network = load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet.config)
+        return {"controls": [LoadedControl(network, self._map(index))]}
+
+    def export(self, folder: Path, card: AdapterCard) -> None:
+        """Write it in diffusers' layout, in the precision of the base's own UNet."""
+        target = folder / CONTROLNET_FOLDER
+        network = self.network.controlnet
+        network.save_config(target)
+        state = {
+            name: tensor.detach().to("cpu", self._dtype).contiguous()
+            for name, tensor in network.state_dict().items()
+        }
+        save_file(state, target / WEIGHTS_FILE, metadata=control_header(card, self._kind))
+
+    def judged(
+        self, samples: Sequence[Image.Image], without: Callable[[int], Image.Image]
+    ) -> Mapping[str, bytes]:
+        """The samples' maps, and how well each keeps to its own, with control and without."""
+        if not samples:
+            return {}
+        _, held_out = hold_out(
+            self._names, self._config.validation_share, recipe=self._config.RECIPE
+        )
+        places = [self._place(index) for index in range(len(samples))]
+        scores = [
+            {
+                "with_control": self._alignment(index, image),
+                "without_control": self._alignment(index, without(index)),
+            }
+            for index, image in enumerate(samples)
+        ]
+        facts = {
+            "measure": _MEASURES[self._kind],
+            **{name: float(np.mean([score[name] for score in scores])) for name in scores[0]},
+            "samples": [
+                {"image": self._names[place], "held_out": place in held_out, **score}
+                for place, score in zip(places, scores, strict=True)
+            ],
+        }
+        maps = {f"samples/{i:02d}.map.png": _png(self._map(i)) for i in range(len(samples))}
+        return {**maps, ALIGNMENT_FILE: (json.dumps(facts, indent=2) + "\n").encode()}
+
+    def _alignment(self, index: int, image: Image.Image) -> float:
+        plane = self._cache.planes[self._place(index)].numpy()
+        if self._kind is ControlKind.PARTS:
+            return part_overlap(plane, self._vision.segment(image)[0])
+        return edge_alignment(plane, np.asarray(image.convert("RGB")))
+
+    def _map(self, index: int) -> Image.Image:
+        (shown,) = self._cache.maps([self._place(index)])
+        return Image.fromarray(shown.permute(1, 2, 0).numpy())
+
+    def _place(self, index: int) -> int:
+        """The example whose map a sample is drawn under; there may be more samples than images."""
+        return index % len(self._cache)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Precision of a network's files: fp32 unless its first tensor is half.
+
+    A ControlNet is kept as its base is. Beside weights that were rounded, twice the bytes say
+    little.
+    """
+    file = min(folder.glob("*.safetensors"))
+    with safe_open(file, "pt") as tensors:
+        return _HALF.get(tensors.get_slice(next(iter(tensors.keys()))).get_dtype(), torch.float32)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
