@@ -9,10 +9,21 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from toile.core.artifacts import ArtifactStore, FileEntry, Manifest, publish_folder
+from toile.core.artifacts import (
+    ArtifactStore,
+    FileEntry,
+    Manifest,
+    publish_folder,
+    read_manifest,
+)
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, GenerationRow, ModelVersionRow, RefinementRow
-from toile.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from toile.core.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from toile.core.names import BaseName
 from toile.core.settings import Settings
 
@@ -100,6 +111,21 @@ def resolve_base(session: Session, name: str) -> BaseRow:
     if row is None:
         raise NotFoundError(f"there is no base {name}", metadata={"name": name})
     return row
+
+
+def check_has_part(store: ArtifactStore, base: BaseRow, part: str, field: str) -> None:
+    """Refuse what a field of a request asks of a base that lacks a part, such as "segmenter".
+
+    Raises:
+        FailedPreconditionError: It does (`BASE_LACKS_PART`).
+        StoreUnavailableError: The artifact store does not answer.
+    """
+    if not any(file.startswith(f"{part}/") for file in read_manifest(store, base.artifact).files):
+        raise FailedPreconditionError(
+            f"{base.name} has no {part}, which {field} needs",
+            reason="BASE_LACKS_PART",
+            metadata={"part": part, "field": field},
+        )
 
 
 def list_bases(session: Session) -> Sequence[BaseRow]:

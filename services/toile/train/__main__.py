@@ -22,7 +22,7 @@ def build_service(settings: Settings) -> Service:
     """Put the service together."""
     catalog, store = open_catalog(settings), open_store(settings)
     servicer = TrainServicer(
-        TrainHandler(settings, catalog),
+        TrainHandler(settings, catalog, store),
         ModelRegistry(catalog, store),
         Deletion(catalog, store),
         Importer(settings, catalog, store),

@@ -1,4 +1,4 @@
-"""Rows of models to `toile.v1` messages, and the recipe's configuration from and to one."""
+"""Rows of models to `toile.v1` messages, and a recipe's configuration from and to one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,16 @@ from typing import Any
 
 from toile.core.catalog.models import BaseRow, ModelAliasRow, ModelRow, ModelVersionRow
 from toile.core.jobs.convert import timestamp
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig
 from toile.v1 import train_pb2
+
+RecipeMessage = train_pb2.LoraConfig | train_pb2.ControlNetConfig
+_MESSAGES: Mapping[str, type[RecipeMessage]] = {
+    LoraRecipeConfig.RECIPE: train_pb2.LoraConfig,
+    ControlNetRecipeConfig.RECIPE: train_pb2.ControlNetConfig,
+}
+_FIELDS = {LoraRecipeConfig.RECIPE: "config", ControlNetRecipeConfig.RECIPE: "controlnet_config"}
+"""Where a version has its configuration, by what it is."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class VersionView:
     aliases: Sequence[str]
 
 
-def lora_values(config: train_pb2.LoraConfig) -> dict[str, Any]:
+def recipe_values(config: RecipeMessage) -> dict[str, Any]:
     """What a request says of the recipe; what it leaves open is left out."""
     # A list of the fields that are set: of a repeated one, when it is not empty.
     values: dict[str, Any] = {field.name: value for field, value in config.ListFields()}
@@ -42,9 +50,9 @@ def lora_values(config: train_pb2.LoraConfig) -> dict[str, Any]:
     return values
 
 
-def lora_message(values: Mapping[str, Any]) -> train_pb2.LoraConfig:
+def recipe_message(recipe: str, values: Mapping[str, Any]) -> RecipeMessage:
     """A whole configuration, as a version's row holds it."""
-    return train_pb2.LoraConfig(**LoraRecipeConfig.checked(values).model_dump())
+    return _MESSAGES[recipe](**RECIPES[recipe].checked(values).model_dump())
 
 
 def model_message(view: ModelView) -> train_pb2.Model:
@@ -68,15 +76,18 @@ def version_message(view: VersionView) -> train_pb2.ModelVersion:
     """A version of a model."""
     row = view.row
     # An imported one has no recipe to fill in the rest from.
-    config = train_pb2.LoraConfig(**row.config) if row.imported_digest else lora_message(row.config)
-    return train_pb2.ModelVersion(
+    config: RecipeMessage = (
+        train_pb2.LoraConfig(**row.config)
+        if row.imported_digest
+        else recipe_message(row.adapter_type, row.config)
+    )
+    message = train_pb2.ModelVersion(
         name=row.name,
         adapter_type=row.adapter_type,
         base=row.base,
         dataset_version=row.dataset_version or "",
         dataset_digest=row.dataset_digest,
         trigger_word=row.trigger_word,
-        config=config,
         final_loss=row.final_loss,
         code_version=row.code_version,
         reproduction_difference=row.reproduction_difference,
@@ -88,6 +99,8 @@ def version_message(view: VersionView) -> train_pb2.ModelVersion:
         deprecation_reason=row.deprecation_reason,
         imported_digest=row.imported_digest,
     )
+    getattr(message, _FIELDS[row.adapter_type]).CopyFrom(config)
+    return message
 
 
 def base_message(row: BaseRow) -> train_pb2.Base:

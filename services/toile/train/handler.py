@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from toile.core.bases import list_bases, resolve_base
+from toile.core.artifacts import ArtifactStore
+from toile.core.bases import check_has_part, list_bases, resolve_base
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import (
     BaseRow,
@@ -16,10 +17,7 @@ from toile.core.catalog.models import (
     JobRow,
 )
 from toile.core.catalog.requests import recall, remember, request_digest
-from toile.core.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-)
+from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.core.jobs import JobKind, JobStore
 from toile.core.names import (
     DatasetName,
@@ -30,9 +28,14 @@ from toile.core.names import (
 )
 from toile.core.prompts import escape, parse_prompt
 from toile.core.settings import Settings
-from toile.train.convert import lora_values
+from toile.train.convert import recipe_values
 from toile.train.registry import missing, next_version
-from toile.training.config import LoraRecipeConfig, held_out_count
+from toile.training.config import (
+    RECIPES,
+    ControlNetRecipeConfig,
+    RecipeConfig,
+    held_out_count,
+)
 from toile.v1 import train_pb2
 
 _DEFAULT_SAMPLES = 2
@@ -41,9 +44,10 @@ _DEFAULT_SAMPLES = 2
 class TrainHandler:
     """Trainings."""
 
-    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, store: ArtifactStore) -> None:
         self._settings = settings
         self._catalog = catalog
+        self._store = store
         self._jobs = JobStore(catalog)
 
     def create(self, request: train_pb2.CreateTrainingJobRequest) -> JobRow:
@@ -53,14 +57,13 @@ class TrainHandler:
             InvalidArgumentError: A field is wrong; its path is named.
             NotFoundError: The dataset or the base does not exist.
             FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
-                images to hold one out (`DATASET_TOO_SMALL`).
+                images to hold one out (`DATASET_TOO_SMALL`); or maps of parts are asked of a base
+                that finds none (`BASE_LACKS_PART`).
             RequestReusedError: The request id was used for something else.
         """
         parent = ProjectName.parse(request.parent, "parent")
         model = ModelName(parent.project, check_id(request.model_id, "model_id"))
-        if request.WhichOneof("recipe") is None:
-            raise InvalidArgumentError("a recipe is needed; it can be lora: {}", field="recipe")
-        config = self._config(request.lora)
+        config = self._config(request)
         scope, digest = f"CreateTrainingJob {parent}", request_digest(request)
         with self._catalog.transaction() as session:
             known = recall(session, scope=scope, request_id=request.request_id, digest=digest)
@@ -68,9 +71,11 @@ class TrainHandler:
                 return session.get_one(JobRow, known)
             base = resolve_base(session, request.base or self._settings.default_base)
             dataset = _dataset_version(session, parent, request.dataset)
-            held_out_count(dataset.image_count, config.validation_share)
+            held_out_count(dataset.image_count, config.validation_share, recipe=config.RECIPE)
+            self._check_base(base, config)
             if not config.sample_prompts:
-                config = config.model_copy(update={"sample_prompts": _captions(session, dataset)})
+                prompts = _sample_prompts(session, dataset, config)
+                config = config.model_copy(update={"sample_prompts": prompts})
             job = self._jobs.create(
                 session,
                 project=parent.project,
@@ -92,35 +97,45 @@ class TrainHandler:
         with self._catalog.reading() as session:
             return list_bases(session)
 
-    def _config(self, message: train_pb2.LoraConfig) -> LoraRecipeConfig:
-        config = LoraRecipeConfig.checked(lora_values(message))
+    def _config(self, request: train_pb2.CreateTrainingJobRequest) -> RecipeConfig:
+        recipe = request.WhichOneof("recipe")
+        if recipe is None:
+            raise InvalidArgumentError(
+                "a recipe is needed; it can be lora: {} or controlnet: {}", field="recipe"
+            )
+        config = RECIPES[recipe].checked(recipe_values(getattr(request, recipe)))
         longest = self._settings.limits.prompt_characters
         for index, prompt in enumerate(config.sample_prompts):
             if len(prompt) > longest:
                 raise InvalidArgumentError(
-                    f"lora.sample_prompts.{index} has {len(prompt)} characters; "
+                    f"{recipe}.sample_prompts.{index} has {len(prompt)} characters; "
                     f"{longest} are the most",
-                    field=f"lora.sample_prompts.{index}",
+                    field=f"{recipe}.sample_prompts.{index}",
                     reason="BAD_CONFIG",
                 )
-            parse_prompt(prompt, f"lora.sample_prompts.{index}")
+            parse_prompt(prompt, f"{recipe}.sample_prompts.{index}")
         if config.batch_size < self._settings.train_workers:
             raise InvalidArgumentError(
-                f"lora.batch_size must be at least {self._settings.train_workers}, "
+                f"{recipe}.batch_size must be at least {self._settings.train_workers}, "
                 "one image for each worker",
-                field="lora.batch_size",
+                field=f"{recipe}.batch_size",
                 reason="BAD_CONFIG",
             )
         return config
 
+    def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:
+        """A training that needs what the base lacks is refused before it is queued."""
+        if isinstance(config, ControlNetRecipeConfig) and config.control_kind == "parts":
+            check_has_part(self._store, base, "segmenter", "controlnet.control_kind")
+
     def _spec(
-        self, model: ModelName, dataset: DatasetVersionRow, base: BaseRow, config: LoraRecipeConfig
+        self, model: ModelName, dataset: DatasetVersionRow, base: BaseRow, config: RecipeConfig
     ) -> dict[str, Any]:
         return {
             "model": str(model),
             "dataset_version": dataset.name,
             "base": base.name,
-            "recipe": "lora",
+            "recipe": config.RECIPE,
             "config": config.model_dump(mode="json"),
             "workers": self._settings.train_workers,
         }
@@ -152,13 +167,22 @@ def _dataset_version(session: Session, parent: ProjectName, name: str) -> Datase
     return row
 
 
-def _captions(session: Session, dataset: DatasetVersionRow) -> tuple[str, ...]:
-    """Captions of the dataset to draw samples of, when a request names no prompts."""
-    captions = session.scalars(
+def _sample_prompts(
+    session: Session, dataset: DatasetVersionRow, config: RecipeConfig
+) -> tuple[str, ...]:
+    """Captions of the dataset to draw samples of, when a request names no prompts.
+
+    Samples of a ControlNet are drawn under the maps of the first images, so theirs are the
+    captions; other samples are better when they differ.
+    """
+    captions: Sequence[str] = session.scalars(
         select(DatasetItemRow.caption)
-        .where(DatasetItemRow.version == dataset.name, DatasetItemRow.caption != "")
+        .where(DatasetItemRow.version == dataset.name)
         .order_by(DatasetItemRow.file_name)
-    )
-    distinct = list(dict.fromkeys(captions))[:_DEFAULT_SAMPLES]
+    ).all()
+    if isinstance(config, ControlNetRecipeConfig):
+        captions = [caption or dataset.trigger_word for caption in captions]
+    else:
+        captions = list(dict.fromkeys(filter(None, captions)))
     # Trained on as they stand, so that brackets in them are no emphasis.
-    return tuple(escape(caption) for caption in distinct or [dataset.trigger_word])
+    return tuple(escape(text) for text in captions[:_DEFAULT_SAMPLES] or [dataset.trigger_word])

@@ -86,8 +86,8 @@ def store(settings: Settings) -> ArtifactStore:
 
 
 @pytest.fixture
-def handler(settings: Settings, catalog: Catalog) -> TrainHandler:
-    return TrainHandler(settings, catalog)
+def handler(settings: Settings, catalog: Catalog, store: ArtifactStore) -> TrainHandler:
+    return TrainHandler(settings, catalog, store)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import update
 
+from toile.core.artifacts import ArtifactStore
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import DatasetItemRow, DatasetVersionRow, JobRow
 from toile.core.errors import (
@@ -129,8 +130,10 @@ def test_unknown_dataset_and_base(handler: TrainHandler) -> None:
         handler.create(request_of(base="bases/none"))
 
 
-def test_each_worker_needs_an_image(settings: Settings, catalog: Catalog) -> None:
-    handler = TrainHandler(settings.model_copy(update={"train_workers": 4}), catalog)
+def test_each_worker_needs_an_image(
+    settings: Settings, catalog: Catalog, store: ArtifactStore
+) -> None:
+    handler = TrainHandler(settings.model_copy(update={"train_workers": 4}), catalog, store)
     with pytest.raises(InvalidArgumentError, match="at least 4"):
         handler.create(request_of(batch_size=2))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from toile.core.errors import InvalidArgumentError
-from toile.train.convert import lora_message, lora_values
+from toile.train.convert import recipe_message, recipe_values
 from toile.training.config import LoraRecipeConfig
 from toile.v1 import train_pb2
 
@@ -76,5 +76,5 @@ def test_configuration_survives_the_message_of_a_version() -> None:
             "ema_decay": 0.99,
         }
     )
-    message = lora_message(config.model_dump(mode="json"))
-    assert LoraRecipeConfig.checked(lora_values(message)) == config
+    message = recipe_message("lora", config.model_dump(mode="json"))
+    assert LoraRecipeConfig.checked(recipe_values(message)) == config

@@ -58,11 +58,11 @@ def store(settings: Settings) -> ArtifactStore:
 
 
 @pytest.fixture
-def train(settings: Settings, catalog: Catalog) -> "Train":
+def train(settings: Settings, catalog: Catalog, store: ArtifactStore) -> "Train":
     """Run a training with some work in the place of a worker."""
 
     def train(work: Callable[[JobContext], None], **changes: object) -> JobRow:
-        handler, jobs = TrainHandler(settings, catalog), JobStore(catalog)
+        handler, jobs = TrainHandler(settings, catalog, store), JobStore(catalog)
         config = {"steps": 4, "checkpoint_interval_steps": 2, "sample_prompts": ["a lace dress"]}
         row = handler.create(request_of(**{**config, **changes}))
         jobs.next_attempt(row.name, after=0)
