@@ -216,6 +216,7 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
                 job=job.name,
             )
             return
+        controlnet = self.world.trainings[-1].HasField("controlnet")
         data = b"weights"
         digest = hashlib.sha256(data).hexdigest()
         path = "diffusers/pytorch_lora_weights.safetensors"
@@ -223,7 +224,7 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
         version = next(iter(self.world.versions.values()))
         self.world.models[job.target] = train_pb2.ModelVersion(
             name=job.target,
-            adapter_type="lora",
+            adapter_type="controlnet" if controlnet else "lora",
             base="bases/tiny",
             dataset_version=version.name,
             dataset_digest=version.digest,

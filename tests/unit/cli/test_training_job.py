@@ -9,7 +9,7 @@ from servers.fake_services import World
 from toile.cli.training_job import load_job
 from toile.core.errors import InvalidArgumentError, NotFoundError
 
-SAMPLE = Path(__file__).parents[3] / "training-jobs" / "lora-lace.yaml"
+JOBS = Path(__file__).parents[3] / "training-jobs"
 
 
 @pytest.fixture
@@ -47,11 +47,31 @@ def test_a_job_can_be_left_alone(cli, world: World, job: Path) -> None:
     assert started["target"] == "projects/default/models/style/versions/1"
 
 
-def test_the_sample_is_sound_and_says_no_more_than_there_is() -> None:
-    loaded = load_job(SAMPLE)
-    assert loaded.lora.early_stopping_patience == 3
-    lines = SAMPLE.read_text().splitlines()
-    known = set(type(loaded.lora).model_fields)
+@pytest.mark.usefixtures("lace")
+def test_a_controlnet_is_a_recipe_too(cli, world: World, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("model: lines\ndataset: lace\ncontrolnet:\n  control_kind: parts\n  steps: 9\n")
+    result = cli("train", "--job", path)
+    assert result.exit_code == 0, result.stderr
+    sent = world.trainings[-1]
+    assert sent.WhichOneof("recipe") == "controlnet"
+    said = {field.name: value for field, value in sent.controlnet.ListFields()}
+    assert said == {"control_kind": "parts", "steps": 9}
+    assert "Model lines/1: final loss" in result.stdout
+    assert "--adapter" not in result.stdout
+    assert "controlnet" in cli("models", "show", "lines/1").stdout
+
+
+@pytest.mark.parametrize("recipe", ["lora-lace", "controlnet-edges-lace"])
+def test_the_samples_are_sound_and_say_no_more_than_there_is(recipe: str) -> None:
+    sample = JOBS / f"{recipe}.yaml"
+    loaded = load_job(sample)
+    config = loaded.lora or loaded.controlnet
+    assert config is not None
+    assert recipe.startswith(f"{config.RECIPE}-")
+    assert config.early_stopping_patience == 3
+    lines = sample.read_text().splitlines()
+    known = set(type(config).model_fields)
     shown = {line.strip("# ").split(":")[0] for line in lines if line.startswith("  ")}
     assert shown == known, "the sample shows every field of the recipe"
 
@@ -68,6 +88,9 @@ def test_the_sample_is_sound_and_says_no_more_than_there_is() -> None:
         ({"model": "Lace"}, ["job.yaml:3: model: must be 1 to 63 lower-case"]),
         ({"lora": {"rank": 0, "steps": 0}}, ["lora.rank: ", "lora.steps: "]),
         ({"lora": {"early_stopping_patience": 1}}, ["needs a validation_share above 0"]),
+        ({"controlnet": {"control_kind": "depth"}}, ["controlnet.control_kind: ", "'edges' or"]),
+        ({"controlnet": {"rank": 4}}, ["controlnet.rank: there is no such field", "control_kind"]),
+        ({"controlnet": None}, ["job.yaml:1: controlnet: must be a mapping"]),
     ],
 )
 def test_mistakes_are_named_before_anything_is_asked(
@@ -89,7 +112,11 @@ def test_mistakes_are_named_before_anything_is_asked(
         ("", "the whole file: must be a mapping; there are model, dataset, base, lora"),
         ("model: [", "is not YAML"),
         ("dataset: lace\nlora: {}", "model: is missing: Name of the model"),
-        ("model: lace\ndataset: lace", "lora: is missing: The recipe"),
+        ("model: lace\ndataset: lace", "the whole file: needs one recipe: lora or controlnet"),
+        (
+            "model: lace\ndataset: lace\nlora: {}\ncontrolnet: {}",
+            "the whole file: needs one recipe: lora or controlnet",
+        ),
     ],
 )
 def test_files_that_are_no_job(tmp_path: Path, text: str, message: str) -> None:

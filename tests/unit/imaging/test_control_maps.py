@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from toile.imaging.control_maps import ControlKind, edge_map, part_map
+from toile.imaging.control_maps import ControlKind, edge_map, palette, part_map
+from toile.imaging.edges import canny
 
 
 def test_edges_are_white_on_black() -> None:
@@ -23,6 +24,13 @@ def test_parts_have_the_colours_of_pascal_voc() -> None:
     ]
     every = part_map(np.arange(256, dtype=np.uint8)[None])[0]
     assert len({tuple(colour) for colour in every.tolist()}) == 256
+
+
+def test_a_palette_shows_what_the_maps_show() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    assert np.array_equal(palette(ControlKind.EDGES)[canny(image)], edge_map(image))
+    labels = image[..., 0]
+    assert np.array_equal(palette(ControlKind.PARTS)[labels], part_map(labels))
 
 
 def test_kinds_have_names_for_folders() -> None:

@@ -5,16 +5,23 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import nn
 
 from toile.diffusion.architecture import SCHEDULER_CONFIG, UNET_CONFIG
 from toile.training import batches, loop, lora
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import ControlNetRecipeConfig, LoraRecipeConfig
+from toile.training.controlnet import start_training
+from toile.training.maps import ControlCache
 
 NAMES = ["a.png", "b.png", "c.png", "d.png"]
 CONFIG = LoraRecipeConfig(
     rank=4, alpha=4, steps=6, batch_size=2, checkpoint_interval_steps=3, learning_rate=5e-3
+)
+
+CONTROL_CONFIG = ControlNetRecipeConfig(
+    steps=6, batch_size=2, checkpoint_interval_steps=3, learning_rate=5e-3
 )
 
 
@@ -44,6 +51,15 @@ def made_up_cache() -> Cache:
     )
 
 
+def made_up_maps() -> ControlCache:
+    """The same examples, each with a bar in a place of its own."""
+    planes = torch.zeros(len(NAMES), 128, 128, dtype=torch.uint8)
+    for index, plane in enumerate(planes):
+        plane[:, 8 + 32 * index : 24 + 32 * index] = 255
+    grey = torch.arange(256, dtype=torch.uint8)[:, None].expand(-1, 3).contiguous()
+    return ControlCache(**vars(made_up_cache()), planes=planes, colours=grey)
+
+
 def base_scheduler() -> DDPMScheduler:
     """The noise schedule of the tiny base."""
     config = {k: v for k, v in SCHEDULER_CONFIG.items() if k != "timestep_spacing"}
@@ -58,16 +74,20 @@ class Run:
         unet: UNet2DConditionModel,
         cache: Cache,
         scheduler: DDPMScheduler,
-        config: LoraRecipeConfig = CONFIG,
+        config: LoraRecipeConfig | ControlNetRecipeConfig = CONFIG,
         start: Checkpoint | None = None,
         stop_at: int = -1,
         keep: Callable[[Checkpoint], None] = lambda _: None,
     ) -> None:
         self.unet = unet
         self.reports: list[loop.StepReport] = []
-        lora.add_adapter(unet, config)
+        self.network: nn.Module = unet
+        if isinstance(config, LoraRecipeConfig):
+            lora.add_adapter(unet, config)
+        else:
+            self.network = start_training(unet, config)
         self.end = loop.train(
-            unet,
+            self.network,
             cache,
             NAMES,
             scheduler,
@@ -80,15 +100,21 @@ class Run:
         )
 
 
-def run_as_rank(rank: int, world_size: int, config: LoraRecipeConfig, folder: Path) -> None:
+def run_as_rank(
+    rank: int,
+    world_size: int,
+    config: LoraRecipeConfig | ControlNetRecipeConfig,
+    folder: Path,
+) -> None:
     """Train as one of several processes, in full precision; each leaves its checkpoint's files."""
     torch.set_num_threads(1)
     batches.cpu_has_bfloat16 = lambda: False
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
     )
+    cache = made_up_cache() if isinstance(config, LoraRecipeConfig) else made_up_maps()
     try:
-        run = Run(small_unet(), made_up_cache(), base_scheduler(), config)
+        run = Run(small_unet(), cache, base_scheduler(), config)
     finally:
         torch.distributed.destroy_process_group()
     mine = folder / str(rank)

@@ -7,29 +7,47 @@ import torch
 from torch import multiprocessing
 
 from toile.training import batches
+from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
-from unit.training.runs import CONFIG, Run, base_scheduler, made_up_cache, run_as_rank, small_unet
-
-EVERYTHING = CONFIG.model_copy(
-    update={
-        "batch_size": 5,
-        "steps": 3,
-        "learning_rate": 1e-4,
-        "gradient_accumulation_steps": 2,
-        "ema_decay": 0.9,
-        "validation_share": 0.25,
-        "validation_interval_steps": 2,
-    }
+from toile.training.config import ControlNetRecipeConfig, LoraRecipeConfig
+from unit.training.runs import (
+    CONFIG,
+    CONTROL_CONFIG,
+    Run,
+    base_scheduler,
+    made_up_cache,
+    made_up_maps,
+    run_as_rank,
+    small_unet,
 )
+
+EVERYTHING = {
+    "batch_size": 5,
+    "steps": 3,
+    "learning_rate": 1e-4,
+    "gradient_accumulation_steps": 2,
+    "ema_decay": 0.9,
+    "validation_share": 0.25,
+    "validation_interval_steps": 2,
+}
 
 
 @pytest.mark.integration  # two more processes import torch
+@pytest.mark.parametrize(
+    ("recipe", "cache"),
+    [(CONFIG, made_up_cache()), (CONTROL_CONFIG, made_up_maps())],
+    ids=["lora", "controlnet"],
+)
 def test_two_ranks_train_and_validate_as_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: LoraRecipeConfig | ControlNetRecipeConfig,
+    cache: Cache,
 ) -> None:
+    config = recipe.model_copy(update=EVERYTHING)
     monkeypatch.setattr(batches, "cpu_has_bfloat16", lambda: False)
-    one = Run(small_unet(), made_up_cache(), base_scheduler(), EVERYTHING).end
-    multiprocessing.spawn(run_as_rank, (2, EVERYTHING, tmp_path), nprocs=2)
+    one = Run(small_unet(), cache, base_scheduler(), config).end
+    multiprocessing.spawn(run_as_rank, (2, config, tmp_path), nprocs=2)
     first, second = (Checkpoint.from_folder(tmp_path / str(rank)) for rank in (0, 1))
     assert first.to_files() == second.to_files()
     assert first.losses == pytest.approx(one.losses, abs=1e-6)

@@ -60,10 +60,11 @@ def versions(
         found = list(pages(s.clients.train.ListModelVersions, request, "versions"))
         s.output.data([as_data(v) for v in found])
         s.output.table(
-            ("version", "aliases", "from", "since", "deprecated"),
+            ("version", "type", "aliases", "from", "since", "deprecated"),
             [
                 (
                     short(v.name),
+                    v.adapter_type,
                     ", ".join(_alias(name) for name in v.aliases),
                     _source(v),
                     f"{v.create_time.ToDatetime():%Y-%m-%d}",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from toile.v1 import train_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Train adapters on dataset versions.")
+_ALIGNMENT_FILE = "alignment.json"  # of a ControlNet's version
 
 
 @app.callback(invoke_without_command=True)
@@ -108,5 +109,11 @@ def _train(s: Session, request: "train_pb2.CreateTrainingJobRequest", *, detach:
         f"Model {short(version.name)}: final loss {version.final_loss:.4f}; the published file "
         f"draws the trainer's sample again within {version.reproduction_difference:g} levels"
     )
+    if version.adapter_type == "controlnet":
+        s.output.say(
+            f"How well its samples keep to their maps is in {_ALIGNMENT_FILE}: "
+            f"toile models export {short(version.name)} --out {request.model_id}"
+        )
+        return
     style = f'"{version.trigger_word} …" --adapter {request.model_id}'
     s.output.say(f"Next: toile generate {style} --out designs")
