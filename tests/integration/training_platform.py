@@ -67,6 +67,19 @@ def request_of(
     )
 
 
+def control_request_of(
+    model: str = "lace-lines", **config: object
+) -> train_pb2.CreateTrainingJobRequest:
+    """A small training of a ControlNet."""
+    values = {"steps": 12, "batch_size": 2, "checkpoint_interval_steps": 4, **config}
+    return train_pb2.CreateTrainingJobRequest(
+        parent="projects/p",
+        model_id=model,
+        dataset=DATASET,
+        controlnet=train_pb2.ControlNetConfig(**values),  # type: ignore[arg-type]
+    )
+
+
 def settings_for(home: Path, jobs_url: str) -> Settings:
     """Settings of a platform of its own."""
     return Settings(home=home, ray_jobs_url=jobs_url, grace_seconds=1.0, log_level="warning")

@@ -3,9 +3,9 @@
 import pytest
 from sqlalchemy import update
 
-from toile.core.artifacts import ArtifactStore
+from toile.core.artifacts import ArtifactStore, publish
 from toile.core.catalog.engine import Catalog
-from toile.core.catalog.models import DatasetItemRow, DatasetVersionRow, JobRow
+from toile.core.catalog.models import BaseRow, DatasetItemRow, DatasetVersionRow, JobRow
 from toile.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -152,3 +152,82 @@ def test_trainings_under_way_hold_their_numbers(handler: TrainHandler, catalog: 
     assert [job.target.rpartition("/")[2] for job in (first, second, other)] == ["1", "2", "1"]
     JobStore(catalog).finish(second.name, JobState.FAILED, reason="OUT_OF_MEMORY")
     assert handler.create(request_of()).target.endswith("/2")
+
+
+def control_request_of(**controlnet: object) -> train_pb2.CreateTrainingJobRequest:
+    request = request_of(model="lines")
+    request.controlnet.CopyFrom(train_pb2.ControlNetConfig(**controlnet))  # type: ignore[arg-type]
+    return request
+
+
+def test_a_controlnet_s_defaults_are_its_own(handler: TrainHandler) -> None:
+    job = handler.create(control_request_of(seed=3))
+    assert job.spec["recipe"] == "controlnet"
+    config = job.spec["config"]
+    assert (config["control_kind"], config["caption_dropout"], config["seed"]) == ("edges", 0.5, 3)
+    # Of the first images, for under their maps the samples are drawn.
+    assert config["sample_prompts"] == ["<lace> white dress", "<lace> white dress"]
+
+
+def test_an_image_without_a_caption_is_drawn_by_the_trigger_word(
+    handler: TrainHandler, catalog: Catalog
+) -> None:
+    with catalog.transaction() as session:
+        session.execute(
+            update(DatasetItemRow)
+            .where(DatasetItemRow.file_name == "000000.png")
+            .values(caption="")
+        )
+    job = handler.create(control_request_of())
+    assert job.spec["config"]["sample_prompts"] == ["<lace>", "<lace> white dress"]
+
+
+@pytest.mark.parametrize(
+    ("controlnet", "field"),
+    [
+        ({"control_kind": "depth"}, "controlnet.control_kind"),
+        ({"steps": 0}, "controlnet.steps"),
+        ({"sample_prompts": ["a", "x" * 2001]}, "controlnet.sample_prompts.1"),
+        ({"sample_prompts": ["(red:99)"]}, "controlnet.sample_prompts.0"),
+    ],
+)
+def test_mistakes_in_a_controlnet_are_named(
+    handler: TrainHandler, controlnet: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        handler.create(control_request_of(**controlnet))
+    assert caught.value.metadata["field"] == field
+
+
+def test_parts_are_of_bases_that_find_them(
+    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
+) -> None:
+    publish(store, "bases/tiny/0", {"unet/config.json": b"{}"})
+    assert handler.create(control_request_of(control_kind="edges"))
+    with pytest.raises(FailedPreconditionError) as caught:
+        handler.create(control_request_of(control_kind="parts"))
+    assert caught.value.reason == "BASE_LACKS_PART"
+    assert caught.value.metadata["field"] == "controlnet.control_kind"
+    assert caught.value.metadata["part"] == "segmenter"
+    publish(store, "bases/tiny/1", {"segmenter/config.json": b"{}"})
+    with catalog.transaction() as session:
+        session.execute(update(BaseRow).values(artifact="bases/tiny/1"))
+    assert handler.create(control_request_of(control_kind="parts"))
+
+
+def test_too_few_images_for_a_controlnet(handler: TrainHandler, catalog: Catalog) -> None:
+    with catalog.transaction() as session:
+        session.execute(update(DatasetVersionRow).values(image_count=1))
+    with pytest.raises(FailedPreconditionError) as caught:
+        handler.create(control_request_of(validation_share=0.2))
+    assert caught.value.reason == "DATASET_TOO_SMALL"
+    assert caught.value.metadata["field"] == "controlnet.validation_share"
+
+
+def test_a_controlnet_s_batch_has_an_image_for_each_worker(
+    settings: Settings, catalog: Catalog, store: ArtifactStore
+) -> None:
+    handler = TrainHandler(settings.model_copy(update={"train_workers": 4}), catalog, store)
+    with pytest.raises(InvalidArgumentError) as caught:
+        handler.create(control_request_of(batch_size=2))
+    assert caught.value.metadata["field"] == "controlnet.batch_size"

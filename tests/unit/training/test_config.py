@@ -4,7 +4,7 @@ import pytest
 
 from toile.core.errors import InvalidArgumentError
 from toile.train.convert import recipe_message, recipe_values
-from toile.training.config import LoraRecipeConfig
+from toile.training.config import ControlNetRecipeConfig, LoraRecipeConfig
 from toile.v1 import train_pb2
 
 
@@ -78,3 +78,49 @@ def test_configuration_survives_the_message_of_a_version() -> None:
     )
     message = recipe_message("lora", config.model_dump(mode="json"))
     assert LoraRecipeConfig.checked(recipe_values(message)) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"control_kind": "depth"}, "controlnet.control_kind"),
+        ({"steps": 0}, "controlnet.steps"),
+        ({"learning_rate": 0}, "controlnet.learning_rate"),
+        ({"caption_dropout": 1.1}, "controlnet.caption_dropout"),
+        ({"steps": 10, "warmup_steps": 11}, "controlnet.warmup_steps"),
+        ({"optimizer": "adafactor", "adam_beta1": 0.5}, "controlnet.adam_beta1"),
+        ({"batch_size": 1, "gradient_accumulation_steps": 2}, "controlnet.gradient_accumulation"),
+        ({"early_stopping_patience": 2}, "controlnet.early_stopping_patience"),
+        ({"rank": 4}, "controlnet.rank"),
+    ],
+)
+def test_mistakes_in_a_controlnet_are_named(values: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        ControlNetRecipeConfig.checked(values)
+    assert caught.value.metadata["field"].startswith(field)
+    assert field in caught.value.message
+    assert caught.value.reason == "BAD_CONFIG"
+
+
+def test_a_controlnet_learns_to_do_without_captions() -> None:
+    assert ControlNetRecipeConfig().caption_dropout == 0.5
+    assert LoraRecipeConfig().caption_dropout == 0.1
+
+
+def test_a_request_can_say_all_that_the_controlnet_recipe_knows() -> None:
+    known = set(train_pb2.ControlNetConfig.DESCRIPTOR.fields_by_name)
+    assert known == set(ControlNetRecipeConfig.model_fields)
+
+
+def test_a_controlnet_survives_the_message_of_a_version() -> None:
+    config = ControlNetRecipeConfig.checked(
+        {"control_kind": "parts", "caption_dropout": 0.0, "warmup_steps": 0, "ema_decay": 0.9}
+    )
+    message = recipe_message("controlnet", config.model_dump(mode="json"))
+    assert ControlNetRecipeConfig.checked(recipe_values(message)) == config
+
+
+def test_what_is_stored_of_a_lora_is_as_it_always_was() -> None:
+    assert list(LoraRecipeConfig().model_dump()) == [
+        field.name for field in train_pb2.LoraConfig.DESCRIPTOR.fields
+    ]

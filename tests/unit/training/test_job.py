@@ -1,7 +1,7 @@
 """A training from its job to the published version, without Ray."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from integration.training_platform import prepare, request_of, settings_for
-from toile.core.artifacts import ArtifactStore, fetch, open_store
-from toile.core.catalog.engine import Catalog, open_catalog
+from toile.core.artifacts import ArtifactStore, fetch
+from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import JobRow, ModelVersionRow
 from toile.core.jobs import JobState, JobStore
 from toile.core.jobs.runtime import JobContext, execute
@@ -19,8 +18,6 @@ from toile.core.prompts import CHUNK_TOKENS
 from toile.core.settings import Settings
 from toile.diffusion.adapters import load_lora
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.pipelines import DiffusionRequest
-from toile.train.handler import TrainHandler
 from toile.training import caches, lora, publish
 from toile.training.data import read_examples
 from toile.training.run import train_and_publish
@@ -28,50 +25,7 @@ from toile.training.run import train_and_publish
 VERSION = "projects/p/models/lace-style/versions/1"
 
 
-@pytest.fixture(autouse=True)
-def quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two denoising steps are as good as twenty to tell two files apart."""
-
-    def request(**arguments: object) -> DiffusionRequest:
-        return DiffusionRequest(steps=2, **arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(publish, "DiffusionRequest", request)
-
-
-@pytest.fixture
-def settings(tmp_path: Path, tiny_bundle: Path) -> Settings:
-    settings = settings_for(tmp_path / "home", "")
-    prepare(settings, tiny_bundle)
-    return settings
-
-
-@pytest.fixture
-def catalog(settings: Settings) -> Iterator[Catalog]:
-    catalog = open_catalog(settings)
-    yield catalog
-    catalog.close()
-
-
-@pytest.fixture
-def store(settings: Settings) -> ArtifactStore:
-    return open_store(settings)
-
-
-@pytest.fixture
-def train(settings: Settings, catalog: Catalog, store: ArtifactStore) -> "Train":
-    """Run a training with some work in the place of a worker."""
-
-    def train(work: Callable[[JobContext], None], **changes: object) -> JobRow:
-        handler, jobs = TrainHandler(settings, catalog, store), JobStore(catalog)
-        config = {"steps": 4, "checkpoint_interval_steps": 2, "sample_prompts": ["a lace dress"]}
-        row = handler.create(request_of(**{**config, **changes}))
-        jobs.next_attempt(row.name, after=0)
-        assert execute(work, settings, row.name, 1) == 0
-        return jobs.get(row.name)
-
-    return train
-
-
+pytestmark = pytest.mark.usefixtures("quick_samples")
 Train = Callable[..., JobRow]
 
 

@@ -1,0 +1,223 @@
+"""A training of a ControlNet from its job to the published version, without Ray."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from toile.core.artifacts import ArtifactStore, fetch
+from toile.core.catalog.engine import Catalog
+from toile.core.catalog.models import BaseRow, JobRow, ModelVersionRow
+from toile.core.settings import Settings
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.controls import load_controlnet
+from toile.diffusion.vision import Vision
+from toile.imaging.alignment import edge_alignment
+from toile.imaging.control_maps import ControlKind, edge_map, part_map
+from toile.imaging.edges import canny
+from toile.train.convert import VersionView, version_message
+from toile.training import control_recipe, publish
+from toile.training.caches import Cache, build_cache
+from toile.training.control_recipe import ControlNet, stored_dtype
+from toile.training.data import read_examples
+from toile.training.maps import ControlCache, with_maps
+from toile.training.run import train_and_publish
+from unit.training.runs import CONTROL_CONFIG
+
+pytestmark = pytest.mark.usefixtures("quick_samples")
+VERSION = "projects/p/models/lace-lines/versions/1"
+Train = Callable[..., JobRow]
+
+
+def version_of(catalog: Catalog) -> ModelVersionRow | None:
+    with catalog.reading() as session:
+        return session.get(ModelVersionRow, VERSION)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_training_becomes_a_version(
+    train: Train,
+    settings: Settings,
+    catalog: Catalog,
+    store: ArtifactStore,
+    tiny_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    job = train(train_and_publish, "controlnet", learning_rate=5e-3, seed=3)
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    assert version.adapter_type == "controlnet"
+    assert version.reproduction_difference <= publish.REPRODUCTION_TOLERANCE_LEVELS
+    assert version.dataset_version == "projects/p/datasets/lace/versions/1"
+    assert [file["path"] for file in version.files] == [
+        "alignment.json",
+        "config.json",
+        "controlnet/config.json",
+        "controlnet/diffusion_pytorch_model.safetensors",
+        "loss.jsonl",
+        "samples/00.map.png",
+        "samples/00.png",
+        "samples/01.map.png",
+        "samples/01.png",
+    ]
+    message = version_message(VersionView(version, []))
+    assert not message.HasField("config")
+    assert message.controlnet_config.control_kind == "edges"
+    assert message.controlnet_config.seed == 3
+    assert list(message.controlnet_config.sample_prompts) == ["<lace> dress 0", "<lace> dress 1"]
+
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    assert len((folder / "loss.jsonl").read_text().splitlines()) == 4
+    base = Bundle.load(tiny_bundle)
+    network = load_controlnet(folder / "controlnet", base.unet.config)
+    assert network.controlnet_mid_block.weight.abs().sum() > 0
+    with safe_open(folder / "controlnet/diffusion_pytorch_model.safetensors", "pt") as file:
+        assert file.metadata()["toile.dataset_digest"] == version.dataset_digest
+        assert file.metadata()["toile.control_kind"] == "edges"
+    # The map is that of the dataset's image, and what is measured is what can be seen.
+    original = pixels(settings.home_path / "version" / "000001.png")
+    assert np.array_equal(pixels(folder / "samples/01.map.png"), edge_map(original))
+    facts = json.loads((folder / "alignment.json").read_text())
+    assert [entry["image"] for entry in facts["samples"]] == ["000000.png", "000001.png"]
+    assert not any(entry["held_out"] for entry in facts["samples"])
+    measured = edge_alignment(canny(original), pixels(folder / "samples/01.png"))
+    assert facts["samples"][1]["with_control"] == pytest.approx(measured)
+    assert not list(store.list(f"{version.artifact}.bank/")), "there is nothing to pack"
+    assert not list(store.list(f"{job.name}/checkpoints/"))
+
+
+def test_parts_are_those_that_the_base_sees(
+    train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """The base here has random weights, so that its parts mean nothing."""
+    job = train(
+        train_and_publish,
+        "controlnet",
+        control_kind="parts",
+        sample_prompts=["a"] * 5,
+        validation_share=0.25,
+        steps=2,
+    )
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    original = Image.open(settings.home_path / "version" / "000000.png")
+    base = fetch(store, _artifact(catalog), settings.home_path / "cache")
+    labels, _ = Vision(base).segment(original)
+    assert np.array_equal(pixels(folder / "samples/00.map.png"), part_map(labels))
+    again = pixels(folder / "samples/04.map.png")
+    assert np.array_equal(again, part_map(labels)), "the fifth sample is of the first image again"
+    facts = json.loads((folder / "alignment.json").read_text())
+    assert sum(entry["held_out"] for entry in facts["samples"][:4]) == 1
+    assert facts["with_control"] == pytest.approx(
+        np.mean([entry["with_control"] for entry in facts["samples"]])
+    )
+
+
+def _artifact(catalog: Catalog) -> str:
+    with catalog.reading() as session:
+        return session.get_one(BaseRow, "bases/tiny").artifact
+
+
+def test_files_that_draw_something_else_are_not_published(
+    train: Train, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(state: dict[str, torch.Tensor], path: Path, **rest: dict[str, str]) -> None:
+        save_file({name: 30 * tensor for name, tensor in state.items()}, path, **rest)
+
+    monkeypatch.setattr(control_recipe, "save_file", spoil)
+    job = train(train_and_publish, "controlnet", learning_rate=5e-3)
+    assert (job.state, job.error_reason) == ("FAILED", "NOT_REPRODUCED")
+    assert version_of(catalog) is None
+
+
+def test_damaged_files_are_not_published(
+    train: Train, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(state: dict[str, torch.Tensor], path: Path, **rest: dict[str, str]) -> None:
+        save_file(state, path, **rest)
+        path.write_bytes(path.read_bytes()[:-1000])
+
+    monkeypatch.setattr(control_recipe, "save_file", cut_off)
+    job = train(train_and_publish, "controlnet")
+    assert (job.state, job.error_reason) == ("FAILED", "BAD_CONTROLNET")
+    assert version_of(catalog) is None
+
+
+def test_the_files_are_as_precise_as_the_base(tiny_bundle: Path, tmp_path: Path) -> None:
+    name = "diffusion_pytorch_model.safetensors"
+    tensors = load_file(tiny_bundle / "unet" / name)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        folder = tmp_path / str(dtype)
+        folder.mkdir()
+        save_file({key: tensor.to(dtype) for key, tensor in tensors.items()}, folder / name)
+        assert stored_dtype(folder) == dtype
+
+
+def test_maps_are_of_the_squares_that_the_latents_are_of(
+    settings: Settings, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.load(tiny_bundle, digest="base")
+    version = settings.home_path / "version"
+    wide = Image.open(version / "000000.png").resize((256, 200))
+    wide.save(version / "000000.png")
+    examples = read_examples(version)
+    cache = build_cache(bundle, examples, tmp_path, dataset_digest="d", on_progress=lambda *_: None)
+
+    def mapped(kind: ControlKind, progress: list[int]) -> ControlCache:
+        return with_maps(
+            cache,
+            bundle,
+            examples,
+            kind,
+            tmp_path,
+            dataset_digest="d",
+            on_progress=lambda done, _: progress.append(done),
+        )
+
+    computed: list[int] = []
+    edges = mapped(ControlKind.EDGES, computed)
+    square = wide.crop((28, 0, 228, 200)).resize((128, 128), Image.Resampling.LANCZOS)
+    (shown,) = edges.maps([0])
+    assert np.array_equal(shown.permute(1, 2, 0).numpy(), edge_map(np.asarray(square)))
+    assert edges.planes.dtype == torch.uint8
+    assert all(torch.equal(tensor, vars(edges)[name]) for name, tensor in vars(cache).items())
+    mapped(ControlKind.EDGES, computed)
+    assert computed == [1, 2, 3, 4], "computed once"
+    mapped(ControlKind.PARTS, computed)
+    assert computed == [1, 2, 3, 4] * 2, "and once for each kind"
+
+
+def test_samples_are_measured_with_control_and_without(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    encoded = Cache(*(torch.zeros(1) for _ in range(5)))
+    cache = ControlCache(
+        **vars(encoded),
+        planes=torch.zeros(1, 128, 128, dtype=torch.uint8),
+        colours=torch.zeros(256, 3, dtype=torch.uint8),
+    )
+    recipe = ControlNet(bundle, CONTROL_CONFIG, cache, ["a.png"])
+    drawn: list[int] = []
+
+    def without(index: int) -> Image.Image:
+        drawn.append(index)
+        return Image.new("RGB", (128, 128), "white")
+
+    assert recipe.judged([], without) == {}
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[:, ::16] = 255
+    files = recipe.judged([Image.fromarray(stripes)], without)
+    facts = json.loads(files["alignment.json"])
+    assert drawn == [0]
+    assert (facts["with_control"], facts["without_control"]) == (0.0, 1.0)
