@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,7 +12,14 @@ import pytest
 from PIL import Image
 
 from integration.ray_head import RayHead
-from integration.training_platform import Platform, prepare, request_of, running, settings_for
+from integration.training_platform import (
+    Platform,
+    control_request_of,
+    prepare,
+    request_of,
+    running,
+    settings_for,
+)
 from toile.v1 import job_pb2, train_pb2
 
 pytestmark = pytest.mark.timeout(1800)  # most of it on a machine that is busy otherwise
@@ -103,6 +111,23 @@ async def test_training_becomes_a_model_version(platform: Platform) -> None:
     assert [model.latest_version for model in models if model.name.endswith("/lace")] == [
         job.target
     ]
+
+
+async def test_a_controlnet_becomes_a_model_version(platform: Platform) -> None:
+    request = control_request_of("lines", validation_share=0.25, validation_interval_steps=6)
+    job = await create(platform, request)
+    end = (await platform.watch(job.name))[-1].job
+    assert (end.state, end.error.message) == (job_pb2.JOB_STATE_SUCCEEDED, "")
+    version = (
+        await platform.train.GetModelVersion(train_pb2.GetModelVersionRequest(name=job.target))
+    ).version
+    assert version.adapter_type == "controlnet"
+    assert version.controlnet_config.control_kind == "edges"
+    assert version.reproduction_difference <= 2
+    facts = json.loads(await download(platform, version.name, "alignment.json"))
+    assert len(facts["samples"]) == len(version.controlnet_config.sample_prompts) == 2
+    shown = await download(platform, version.name, "samples/01.map.png")
+    assert Image.open(io.BytesIO(shown)).size == (128, 128)
 
 
 async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:

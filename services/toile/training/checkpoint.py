@@ -28,7 +28,7 @@ class Checkpoint:
 
     Attributes:
         step: Steps done.
-        weights: The adapter's parameters by name.
+        weights: What is trained, by name.
         optimizer: State of each parameter, by its place: `{0: {"exp_avg": …}}`.
         losses: Loss of every step done.
         average: Moving average of the parameters; empty if none is kept.

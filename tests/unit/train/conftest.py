@@ -96,13 +96,11 @@ def publish_version(
 ) -> Callable[..., str]:
     """Ends a training as its worker does; returns the version's name."""
 
-    def publish_one(model: str = "lace") -> str:
+    def publish_one(model: str = "lace", recipe: str = "lora") -> str:
         request = train_pb2.CreateTrainingJobRequest(
-            parent="projects/p",
-            model_id=model,
-            dataset="projects/p/datasets/lace",
-            lora=train_pb2.LoraConfig(),
+            parent="projects/p", model_id=model, dataset="projects/p/datasets/lace"
         )
+        getattr(request, recipe).SetInParent()
         job = handler.create(request)
         jobs = JobStore(catalog)
         jobs.next_attempt(job.name, after=0)
@@ -116,7 +114,7 @@ def publish_version(
                     name=str(name),
                     model=str(name.model_name),
                     number=int(name.version),
-                    adapter_type="lora",
+                    adapter_type=job.spec["recipe"],
                     artifact=f"{name}/made",
                     digest=manifest.digest,
                     base="bases/tiny",

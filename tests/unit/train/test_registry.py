@@ -76,6 +76,29 @@ def test_version_tells_its_lineage_and_whole_configuration(
     assert not found.imported_digest
 
 
+def test_a_controlnet_is_a_version_like_any_other(
+    train: TrainServiceStub, publish_version: Publish
+) -> None:
+    lora, control = publish_version(), publish_version(recipe="controlnet")
+    found = version(train, control)
+    assert found.adapter_type == "controlnet"
+    assert found.controlnet_config.control_kind == "edges"
+    assert found.controlnet_config.caption_dropout == 0.5
+    assert not found.HasField("config")
+    listed = train.ListModelVersions(train_pb2.ListModelVersionsRequest(parent=MODEL)).versions
+    assert [(one.name, one.adapter_type) for one in listed] == [
+        (control, "controlnet"),
+        (lora, "lora"),
+    ]
+    assert not listed[1].HasField("controlnet_config")
+    set_alias(train, PRODUCTION, control)
+    assert version(train, PRODUCTION).name == control
+    train.DeleteModelAlias(train_pb2.DeleteModelAliasRequest(name=PRODUCTION))
+    train.DeleteModelVersion(train_pb2.DeleteModelVersionRequest(name=control))
+    with pytest.raises(NotFoundError):
+        version(train, control)
+
+
 def test_files_are_read_in_pieces(train: TrainServiceStub, publish_version: Publish) -> None:
     def read(name: str, path: str) -> list[int]:
         request = train_pb2.DownloadModelFileRequest(name=name, path=path)
