@@ -57,7 +57,9 @@ class ControlNet(Recipe):
 
     def finish(self) -> None:
         """Round the weights to what a file will hold of them."""
-        self.network.controlnet.requires_grad_(False).to(self._dtype).float()
+        self.network.controlnet.requires_grad_(False)
+        for tensor in self.network.controlnet.state_dict().values():
+            tensor.copy_(tensor.to(self._dtype))
 
     def trained(self, index: int) -> Mapping[str, Any]:
         """The network in memory, and the map of the sample's image."""
