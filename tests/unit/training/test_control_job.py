@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, JobRow, ModelVersionRow
+from toile.core.jobs import JobStore
+from toile.core.jobs.runtime import JobContext, execute
 from toile.core.settings import Settings
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import load_controlnet
@@ -22,7 +24,7 @@ from toile.imaging.alignment import edge_alignment
 from toile.imaging.control_maps import ControlKind, edge_map, part_map
 from toile.imaging.edges import canny
 from toile.train.convert import VersionView, version_message
-from toile.training import control_recipe
+from toile.training import control_recipe, publish
 from toile.training.caches import Cache, build_cache
 from toile.training.control_recipe import ControlNet, stored_dtype
 from toile.training.data import read_examples
@@ -130,6 +132,37 @@ def test_parts_are_those_that_the_base_sees(
 def _artifact(catalog: Catalog) -> str:
     with catalog.reading() as session:
         return session.get_one(BaseRow, "bases/tiny").artifact
+
+
+def test_second_attempt_publishes_the_same_files(
+    train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    train(train_and_publish, "controlnet")
+    whole = version_of(catalog)
+    assert whole is not None
+    jobs = JobStore(catalog)
+
+    def lost(job: JobContext) -> None:
+        """Die when the closing samples are due, which is after the weights were rounded."""
+
+        def superseded(*_: object) -> None:
+            jobs.next_attempt(job.name, after=1, message="compute was lost")
+            job.report("sample", 0, 1)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(publish, "draw_samples", superseded)
+            train_and_publish(job)
+
+    row = train(lost, "controlnet")
+    assert execute(train_and_publish, settings, row.name, 2) == 0
+    with catalog.reading() as session:
+        again = session.get_one(ModelVersionRow, row.target)
+    one, two = (fetch(store, v.artifact, tmp_path / "fetched") for v in (whole, again))
+    weights = "controlnet/diffusion_pytorch_model.safetensors"
+    first, second = load_file(one / weights), load_file(two / weights)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    for name in ("loss.jsonl", "alignment.json", "samples/01.png", "controlnet/config.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_files_that_draw_something_else_are_not_published(
