@@ -177,7 +177,7 @@ class ControlNetRecipeConfig(RecipeConfig):
         "edges", description="What of a picture it is shown."
     )
     learning_rate: float = Field(5e-4, gt=0, le=0.1, description="Peak learning rate.")
-    steps: int = Field(800, ge=1, le=1_000_000, description="Optimizer steps.")
+    steps: int = Field(2000, ge=1, le=1_000_000, description="Optimizer steps.")
     caption_dropout: float = Field(
         0.5, ge=0, le=1, description="Share of captions replaced by the empty caption."
     )
