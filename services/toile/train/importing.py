@@ -14,6 +14,7 @@ from toile.core.bases import resolve_base
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, ModelVersionRow
 from toile.core.catalog.requests import recall, remember, request_digest
+from toile.core.catalog.versions import AdapterType
 from toile.core.context import new_id
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.core.names import ModelName, ProjectName, check_id
@@ -23,7 +24,6 @@ from toile.train.deletion import forget_artifact
 from toile.train.registry import next_version, version_views
 from toile.v1 import train_pb2
 
-ADAPTER_TYPE = "lora"
 MAX_TRIGGER_CHARACTERS = 64
 
 
@@ -109,7 +109,7 @@ def _row(
     """What is known before the version has its number."""
     return ModelVersionRow(
         model=str(model),
-        adapter_type=ADAPTER_TYPE,
+        adapter_type=AdapterType.LORA,
         artifact=artifact,
         digest=manifest.digest,
         base=base.name,

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from toile.core.catalog.versions import AdapterType
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 
 MAX_RANK = 64
@@ -148,7 +149,7 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
     The defaults let the tiny base learn 32 photographs in about half a minute on two cores.
     """
 
-    RECIPE: ClassVar[str] = "lora"
+    RECIPE: ClassVar[str] = AdapterType.LORA
 
     @model_validator(mode="before")
     @classmethod
@@ -171,7 +172,7 @@ class ControlNetRecipeConfig(RecipeConfig):
     (Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models", 2023, 3.3).
     """
 
-    RECIPE: ClassVar[str] = "controlnet"
+    RECIPE: ClassVar[str] = AdapterType.CONTROLNET
 
     control_kind: Literal["edges", "parts"] = Field(
         "edges", description="What of a picture it is shown."

@@ -25,7 +25,9 @@ SCALES = ((1.0, 0.5), (0.0, 1.0), (0.7, 0.0), (0.0, 0.0))
 
 def random_controlnet(unet: UNet2DConditionModel, seed: int) -> ControlNetModel:
     """A ControlNet as strong as a trained one; a new one gives zeros."""
-    net = ControlNetModel.from_unet(unet)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of the layers that look at the map
+        net = ControlNetModel.from_unet(unet)
     generator = torch.Generator().manual_seed(seed)
     zeros = (
         *net.controlnet_down_blocks,

@@ -9,6 +9,7 @@ from toile.cli.commands import jobs
 from toile.cli.commands.common import Session, session
 from toile.cli.names import short
 from toile.cli.output import JsonFlag
+from toile.core.catalog.versions import AdapterType
 
 if TYPE_CHECKING:
     from toile.v1 import train_pb2
@@ -109,11 +110,13 @@ def _train(s: Session, request: "train_pb2.CreateTrainingJobRequest", *, detach:
         f"Model {short(version.name)}: final loss {version.final_loss:.4f}; the published file "
         f"draws the trainer's sample again within {version.reproduction_difference:g} levels"
     )
-    if version.adapter_type == "controlnet":
+    if version.adapter_type == AdapterType.CONTROLNET:
         s.output.say(
             f"How well its samples keep to their maps is in {_ALIGNMENT_FILE}: "
             f"toile models export {short(version.name)} --out {request.model_id}"
         )
+        held = f"--control sketch.png,model={request.model_id}"
+        s.output.say(f'Next: toile generate "a dress" {held} --out designs')
         return
     style = f'"{version.trigger_word} …" --adapter {request.model_id}'
     s.output.say(f"Next: toile generate {style} --out designs")
