@@ -54,7 +54,7 @@ train-job: setup ## Submit the training that JOB=file describes and follow it
 	$(BIN)/toile train --job "$(JOB)"
 
 test: test-quick triton ## Run all tests that need no GPU
-	$(BIN)/pytest -m "not gpu and (integration or browser)"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and (integration or browser)"
 
 test-quick: setup-dev ## Run the tests that start no platform
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not gpu and not integration and not browser"

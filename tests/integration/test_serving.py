@@ -29,7 +29,7 @@ from toile.core.inference import Inference
 from toile.core.settings import Limits, Settings
 from toile.v1 import common_pb2, inference_pb2
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 RUNNING = 2
 QUEUED = 2
