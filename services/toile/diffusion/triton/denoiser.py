@@ -102,12 +102,15 @@ class TritonDenoiser:
         return self._are_ready(*models)
 
     def has_controls(self, controls: Sequence[LoadedControl]) -> bool:
-        """Say whether the server answers and has a model with these ControlNets.
+        """Say whether the server has, or once had, a model with these ControlNets.
 
         One has one ControlNet, and it is one that came with the base.
         """
         model = self._control_models.get(controls[0].kind) if len(controls) == 1 else None
-        return model is not None and self._are_ready(model.name)
+        if model is None:
+            return False
+        model.was_seen = model.was_seen or self._are_ready(model.name)
+        return model.was_seen
 
     def _are_ready(self, *models: str) -> bool:
         try:
@@ -168,6 +171,7 @@ class _Model:
 
     def __init__(self, client: triton.InferenceServerClient, name: str, front: FrontConfig) -> None:
         self.name = name
+        self.was_seen = False
         self._client, self._front = client, front
         self._turns = Turns(BATCHES_AT_ONCE * front.batch_pixels)
 
@@ -209,6 +213,7 @@ class _Call:
         self._model, self._urgency = model, urgency
         self._adapters, self._link, self._step_seconds = adapters, link, step_seconds
         self._controls = controls
+        self._maps: dict[tuple[int, int, int], np.ndarray[Any, Any]] = {}
 
     def __call__(self, arrays: "dict[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
         """Return the prediction `[B, C, H/8, W/8]`.
@@ -227,7 +232,7 @@ class _Call:
         )
         timestep = float(arrays["timestep"].flat[0])
         for index, control in enumerate(self._controls):
-            pixels = control.pixels(*arrays["sample"].shape[-2:])
+            pixels = self._map(index, *arrays["sample"].shape[-2:])
             scales = np.full((batch, 1), control.scale_at(timestep), np.float32)
             inputs += [
                 _input(f"control_image_{index}", np.stack([pixels] * batch), "UINT8"),
@@ -256,6 +261,11 @@ class _Call:
             self._urgency.seconds_left(self._step_seconds)
             raise ComputeUnavailableError(f"Triton does not answer: {last}") from last
         raise AssertionError("unreachable")
+
+    def _map(self, index: int, height: int, width: int) -> "np.ndarray[Any, Any]":
+        if (index, height, width) not in self._maps:
+            self._maps[index, height, width] = self._controls[index].pixels(height, width)
+        return self._maps[index, height, width]
 
 
 class _NotYetError(Exception):
