@@ -99,3 +99,4 @@ def press_ctrl_c() -> None:
     main = threading.main_thread().ident
     assert main is not None
     signal.pthread_kill(main, signal.SIGINT)
+    time.sleep(1.0)  # on a busy machine the stream would end before the main thread wakes

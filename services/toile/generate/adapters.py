@@ -6,8 +6,9 @@ from itertools import pairwise
 
 from sqlalchemy.orm import Session
 
+from toile.core.adapter_types import AdapterType
 from toile.core.catalog.models import BaseRow, ModelVersionRow
-from toile.core.catalog.versions import AdapterType, find_version, project_of
+from toile.core.catalog.versions import find_version, project_of
 from toile.core.errors import InvalidArgumentError, NotFoundError
 from toile.core.settings import Limits
 from toile.generate.checks import within, within_floats

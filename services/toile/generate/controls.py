@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from toile.core.adapter_types import AdapterType
 from toile.core.catalog.models import BaseRow, ImageRow, ModelVersionRow
-from toile.core.catalog.versions import AdapterType
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.generate.adapters import resolve_version
 from toile.generate.checks import known, within_floats

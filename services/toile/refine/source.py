@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from toile.core.adapter_types import AdapterType
 from toile.core.bases import resolve_base
 from toile.core.catalog.models import (
     BaseRow,
@@ -15,7 +16,6 @@ from toile.core.catalog.models import (
     ModelVersionRow,
     RefinementRow,
 )
-from toile.core.catalog.versions import AdapterType
 from toile.core.errors import NotFoundError
 from toile.core.names import GenerationName, ImageName, RefinementName
 from toile.core.settings import Settings

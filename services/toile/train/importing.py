@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from toile import __version__
+from toile.core.adapter_types import AdapterType
 from toile.core.artifacts import ArtifactStore, Manifest
 from toile.core.artifacts.store import sha256
 from toile.core.bases import resolve_base
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, ModelVersionRow
 from toile.core.catalog.requests import recall, remember, request_digest
-from toile.core.catalog.versions import AdapterType
 from toile.core.context import new_id
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.core.names import ModelName, ProjectName, check_id

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from toile.core.catalog.versions import AdapterType
+from toile.core.adapter_types import AdapterType
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 
 MAX_RANK = 64

@@ -9,7 +9,7 @@ from toile.cli.commands import jobs
 from toile.cli.commands.common import Session, session
 from toile.cli.names import short
 from toile.cli.output import JsonFlag
-from toile.core.catalog.versions import AdapterType
+from toile.core.adapter_types import AdapterType
 
 if TYPE_CHECKING:
     from toile.v1 import train_pb2

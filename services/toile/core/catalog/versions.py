@@ -1,19 +1,10 @@
 """The versions of models, by each of the names that they have."""
 
-import enum
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from toile.core.catalog.models import ModelAliasRow, ModelVersionRow
 from toile.core.names import ModelAliasName, ModelName, ModelVersionName
-
-
-class AdapterType(enum.StrEnum):
-    """What a version is, as `ModelVersionRow.adapter_type` says it."""
-
-    LORA = "lora"
-    CONTROLNET = "controlnet"
 
 
 def project_of(name: str, field: str = "name") -> str:
