@@ -33,10 +33,16 @@ Exported = tuple[NamedNetwork, Path]
 
 
 @pytest.fixture(scope="module", params=["tiny", "sdxl"])
-def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
+def kind(request: pytest.FixtureRequest) -> str:
+    """The tiny base, or SDXL's configuration at reduced width."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def unet(kind: str) -> UNet2DConditionModel:
     """In fp32, as ONNX Runtime takes it on a CPU."""
     torch.manual_seed(0)
-    if request.param == "sdxl":
+    if kind == "sdxl":
         made = UNet2DConditionModel(**{**SDXL_IN_SMALL, "transformer_layers_per_block": (1, 1, 2)})
     else:
         made = UNet2DConditionModel.from_pretrained(shipped_bundle_path() / "unet")
@@ -45,12 +51,12 @@ def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
 
 @pytest.fixture(scope="module")
 def exported(
-    request: pytest.FixtureRequest,
+    kind: str,
     unet: UNet2DConditionModel,
     shipped_onnx: ShippedOnnx,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Exported:
-    if request.node.callspec.params["unet"] == "tiny":
+    if kind == "tiny":
         return shipped_onnx.network("unet"), shipped_onnx.file("unet")
     network = DenoisingNetwork(BankedUNet(unet, bank_layout(unet)))
     return network, write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet.onnx")
@@ -58,13 +64,13 @@ def exported(
 
 @pytest.fixture(scope="module")
 def controlled(
-    request: pytest.FixtureRequest,
+    kind: str,
     unet: UNet2DConditionModel,
     shipped_onnx: ShippedOnnx,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Exported:
     """The same with a ControlNet; the one of reduced width with two."""
-    if request.node.callspec.params["unet"] == "tiny":
+    if kind == "tiny":
         return shipped_onnx.network(UNET_CONTROL), shipped_onnx.file(UNET_CONTROL)
     nets = [random_controlnet(unet, seed) for seed in (1, 2)]
     network = DenoisingNetwork(BankedUNet(unet, bank_layout(unet), nets))

@@ -324,7 +324,8 @@ def _kill_replica(deployed: Deployed) -> None:
         "import os, ray, signal\n"
         "from ray.util.state import list_actors\n"
         f"ray.init(address={deployed.ray_address!r}, log_to_driver=False)\n"
-        "actors = list_actors(filters=[('state', '=', 'ALIVE')], detail=True)\n"
+        f"actors = list_actors({deployed.ray_address!r}, detail=True,"
+        " filters=[('state', '=', 'ALIVE')])\n"
         "(pid,) = [a.pid for a in actors if 'SERVE_REPLICA' in (a.name or '')]\n"
         "os.kill(pid, signal.SIGKILL)\n"
     )
