@@ -170,12 +170,8 @@ def generate(
         UnavailableError: The stream ended before the generation did.
     """
     start = partial(clients.generate.Generate, request, timeout=LONG_SECONDS)
-    with reading(start) as answers:
-        for answer in answers:
-            on_event(answer)
-            if answer.HasField("generation"):
-                return answer.generation
-    raise UnavailableError("the generation ended without its images")
+    with reading(start) as events:
+        return _followed(events, on_event)
 
 
 def redesign_with_prompt(
@@ -192,10 +188,18 @@ def redesign_with_prompt(
     asked.drawing.ClearField("redesign")
     start = partial(clients.generate.RedesignWithPrompt, asked, timeout=LONG_SECONDS)
     with reading(start) as answers:
-        for answer in answers:
-            on_event(answer.event)
-            if answer.event.HasField("generation"):
-                return answer.event.generation
+        return _followed((answer.event for answer in answers), on_event)
+
+
+def _followed(
+    events: Iterable[generate_pb2.GenerateResponse],
+    on_event: Callable[[generate_pb2.GenerateResponse], None],
+) -> generate_pb2.Generation:
+    """Tell of each event, and return the generation that ends them."""
+    for event in events:
+        on_event(event)
+        if event.HasField("generation"):
+            return event.generation
     raise UnavailableError("the generation ended without its images")
 
 

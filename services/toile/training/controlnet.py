@@ -66,7 +66,7 @@ class ControlledUNet(nn.Module):
             maps: What the ControlNet sees.
             encoder_hidden_states: `[B, tokens, D]`.
             added_cond_kwargs: `text_embeds` and `time_ids`, as the UNet takes them.
-            return_dict: Must be False; there for callers who say so.
+            return_dict: Whether to return it as the UNet does, not as a tuple.
         """
         down, mid = self.controlnet(
             sample,

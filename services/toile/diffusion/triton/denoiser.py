@@ -7,6 +7,7 @@ forward that calls the server. Steps queue here for the server, which only batch
 import contextlib
 import copy
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -186,9 +187,10 @@ class _Model:
         batch, _, height, width = shape
         share = self._front.batch_pixels // self._front.max_batch
         cost = batch * max(height * width, share)
+        until = time.monotonic() + most_seconds  # the wait for the turn counts
         try:
             with self._turns.turn(urgency, cost, most_seconds=most_seconds):
-                left = urgency.seconds_left(most_seconds)
+                left = urgency.seconds_left(until - time.monotonic())
                 answer = self._client.infer(self.name, inputs, client_timeout=left)
         except InferenceServerException as error:
             raise _meaning(error) from error

@@ -1,6 +1,6 @@
 """Stage `controls`: a ControlNet that is shown the edges of a picture."""
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,19 +10,11 @@ from torch import Tensor
 from toile.diffusion.architecture import NATIVE_SIZE
 from toile.imaging.edges import canny
 from toile.training.controlnet import ControlledUNet, new_controlnet
-from toile.training.diffusion_loss import (
-    add_noise,
-    min_snr_weights,
-    prediction_target,
-    weighted_error,
-)
 from toile.training.tiny_base.config import RecipeConfig
-from toile.training.tiny_base.data import Pictures
 from toile.training.tiny_base.loop import averaged_state, run_stage
-from toile.training.tiny_base.unet import Draw, Sampler, load_unet
+from toile.training.tiny_base.unet import Draw, Sampler, denoising_loss, load_unet
 
 STAGE = "controls"
-KIND = "edges"
 
 
 def train_controls(config: RecipeConfig) -> ControlNetModel:
@@ -42,20 +34,14 @@ def train_controls(config: RecipeConfig) -> ControlNetModel:
         rng = np.random.default_rng([config.seed, 107, step, sampler.rank])
         keep = torch.from_numpy(rng.random(len(draw.captions)) >= config.controls_caption_dropout)
         keep = keep[:, None].to(first.dtype)
-        noisy = add_noise(sampler.scheduler, draw.latents, draw.noise, draw.timesteps)
-        predicted = network(
-            noisy,
-            draw.timesteps,
-            maps=edge_maps(draw),
-            encoder_hidden_states=torch.cat([first, second], dim=2) * keep[..., None],
-            added_cond_kwargs={
-                "text_embeds": pooled * keep,
-                "time_ids": time_ids.expand(len(keep), -1),
-            },
-        )[0]
-        target = prediction_target(sampler.scheduler, draw.latents, draw.noise, draw.timesteps)
-        weights = min_snr_weights(sampler.scheduler, draw.timesteps, config.min_snr_gamma)
-        return weighted_error(predicted, target, weights)
+        return denoising_loss(
+            config,
+            sampler.scheduler,
+            partial(network, maps=edge_maps(draw), return_dict=True),
+            draw,
+            torch.cat([first, second], dim=2) * keep[..., None],
+            {"text_embeds": pooled * keep, "time_ids": time_ids.expand(len(keep), -1)},
+        )
 
     run_stage(
         STAGE,
@@ -78,13 +64,9 @@ def load_controls(config: RecipeConfig) -> ControlNetModel:
 
 def edge_maps(draw: Draw) -> Tensor:
     """Edges of a batch's pictures, `[B, 3, S, S]`, 0 to 1."""
-    edges = np.stack([canny(_picture(source, index)) for source, index in draw.pictures])
+    edges = np.stack([canny(source.images[index]) for source, index in draw.pictures])
     maps = torch.from_numpy(edges.astype(np.float32) / 255.0)
     return maps[:, None].expand(-1, 3, -1, -1)
-
-
-def _picture(source: Pictures, index: int) -> Any:
-    return np.ascontiguousarray(source.images[index])
 
 
 def _new(config: RecipeConfig) -> ControlNetModel:

@@ -1,15 +1,16 @@
 """Stages `latents`, `unet` and `refiner`: the denoisers, on latents computed once."""
 
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from toile.diffusion.architecture import (
@@ -118,7 +119,7 @@ def train_unet(config: RecipeConfig, snapshot: Snapshot | None = None) -> UNet2D
         draw = sampler.draw(step, max_timestep=1000)
         first, second, pooled = sampler.conditioner(draw.captions)
         keep = draw.keep[:, None].to(first.dtype)
-        return _denoising_loss(
+        return denoising_loss(
             config,
             sampler.scheduler,
             unet,
@@ -152,7 +153,7 @@ def train_refiner(config: RecipeConfig) -> UNet2DConditionModel:
         # Unlike the base, SDXL's refiner is unconditioned by an encoded empty prompt.
         captions = [c if kept else "" for c, kept in zip(draw.captions, draw.keep, strict=True)]
         _, second, pooled = sampler.conditioner(captions)
-        return _denoising_loss(
+        return denoising_loss(
             config,
             sampler.scheduler,
             unet,
@@ -249,14 +250,15 @@ def _latent_set(config: RecipeConfig, name: str, pictures: Pictures) -> LatentSe
     return LatentSet(latents, pictures)
 
 
-def _denoising_loss(
+def denoising_loss(
     config: RecipeConfig,
     scheduler: EulerDiscreteScheduler,
-    unet: nn.Module,
+    unet: Callable[..., Any],
     draw: Draw,
     hidden_states: Tensor,
     added: Mapping[str, Tensor],
 ) -> Tensor:
+    """The loss of a batch, for what predicts as a UNet does under these conditions."""
     noisy = add_noise(scheduler, draw.latents, draw.noise, draw.timesteps)
     predicted = unet(
         noisy,
