@@ -48,9 +48,10 @@ class FakeModels(inference_pb2_grpc.InferenceServiceServicer):
         self.caption = "a green shirt on a white background"
 
     async def Diffuse(  # noqa: N802 - the RPC's name
-        self, request: inference_pb2.DiffuseRequest, context: Context
+        self, requests: AsyncIterator[inference_pb2.DiffuseRequest], context: Context
     ) -> AsyncIterator[inference_pb2.DiffuseResponse]:
         """Blur the image, in three steps."""
+        request = await anext(requests)
         self.requests.append(request)
         await self._begin("Diffuse", context)
         self.drawing.set()

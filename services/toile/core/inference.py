@@ -105,7 +105,13 @@ class Inference:
         self, request: inference_pb2.DiffuseRequest, timeout_seconds: float | None
     ) -> AsyncGenerator[inference_pb2.DiffuseResponse, None]:
         request.timeout_seconds = timeout_seconds or 0.0
-        call = self._stub.Diffuse(request, timeout=timeout_seconds)
+        over = asyncio.Event()
+
+        async def hold_open() -> AsyncGenerator[inference_pb2.DiffuseRequest, None]:
+            yield request
+            await over.wait()
+
+        call = self._stub.Diffuse(hold_open(), timeout=timeout_seconds)
         try:
             async for event in call:
                 if event.WhichOneof("event"):  # an empty one carries the trailers of an error
@@ -113,6 +119,7 @@ class Inference:
         except grpc.RpcError as error:
             raise _meaning(error) from error
         finally:
+            over.set()
             call.cancel()
 
     async def embed_images(self, base_artifact: str, images: Sequence[bytes]) -> list[list[float]]:

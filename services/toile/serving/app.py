@@ -1,6 +1,7 @@
 """The Ray Serve application that answers for `InferenceService` behind Serve's gRPC proxy."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ from typing import TypeVar
 import torch
 from grpc_status import rpc_status
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.grpc_util import RayServegRPCContext
 
@@ -61,12 +63,23 @@ class InferenceReplica:
                 _log.warning("could not load %s: %s", warm_base, error.message)
 
     async def Diffuse(  # noqa: N802 - the RPC's name
-        self, request: inference_pb2.DiffuseRequest, grpc_context: RayServegRPCContext
+        self,
+        requests: AsyncIterator[inference_pb2.DiffuseRequest],
+        grpc_context: RayServegRPCContext,
     ) -> AsyncIterator[inference_pb2.DiffuseResponse]:
-        """Draw images in a thread; a caller that goes away stops it within one step."""
+        """Draw images in a thread; a caller that goes away stops it within one step.
+
+        That the caller went is read from its half of the call. Serve's proxy cancels this method,
+        too, but not when the caller goes while the proxy waits for it to take a message.
+        """
+        request = await anext(requests, None)
+        if request is None:
+            return
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[inference_pb2.DiffuseResponse | Exception | None] = asyncio.Queue()
         stop = threading.Event()
+        caller = asyncio.create_task(_until_closed(requests))
+        caller.add_done_callback(lambda _: events.put_nowait(None))
 
         def put(event: inference_pb2.DiffuseResponse | Exception | None) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
@@ -123,6 +136,7 @@ class InferenceReplica:
                 yield event
         finally:
             stop.set()
+            caller.cancel()
 
     async def EmbedImages(  # noqa: N802
         self, request: inference_pb2.EmbedImagesRequest, grpc_context: RayServegRPCContext
@@ -206,6 +220,12 @@ def build_app(settings: Settings, *, warm_base: str = "") -> serve.Application:
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     return deployment.bind(settings, warm_base)
+
+
+async def _until_closed(requests: AsyncIterator[inference_pb2.DiffuseRequest]) -> None:
+    with contextlib.suppress(RayError):  # the proxy is gone, and the caller's connection with it
+        async for _ in requests:
+            pass
 
 
 def _fail(context: RayServegRPCContext, error: Exception) -> None:

@@ -37,7 +37,7 @@ class InferenceServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Diffuse = channel.unary_stream(
+        self.Diffuse = channel.stream_stream(
                 '/toile.v1.InferenceService/Diffuse',
                 request_serializer=toile_dot_v1_dot_inference__pb2.DiffuseRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_inference__pb2.DiffuseResponse.FromString,
@@ -70,8 +70,12 @@ class InferenceServiceServicer(object):
     services. A base or an adapter is named by its artifact and loaded on first use.
     """
 
-    def Diffuse(self, request, context):
-        """Diffuse draws images and reports steps, some ten a second and the last of each image. Cancelling the call stops it within a step.
+    def Diffuse(self, request_iterator, context):
+        """Diffuse draws images and reports steps, some ten a second and the last of each image.
+
+        The caller sends one request and holds its half of the call open for as long as it wants the
+        images: when that half ends, by a close, a cancel or the caller's death, so does the drawing,
+        within a step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +112,7 @@ class InferenceServiceServicer(object):
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Diffuse': grpc.unary_stream_rpc_method_handler(
+            'Diffuse': grpc.stream_stream_rpc_method_handler(
                     servicer.Diffuse,
                     request_deserializer=toile_dot_v1_dot_inference__pb2.DiffuseRequest.FromString,
                     response_serializer=toile_dot_v1_dot_inference__pb2.DiffuseResponse.SerializeToString,
@@ -148,7 +152,7 @@ class InferenceService(object):
     """
 
     @staticmethod
-    def Diffuse(request,
+    def Diffuse(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -158,8 +162,8 @@ class InferenceService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/toile.v1.InferenceService/Diffuse',
             toile_dot_v1_dot_inference__pb2.DiffuseRequest.SerializeToString,

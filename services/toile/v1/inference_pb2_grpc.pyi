@@ -27,15 +27,15 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 _InferenceServiceDiffuseType = typing_extensions.TypeVar(
     '_InferenceServiceDiffuseType',
-    grpc.UnaryStreamMultiCallable[
+    grpc.StreamStreamMultiCallable[
         toile.v1.inference_pb2.DiffuseRequest,
         toile.v1.inference_pb2.DiffuseResponse,
     ],
-    grpc.aio.UnaryStreamMultiCallable[
+    grpc.aio.StreamStreamMultiCallable[
         toile.v1.inference_pb2.DiffuseRequest,
         toile.v1.inference_pb2.DiffuseResponse,
     ],
-    default=grpc.UnaryStreamMultiCallable[
+    default=grpc.StreamStreamMultiCallable[
         toile.v1.inference_pb2.DiffuseRequest,
         toile.v1.inference_pb2.DiffuseResponse,
     ],
@@ -113,7 +113,7 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _Inferen
 
     @typing.overload
     def __init__(self: InferenceServiceStub[
-        grpc.UnaryStreamMultiCallable[
+        grpc.StreamStreamMultiCallable[
             toile.v1.inference_pb2.DiffuseRequest,
             toile.v1.inference_pb2.DiffuseResponse,
         ],
@@ -137,7 +137,7 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _Inferen
 
     @typing.overload
     def __init__(self: InferenceServiceStub[
-        grpc.aio.UnaryStreamMultiCallable[
+        grpc.aio.StreamStreamMultiCallable[
             toile.v1.inference_pb2.DiffuseRequest,
             toile.v1.inference_pb2.DiffuseResponse,
         ],
@@ -160,7 +160,12 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _Inferen
     ], channel: grpc.aio.Channel) -> None: ...
 
     Diffuse: _InferenceServiceDiffuseType
-    """Diffuse draws images and reports steps, some ten a second and the last of each image. Cancelling the call stops it within a step."""
+    """Diffuse draws images and reports steps, some ten a second and the last of each image.
+
+    The caller sends one request and holds its half of the call open for as long as it wants the
+    images: when that half ends, by a close, a cancel or the caller's death, so does the drawing,
+    within a step.
+    """
 
     EmbedImages: _InferenceServiceEmbedImagesType
     """EmbedImages returns CLIP embeddings of images, unit length."""
@@ -175,7 +180,7 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _Inferen
     """DescribeImage writes a caption."""
 
 InferenceServiceAsyncStub: typing_extensions.TypeAlias = InferenceServiceStub[
-    grpc.aio.UnaryStreamMultiCallable[
+    grpc.aio.StreamStreamMultiCallable[
         toile.v1.inference_pb2.DiffuseRequest,
         toile.v1.inference_pb2.DiffuseResponse,
     ],
@@ -206,10 +211,15 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
     def Diffuse(
         self,
-        request: toile.v1.inference_pb2.DiffuseRequest,
+        request_iterator: _MaybeAsyncIterator[toile.v1.inference_pb2.DiffuseRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[toile.v1.inference_pb2.DiffuseResponse], collections.abc.AsyncIterator[toile.v1.inference_pb2.DiffuseResponse]]:
-        """Diffuse draws images and reports steps, some ten a second and the last of each image. Cancelling the call stops it within a step."""
+        """Diffuse draws images and reports steps, some ten a second and the last of each image.
+
+        The caller sends one request and holds its half of the call open for as long as it wants the
+        images: when that half ends, by a close, a cancel or the caller's death, so does the drawing,
+        within a step.
+        """
 
     @abc.abstractmethod
     def EmbedImages(

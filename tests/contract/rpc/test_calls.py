@@ -183,7 +183,7 @@ async def test_calls_to_the_models_name_the_application() -> None:
             seen.append(dict(context.invocation_metadata()))
             return inference_pb2.EmbedTextsResponse()
 
-        async def Diffuse(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def Diffuse(self, requests: Any, context: Any) -> Any:  # noqa: N802
             seen.append(dict(context.invocation_metadata()))
             yield inference_pb2.DiffuseResponse()
 
@@ -195,7 +195,7 @@ async def test_calls_to_the_models_name_the_application() -> None:
         async with inference_channel(Settings(inference_address=f"127.0.0.1:{port}")) as channel:
             stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
             await stub.EmbedTexts(inference_pb2.EmbedTextsRequest())
-            events = [event async for event in stub.Diffuse(inference_pb2.DiffuseRequest())]
+            events = [event async for event in stub.Diffuse(iter([inference_pb2.DiffuseRequest()]))]
     finally:
         await server.stop(None)
     assert len(events) == 1

@@ -266,14 +266,14 @@ class _ToApplicationUnary(grpc.aio.UnaryUnaryClientInterceptor):
         return await continuation(_to_application(client_call_details), request)
 
 
-class _ToApplicationStream(grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(
+class _ToApplicationStream(grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(
         self,
         continuation: Callable[..., Any],
         client_call_details: grpc.aio.ClientCallDetails,
-        request: Any,
+        request_iterator: Any,
     ) -> Any:
-        return await continuation(_to_application(client_call_details), request)
+        return await continuation(_to_application(client_call_details), request_iterator)
 
 
 def _to_application(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
