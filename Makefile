@@ -11,7 +11,7 @@ export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton train-job lace-samples bench-demo bench-serve clean
+.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton train-job lace-samples bench-demo bench-serve bench-train clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -111,6 +111,9 @@ bench-demo: setup ## Measure the demo; writes benchmarks/demo/results.json
 
 bench-serve: setup triton ## Measure drawing through Triton; ARGS="--figure 1 2 3 4 --quick"
 	PYTHONPATH=benchmarks $(BIN)/python -m serve $(ARGS)
+
+bench-train: setup ## Measure training beside diffusers' script; ARGS="--script FILE --script-python PYTHON"
+	PYTHONPATH=benchmarks $(BIN)/python -m train $(ARGS)
 
 clean: ## Remove what make and the demo made, .venv included
 	rm -rf $(VENV) $(TRITON_VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve import continuous, machine, mixed, modelled, overhead, platform_mixed, resident
+from measuring import machine
+from measuring.readme import replace_part
+from serve import continuous, mixed, modelled, overhead, platform_mixed, resident
 from serve.bench import Bench
 from serve.engine import export_once
-from serve.render import README, render_into
+from serve.render import render
 from serve.scale import FULL, SCALES
 
 from toile.cli.platform.triton_parts import open_environment
@@ -72,13 +74,16 @@ def main() -> None:
                 measured = measure(bench)
             found[name] = {
                 "run": {**run, "scale": arguments.scale, "waited_until_quiet": quiet},
-                "machine": machine.facts(environment.site_packages),
+                "machine": {
+                    **machine.facts(),
+                    "triton_versions": machine.triton_versions(environment.site_packages),
+                },
                 **measured,
             }
             results.parent.mkdir(parents=True, exist_ok=True)
             results.write_text(json.dumps(_plain(found), indent=1) + "\n", encoding="utf-8")
     if results == RESULTS:
-        render_into(README, found)
+        replace_part("serve", render(found))
     _say(f"written to {results}")
 
 

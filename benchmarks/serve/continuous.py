@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+from measuring.timing import in_turns, ratios, side_by_side, spread
 from serve.bench import Bench
 from serve.drawing import decode, draw_latents
 from serve.engine import Arrays, Evaluate, Served, counted, serving
@@ -16,7 +17,6 @@ from serve.load import (
     Draw,
     under_load,
 )
-from serve.timing import in_turns, ratios, side_by_side, spread
 from serve.whole import WholeRequestServer
 
 from toile.core.artifacts.local import LocalStore

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from serve.timing import in_turns, percentile
+from measuring.timing import in_turns, percentile
 
 SHORT_STEPS, LONG_STEPS = 8, 40
 SHORT_SHARE = 0.8

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from measuring.timing import in_turns, ratios, side_by_side, spread
 from serve.adapters import random_adapters, write_files
 from serve.bench import Bench
 from serve.drawing import decode, draw_latents
 from serve.engine import Served, counted, serving
 from serve.peers import FusingServer, Peer, SettingServer
-from serve.timing import in_turns, ratios, side_by_side, spread
 
 from toile.core.artifacts.local import LocalStore
 from toile.diffusion.denoiser import LoadedAdapter, cpu_has_bfloat16

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring.timing import in_turns, ratios, spread
 from PIL import Image
 from serve.bench import Bench
 from serve.drawing import GUIDANCE_SCALE, PROMPT, stock_pipeline
 from serve.engine import LocalEngine, calling_unet
 from serve.stack import Platform, platform
-from serve.timing import in_turns, ratios, spread
 
 from toile.core.inference import Inference
 from toile.diffusion.denoiser import TorchDenoiser, cpu_has_bfloat16

@@ -4,12 +4,12 @@ import asyncio
 import time
 from typing import Any
 
+from measuring.timing import ratios, spread
 from serve.adapters import random_adapters, write_files
 from serve.bench import Bench
 from serve.drawing import GUIDANCE_SCALE, PROMPT
 from serve.mixed import RANK
 from serve.stack import Platform, platform
-from serve.timing import ratios, spread
 
 from toile.core.artifacts import open_store, publish_folder
 from toile.core.inference import Inference

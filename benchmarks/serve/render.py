@@ -9,25 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+from measuring.readme import replace_part
+
 RESULTS = Path(__file__).with_name("results.json")
-BEGIN, END = "<!-- serve: rendered from results.json -->", "<!-- /serve -->"
 
 Results = Mapping[str, Any]
-
-
-def render_into(readme: Path, results: Results) -> None:
-    """Replace what is between the marks.
-
-    Raises:
-        ValueError: The file has no marks.
-    """
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{readme} has no place for the results")
-    readme.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}", encoding="utf-8")
 
 
 def render(results: Results) -> str:
@@ -246,4 +232,4 @@ _SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
 
 
 if __name__ == "__main__":
-    render_into(README, json.loads(RESULTS.read_text(encoding="utf-8")))
+    replace_part("serve", render(json.loads(RESULTS.read_text(encoding="utf-8"))))

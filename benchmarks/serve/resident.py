@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring.timing import spread
 from serve.adapters import random_adapters
 from serve.bench import Bench
 from serve.engine import serving
-from serve.timing import spread
 
 from toile.core.artifacts.local import LocalStore
 from toile.diffusion.denoiser import LoadedAdapter

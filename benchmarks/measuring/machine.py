@@ -20,12 +20,8 @@ _HERE = ("torch", "diffusers", "peft", "onnxruntime", "numpy", "ray", "tritoncli
 _THERE = ("nvidia-pytriton", "onnxruntime", "numpy")
 
 
-def facts(triton_site_packages: Path) -> dict[str, Any]:
+def facts() -> dict[str, Any]:
     """Return what absolute times depend on."""
-    there = {
-        found.metadata["Name"].lower(): found.version
-        for found in importlib.metadata.distributions(path=[str(triton_site_packages)])
-    }
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -33,8 +29,16 @@ def facts(triton_site_packages: Path) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _HERE},
-        "triton_versions": {name: there.get(name, "") for name in _THERE},
     }
+
+
+def triton_versions(site_packages: Path) -> dict[str, str]:
+    """Return the versions of what Triton's own environment holds."""
+    there = {
+        found.metadata["Name"].lower(): found.version
+        for found in importlib.metadata.distributions(path=[str(site_packages)])
+    }
+    return {name: there.get(name, "") for name in _THERE}
 
 
 def wait_until_quiet(minutes: float) -> bool:

@@ -1,0 +1,1 @@
+"""What the benchmarks share: turns and their statistics, the machine, tables in the README."""

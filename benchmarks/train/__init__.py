@@ -1,0 +1,1 @@
+"""Training a LoRA, beside diffusers' example script and beside the UNet alone."""
