@@ -1,6 +1,7 @@
 """What does not change from step to step, computed once: latents and text embeddings."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from toile.training.data import Example, load_image
 
 _ENCODE_BATCH = 8
 _VERSION = "1"  # of what is cached; a change makes old caches be computed again
+
+_log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]
 
@@ -78,8 +81,12 @@ def remembered(
             file.unlink(missing_ok=True)  # damaged
     tensors = compute()
     part = file.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part)
-    part.replace(file)
+    try:
+        save_file(tensors, part)
+        part.replace(file)
+    except (SafetensorError, OSError) as error:
+        part.unlink(missing_ok=True)
+        _log.warning("%s is not kept for the next time: %s", file.name, error)
     return tensors
 
 

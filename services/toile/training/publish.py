@@ -6,7 +6,6 @@ the trainer's own weights drew.
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from toile import __version__
 from toile.core.artifacts import Manifest, publish_folder
 from toile.core.catalog.models import DatasetVersionRow, ModelVersionRow
-from toile.core.errors import StoreUnavailableError, ToileError
+from toile.core.errors import ToileError
 from toile.core.jobs.runtime import JobContext
 from toile.core.names import ModelVersionName
 from toile.diffusion.adapter_header import AdapterCard
@@ -27,6 +26,7 @@ from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.training.config import RecipeConfig
 from toile.training.loop import smoothed
+from toile.training.patience import patiently, report
 from toile.training.recipe import Recipe
 
 REPRODUCTION_TOLERANCE_LEVELS = 2.0
@@ -34,8 +34,6 @@ REPRODUCTION_TOLERANCE_LEVELS = 2.0
 
 SAMPLES_FOLDER = "samples"
 LOSS_FILE = "loss.jsonl"
-_STORE_PATIENCE_SECONDS = 90.0
-_STORE_PAUSE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def draw_samples(
     """
     images: list[Image.Image] = []
     for index in range(len(config.sample_prompts)):
-        job.report("sample", index, len(config.sample_prompts))
+        report(job, "sample", index, len(config.sample_prompts))
         images.append(draw_sample(job, bundle, config, index, recipe.trained(index)))
     return images
 
@@ -97,7 +95,7 @@ def publish(job: JobContext, trained: Trained) -> None:
     folder = job.scratch_path / f"export-{job.attempt}"
     shutil.rmtree(folder, ignore_errors=True)
     _export(job, trained, folder)
-    job.report("verify", 0, 1)
+    report(job, "verify", 0, 1)
     difference = reproduction_difference(trained, folder, job)
     if difference > REPRODUCTION_TOLERANCE_LEVELS:
         raise ToileError(
@@ -105,13 +103,19 @@ def publish(job: JobContext, trained: Trained) -> None:
             f"more than {REPRODUCTION_TOLERANCE_LEVELS:g}",
             reason="NOT_REPRODUCED",
         )
-    job.report("publish", 0, 1)
+    report(job, "publish", 0, 1)
     prefix = f"{job.target}/{job.name.rpartition('/')[2]}-{job.attempt}"
-    manifest = _store(job, prefix, folder)
-    trained.recipe.pack(job.store, prefix, folder)
-    with job.catalog.transaction() as session:
-        session.add(_version_row(job, trained, prefix, manifest, difference))
-        job.succeed(session)
+    manifest = patiently(
+        job, "publish", lambda: publish_folder(job.store, prefix, folder, {"job": job.name})
+    )
+    patiently(job, "publish", lambda: trained.recipe.pack(job.store, prefix, folder))
+
+    def end() -> None:
+        with job.catalog.transaction() as session:
+            session.add(_version_row(job, trained, prefix, manifest, difference))
+            job.succeed(session)
+
+    patiently(job, "publish", end)
 
 
 def reproduction_difference(trained: Trained, folder: Path, job: JobContext) -> float:
@@ -165,19 +169,6 @@ def _loss_lines(trained: Trained) -> Iterator[str]:
         if step in trained.validations:
             entry["validation_loss"] = trained.validations[step]
         yield json.dumps(entry) + "\n"
-
-
-def _store(job: JobContext, prefix: str, folder: Path) -> Manifest:
-    """Publish the folder; a store that is away for a moment must not cost a finished training."""
-    deadline = time.monotonic() + _STORE_PATIENCE_SECONDS
-    while True:
-        try:
-            return publish_folder(job.store, prefix, folder, {"job": job.name})
-        except StoreUnavailableError:
-            if time.monotonic() > deadline:
-                raise
-        job.report("publish", 0, 1, message="the artifact store does not answer; trying again")
-        time.sleep(_STORE_PAUSE_SECONDS)
 
 
 def _version_row(

@@ -2,12 +2,13 @@
 
 import logging
 import time
+from pathlib import Path
 
 from diffusers import DDPMScheduler
 
 from toile.core.artifacts import fetch
 from toile.core.catalog.models import BaseRow, DatasetVersionRow
-from toile.core.errors import NotFoundError, StoreUnavailableError
+from toile.core.errors import NotFoundError
 from toile.core.jobs.runtime import JobContext
 from toile.diffusion.bundle import Bundle
 from toile.imaging.control_maps import ControlKind
@@ -24,6 +25,7 @@ from toile.training.control_recipe import ControlNet
 from toile.training.data import Example, read_examples
 from toile.training.lora import Lora
 from toile.training.maps import with_maps
+from toile.training.patience import PASSING, patiently, report
 from toile.training.recipe import Recipe
 
 REPORT_INTERVAL_SECONDS = 0.25
@@ -39,12 +41,12 @@ def train_and_publish(job: JobContext, *, rank: int = 0) -> None:
     """
     leads = rank == 0
     config = RECIPES[job.spec["recipe"]].checked(job.spec["config"])
-    base, dataset = _inputs(job)
+    base, dataset = patiently(job, "prepare", lambda: _inputs(job))
     if leads:
-        job.report("prepare", 0, 1)
-    base_path = fetch(job.store, base.artifact, job.cache_path)
+        report(job, "prepare", 0, 1)
+    base_path = _fetched(job, base.artifact)
     bundle = Bundle.load(base_path, digest=base.digest)
-    examples = read_examples(fetch(job.store, dataset.artifact, job.cache_path))
+    examples = read_examples(_fetched(job, dataset.artifact))
     job.check()
     recipe, cache = _recipe(job, bundle, examples, dataset, config, leads=leads)
     end = _train(job, bundle, recipe, cache, examples, config, leads=leads)
@@ -79,6 +81,10 @@ def _inputs(job: JobContext) -> tuple[BaseRow, DatasetVersionRow]:
     return base, dataset
 
 
+def _fetched(job: JobContext, artifact: str) -> Path:
+    return patiently(job, "prepare", lambda: fetch(job.store, artifact, job.cache_path))
+
+
 def _recipe(
     job: JobContext,
     bundle: Bundle,
@@ -93,7 +99,7 @@ def _recipe(
     def on_progress(done: int, total: int) -> None:
         job.check()
         if leads:
-            job.report("cache", done, total)
+            report(job, "cache", done, total)
 
     cache = build_cache(
         bundle, examples, job.cache_path, dataset_digest=dataset.digest, on_progress=on_progress
@@ -123,7 +129,9 @@ def _train(
     *,
     leads: bool,
 ) -> Checkpoint:
-    start = load_checkpoint(job.store, _checkpoints(job), job.scratch_path)
+    start = patiently(
+        job, "prepare", lambda: load_checkpoint(job.store, _checkpoints(job), job.scratch_path)
+    )
     if start is not None:
         _log.info("going on from step %d", start.step)
     end = loop.train(
@@ -150,20 +158,21 @@ class _Reporter:
         self._job = job
         self._reported = 0.0
 
-    def __call__(self, report: loop.StepReport) -> None:
-        matters = report.step == report.total_steps or report.validation_loss is not None
+    def __call__(self, step: loop.StepReport) -> None:
+        matters = step.step == step.total_steps or step.validation_loss is not None
         if not matters and time.monotonic() - self._reported < REPORT_INTERVAL_SECONDS:
             return
         self._reported = time.monotonic()
-        self._job.report(
+        report(
+            self._job,
             "train",
-            report.step,
-            report.total_steps,
-            loss=report.loss,
-            learning_rate=report.learning_rate,
-            images_per_second=report.images_per_second,
-            seconds_left=report.seconds_left,
-            **_validation(report),
+            step.step,
+            step.total_steps,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            images_per_second=step.images_per_second,
+            seconds_left=step.seconds_left,
+            **_validation(step),
         )
 
 
@@ -178,10 +187,10 @@ def _ignore(_report: loop.StepReport) -> None:
 
 
 def _keep(job: JobContext, point: Checkpoint) -> None:
-    """Save a checkpoint; a store that is away costs only that one."""
+    """Save a checkpoint; a store that is away, or full, costs only that one."""
     try:
         save_checkpoint(job.store, _checkpoints(job), point)
-    except StoreUnavailableError as error:
+    except PASSING as error:
         _log.warning("no checkpoint at step %d: %s", point.step, error.message)
 
 
@@ -189,7 +198,7 @@ def _forget(job: JobContext) -> None:
     """Remove the checkpoints of a job that succeeded."""
     try:
         delete_folder(job.store, _checkpoints(job))
-    except StoreUnavailableError as error:
+    except PASSING as error:
         _log.warning("checkpoints are left behind: %s", error.message)
 
 

@@ -1,10 +1,11 @@
 """What a job's failure is called.
 
-The class names of Ray and torch are compared as text: neither is imported here.
+The class names of Ray, torch and safetensors are compared as text: neither is imported here.
 """
 
 import errno
 import logging
+import os
 
 from toile.core.context import new_id
 from toile.core.errors import ToileError
@@ -21,7 +22,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     for cause in _chain(error):
         if isinstance(cause, ToileError):
             return cause.reason, cause.message
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _is_disk(cause):
             return "DISK_FULL", "no space is left for the job's files"
         if _is_memory(cause):
             return OUT_OF_MEMORY, "the job needs more memory than there is; try a smaller batch"
@@ -36,6 +37,13 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         chain.append(error)
         error = error.__cause__ or error.__context__
     return chain
+
+
+def _is_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors writes files by itself, and says what went wrong as text alone.
+    return type(error).__name__ == "SafetensorError" and os.strerror(errno.ENOSPC) in str(error)
 
 
 def _is_memory(error: BaseException) -> bool:

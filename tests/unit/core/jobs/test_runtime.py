@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from safetensors import SafetensorError
 
 from toile.core.errors import StoreUnavailableError
 from toile.core.jobs import JobState, JobStore, runtime
@@ -46,6 +47,7 @@ def test_work_that_publishes(run: Callable[[Work], int], jobs: JobStore, job: st
     [
         (StoreUnavailableError("the store is away"), "STORE_UNAVAILABLE"),
         (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "DISK_FULL"),
         (MemoryError(), "OUT_OF_MEMORY"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), "OUT_OF_MEMORY"),
         (ValueError("password is hunter2"), "INTERNAL"),
