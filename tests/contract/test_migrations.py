@@ -9,6 +9,7 @@ from sqlalchemy import Connection, create_engine, event, text
 
 from toile.core.catalog import Catalog, migration
 from toile.core.catalog.models import GenerationAdapterRow, ModelRow, ModelVersionRow
+from toile.core.jobs import JobKind, JobStore
 
 VERSION = "projects/p/models/m/versions/1"
 OLD = """
@@ -65,4 +66,23 @@ def test_versions_in_use_survive_the_registry_and_its_way_back(url: str) -> None
         go_to(connection, "0002")
         used = connection.execute(text("SELECT model_version, weight FROM producer_adapters"))
         assert used.all() == [(VERSION, 0.5)]
+    engine.dispose()
+
+
+def test_paused_jobs_are_cancelled_where_they_are_not_known(url: str) -> None:
+    engine = create_engine(url)
+    with contextlib.closing(Catalog(url)) as catalog:
+        catalog.migrate()
+        jobs = JobStore(catalog)
+        with catalog.transaction() as session:
+            name = jobs.create(
+                session, project="p", kind=JobKind.TRAINING, target="t", spec={}
+            ).name
+        jobs.request_pause(name)
+        with engine.begin() as connection:
+            go_to(connection, "0003")
+        catalog.migrate()
+        row = jobs.get(name)
+        assert (row.state, row.attempt, row.pause_requested) == ("CANCELLED", 0, False)
+        assert row.end_time is not None
     engine.dispose()

@@ -9,6 +9,8 @@ from pathlib import Path
 import grpc.aio
 import psutil
 import pytest
+import safetensors.torch
+import torch
 from PIL import Image
 
 from integration.ray_head import RayHead
@@ -138,6 +140,40 @@ async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await platform.train.GetModelVersion(train_pb2.GetModelVersionRequest(name=job.target))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_paused_training_ends_with_the_weights_of_an_unpaused_one(
+    platform: Platform, ray_head: RayHead
+) -> None:
+    whole = await create(platform, request_of("unpaused", **LONG))
+    assert (await platform.watch(whole.name))[-1].job.state == job_pb2.JOB_STATE_SUCCEEDED
+    job = await create(platform, request_of("paused", **LONG))
+    await platform.wait_for_step(job.name, 8)
+    await platform.jobs.PauseJob(job_pb2.PauseJobRequest(name=job.name))
+    watch = platform.jobs.WatchJob(job_pb2.WatchJobRequest(name=job.name))
+    seen: list[job_pb2.JobEvent] = []
+    async for response in watch:
+        seen.append(response.event)
+        if response.event.state == job_pb2.JOB_STATE_PAUSED:
+            break
+    watch.cancel()
+    for process in processes(ray_head, "toile.training"):
+        await asyncio.to_thread(process.wait, 60)  # it gives its compute back
+    await platform.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=job.name))
+    rest = await platform.watch(job.name, after=seen[-1].sequence)
+    end = rest[-1].job
+    assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 2), end.error
+    before = [event.progress.step for event in seen if event.progress.phase == "train"]
+    after = [r.event.progress.step for r in rest if r.event.progress.phase == "train"]
+    assert after[0] > before[-1], "no step is done again"
+    one, two = [
+        safetensors.torch.load(
+            await download(platform, version, "pytorch_lora_weights.safetensors")
+        )
+        for version in (whole.target, job.target)
+    ]
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 async def test_mistakes_are_answered_before_anything_is_queued(platform: Platform) -> None:

@@ -178,6 +178,9 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
         job = get(self.world.jobs, request.name)
         kind = "train" if job.kind == job_pb2.JOB_KIND_TRAINING else "build"
         self.world.enter(f"WatchJob-{kind}")
+        if job.state == job_pb2.JOB_STATE_PAUSED:
+            yield job_pb2.WatchJobResponse(event=job_pb2.JobEvent(sequence=1, state=job.state))
+            wait_until(lambda: job.state != job_pb2.JOB_STATE_PAUSED)
         for sequence in range(request.after_sequence + 1, 11):
             event = job_pb2.JobEvent(sequence=sequence, state=job_pb2.JOB_STATE_RUNNING)
             event.progress.phase = kind
@@ -201,6 +204,20 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
         if job.state == job_pb2.JOB_STATE_QUEUED:
             job.state = job_pb2.JOB_STATE_CANCELLED
         return job_pb2.CancelJobResponse(job=job)
+
+    def PauseJob(self, request: Any, context: Context) -> Any:
+        job = get(self.world.jobs, request.name)
+        if job.state == job_pb2.JOB_STATE_SUCCEEDED:
+            raise FailedPreconditionError("the job has ended", reason="JOB_ENDED")
+        job.state = job_pb2.JOB_STATE_PAUSED
+        return job_pb2.PauseJobResponse(job=job)
+
+    def ResumeJob(self, request: Any, context: Context) -> Any:
+        job = get(self.world.jobs, request.name)
+        if job.state != job_pb2.JOB_STATE_PAUSED:
+            raise FailedPreconditionError("the job is not paused", reason="JOB_NOT_PAUSED")
+        job.state = job_pb2.JOB_STATE_QUEUED
+        return job_pb2.ResumeJobResponse(job=job)
 
     def _finish(self, job: job_pb2.Job) -> None:
         job.state = job_pb2.JOB_STATE_SUCCEEDED

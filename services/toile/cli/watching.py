@@ -14,10 +14,16 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from toile.cli.names import short
 from toile.cli.operations import follow_job
 from toile.cli.output import Output, duration_text
 from toile.core.rpc.client import Clients
 from toile.v1 import generate_pb2, job_pb2
+
+_WAITS = {
+    job_pb2.JOB_STATE_QUEUED: "waiting for compute",
+    job_pb2.JOB_STATE_PAUSED: "paused",
+}
 
 
 def make_progress(output: Output) -> Progress:
@@ -56,9 +62,10 @@ class Bar:
 
     def show_job(self, event: job_pb2.JobEvent) -> None:
         """Show where a job is."""
-        if event.state == job_pb2.JOB_STATE_QUEUED:
-            self._progress.update(self._task, figures="waiting for compute")
+        waits = _WAITS.get(event.state, "")
         if not event.HasField("progress"):
+            if waits:
+                self._progress.update(self._task, figures=waits)
             return
         progress = event.progress
         if progress.phase != self._phase:
@@ -68,7 +75,7 @@ class Bar:
             self._task,
             completed=progress.step,
             total=progress.total_steps or None,
-            figures=escape(job_figures(progress)),
+            figures=escape(" · ".join(filter(None, (waits, job_figures(progress))))),
         )
 
     def show_step(self, images_done: int, count: int, step: generate_pb2.StepProgress) -> None:
@@ -98,11 +105,17 @@ def job_figures(progress: job_pb2.JobProgress) -> str:
 
 
 def watch_job(clients: Clients, name: str, output: Output) -> job_pb2.Job:
-    """Follow a job with a bar.
+    """Follow a job with a bar; a pause is waited out.
 
     Raises:
         JobFailedError: It failed.
         CancelledError: It was cancelled.
     """
     with bar(output, "queued", None) as line:
-        return follow_job(clients, name, line.show_job)
+
+        def show(event: job_pb2.JobEvent) -> None:
+            line.show_job(event)
+            if event.state == job_pb2.JOB_STATE_PAUSED:
+                output.note(f"The job is paused. Go on with: toile jobs resume {short(name)}")
+
+        return follow_job(clients, name, show)

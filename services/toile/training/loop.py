@@ -11,14 +11,14 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from toile.core.errors import ToileError
+from toile.core.errors import CancelledError, ToileError
 from toile.training.batches import Batch, loss_sum, make_batch
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.data import batch_indices
 from toile.training.ema import replaced, to_parameters
-from toile.training.ranks import agree_to_go_on, over_ranks, place
+from toile.training.ranks import on_some_rank, over_ranks, place, wait_for_all
 from toile.training.schedules import learning_rate
 from toile.training.state import RunState
 from toile.training.validation import Validation, hold_out, is_exhausted
@@ -69,7 +69,7 @@ def train(
         native_size: Side of the images that the base was trained for, pixels.
         start: Where to go on from; None for the beginning.
         on_step: Told of each step.
-        on_checkpoint: Given what to keep, on each rank, between steps.
+        on_checkpoint: Given what to keep, on each rank, between steps and when it is stopped.
         stopped: Whether to end; asked before each step.
 
     Raises:
@@ -91,7 +91,11 @@ def train(
     chosen, held_out = hold_out(names, config.validation_share, recipe=config.RECIPE)
     validation = Validation(cache, held_out, scheduler, config)
     while state.step < config.steps and not _should_end_early(state, config):
-        agree_to_go_on(stopped(), device)
+        if on_some_rank(stopped(), device):
+            if state.step:
+                on_checkpoint(state.checkpoint())
+            wait_for_all()  # nobody records the stop before the leader has kept where it was
+            raise CancelledError("the run was stopped")
         step, rate = state.step, learning_rate(config, state.step)
         places = batch_indices(len(chosen), config.batch_size, step, config.seed)
         indices = [chosen[place] for place in places]

@@ -81,7 +81,7 @@ def draw_sample(
         seeds=[(config.seed + index) % (1 << 63)],
         **fields,
     )
-    return next(diffuse(bundle, TorchDenoiser(bundle), request, cancelled=job.cancelled))
+    return next(diffuse(bundle, TorchDenoiser(bundle), request, cancelled=job.stopping))
 
 
 def publish(job: JobContext, trained: Trained) -> None:

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from toile.core.errors import CancelledError
-
 
 def place() -> tuple[int, int]:
     """This process's rank, and how many train together; 0 of 1 without torch.distributed."""
@@ -21,11 +19,12 @@ def over_ranks(value: Tensor) -> float:
     return float(value)
 
 
-def agree_to_go_on(stop: bool, device: torch.device) -> None:
-    """Stop on all ranks in the same step, or the others would wait for this one forever.
+def on_some_rank(told: bool, device: torch.device) -> bool:
+    """Say on all ranks alike whether one was told; who left alone would be waited for forever."""
+    return over_ranks(torch.tensor(float(told), device=device)) > 0
 
-    Raises:
-        CancelledError: Some rank was told to stop.
-    """
-    if over_ranks(torch.tensor(float(stop), device=device)):
-        raise CancelledError("the run was stopped")
+
+def wait_for_all() -> None:
+    """Go on when every rank is here."""
+    if place()[1] > 1:
+        dist.barrier()

@@ -143,8 +143,9 @@ def _train(
         native_size=bundle.native_size,
         start=start,
         on_step=_Reporter(job) if leads else _ignore,
-        on_checkpoint=lambda point: _keep(job, point) if leads else None,
-        stopped=job.cancelled,
+        # Nobody goes on with a job that was cancelled.
+        on_checkpoint=lambda point: _keep(job, point) if leads and not job.cancelled() else None,
+        stopped=job.stopping,
     )
     if leads and (start is None or start.step < end.step):
         _keep(job, end)

@@ -62,6 +62,8 @@ class _JobStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """Ended with an error; nothing was published."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 5
     """Ended because somebody asked for it; nothing was published."""
+    JOB_STATE_PAUSED: _JobState.ValueType  # 6
+    """Stopped for now because somebody asked for it; waits to be resumed or cancelled."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """JobState is where a job is in its life."""
@@ -78,6 +80,8 @@ JOB_STATE_FAILED: JobState.ValueType  # 4
 """Ended with an error; nothing was published."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 5
 """Ended because somebody asked for it; nothing was published."""
+JOB_STATE_PAUSED: JobState.ValueType  # 6
+"""Stopped for now because somebody asked for it; waits to be resumed or cancelled."""
 Global___JobState: typing_extensions.TypeAlias = JobState
 
 @typing.final
@@ -182,7 +186,7 @@ class Job(google.protobuf.message.Message):
     target: builtins.str
     """Resource that the job publishes: a dataset version or a model version."""
     attempt: builtins.int
-    """How often the job was started; more than 1 after its compute was lost."""
+    """How often the job was started; more than 1 after its compute was lost or it was paused."""
     @property
     def progress(self) -> Global___JobProgress:
         """Latest progress."""
@@ -433,3 +437,81 @@ class CancelJobResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["job", b"job"]) -> None: ...
 
 Global___CancelJobResponse: typing_extensions.TypeAlias = CancelJobResponse
+
+@typing.final
+class PauseJobRequest(google.protobuf.message.Message):
+    """PauseJobRequest names a job."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/jobs/{job}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___PauseJobRequest: typing_extensions.TypeAlias = PauseJobRequest
+
+@typing.final
+class PauseJobResponse(google.protobuf.message.Message):
+    """PauseJobResponse holds the job as it is after the request."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    @property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["job", b"job"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job"]) -> None: ...
+
+Global___PauseJobResponse: typing_extensions.TypeAlias = PauseJobResponse
+
+@typing.final
+class ResumeJobRequest(google.protobuf.message.Message):
+    """ResumeJobRequest names a job."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/jobs/{job}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___ResumeJobRequest: typing_extensions.TypeAlias = ResumeJobRequest
+
+@typing.final
+class ResumeJobResponse(google.protobuf.message.Message):
+    """ResumeJobResponse holds the job as it is after the request."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    @property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["job", b"job"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job"]) -> None: ...
+
+Global___ResumeJobResponse: typing_extensions.TypeAlias = ResumeJobResponse

@@ -57,6 +57,16 @@ class JobServiceStub(object):
                 request_serializer=toile_dot_v1_dot_job__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_job__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/toile.v1.JobService/PauseJob',
+                request_serializer=toile_dot_v1_dot_job__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_job__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/toile.v1.JobService/ResumeJob',
+                request_serializer=toile_dot_v1_dot_job__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_job__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -81,7 +91,8 @@ class JobServiceServicer(object):
 
     def WatchJob(self, request, context):
         """WatchJob replays a job's events after a sequence number and then follows the job until
-        it ends. A client that was cut off continues with the last sequence number it saw.
+        it ends. A client that was cut off continues with the last sequence number it saw. The
+        stream of a paused job stays open: it goes on when the job is resumed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +101,25 @@ class JobServiceServicer(object):
     def CancelJob(self, request, context):
         """CancelJob asks a job to stop. It returns at once; the job ends as CANCELLED. Cancelling
         a job that has ended changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """PauseJob asks a training to keep a checkpoint and give its compute back. It returns at
+        once; a training that does not run yet is paused by then, a running one soon after, or ends
+        if it was about to. Pausing a paused job changes nothing. FAILED_PRECONDITION: the job has
+        ended or was cancelled (JOB_ENDED), or is no training (JOB_NOT_PAUSABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """ResumeJob queues a paused job again. It goes on from its last checkpoint and ends with the
+        weights that it would have had without the pause. FAILED_PRECONDITION: the job is not
+        paused, or not yet (JOB_NOT_PAUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +147,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=toile_dot_v1_dot_job__pb2.CancelJobRequest.FromString,
                     response_serializer=toile_dot_v1_dot_job__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=toile_dot_v1_dot_job__pb2.PauseJobRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_job__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=toile_dot_v1_dot_job__pb2.ResumeJobRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_job__pb2.ResumeJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -230,6 +270,60 @@ class JobService(object):
             '/toile.v1.JobService/CancelJob',
             toile_dot_v1_dot_job__pb2.CancelJobRequest.SerializeToString,
             toile_dot_v1_dot_job__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.JobService/PauseJob',
+            toile_dot_v1_dot_job__pb2.PauseJobRequest.SerializeToString,
+            toile_dot_v1_dot_job__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.JobService/ResumeJob',
+            toile_dot_v1_dot_job__pb2.ResumeJobRequest.SerializeToString,
+            toile_dot_v1_dot_job__pb2.ResumeJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -89,7 +89,39 @@ _JobServiceCancelJobType = typing_extensions.TypeVar(
     ],
 )
 
-class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsType, _JobServiceWatchJobType, _JobServiceCancelJobType]):
+_JobServicePauseJobType = typing_extensions.TypeVar(
+    '_JobServicePauseJobType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.PauseJobRequest,
+        toile.v1.job_pb2.PauseJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.PauseJobRequest,
+        toile.v1.job_pb2.PauseJobResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.PauseJobRequest,
+        toile.v1.job_pb2.PauseJobResponse,
+    ],
+)
+
+_JobServiceResumeJobType = typing_extensions.TypeVar(
+    '_JobServiceResumeJobType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.ResumeJobRequest,
+        toile.v1.job_pb2.ResumeJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.ResumeJobRequest,
+        toile.v1.job_pb2.ResumeJobResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.ResumeJobRequest,
+        toile.v1.job_pb2.ResumeJobResponse,
+    ],
+)
+
+class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsType, _JobServiceWatchJobType, _JobServiceCancelJobType, _JobServicePauseJobType, _JobServiceResumeJobType]):
     """JobService follows long runs: dataset builds and trainings. Like
     google.longrunning.Operations it is declared once and served by every service that
     starts jobs; all of them read the same catalog, so any of them can answer for any job.
@@ -113,6 +145,14 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
             toile.v1.job_pb2.CancelJobRequest,
             toile.v1.job_pb2.CancelJobResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.job_pb2.PauseJobRequest,
+            toile.v1.job_pb2.PauseJobResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.job_pb2.ResumeJobRequest,
+            toile.v1.job_pb2.ResumeJobResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -133,6 +173,14 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
             toile.v1.job_pb2.CancelJobRequest,
             toile.v1.job_pb2.CancelJobResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.job_pb2.PauseJobRequest,
+            toile.v1.job_pb2.PauseJobResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.job_pb2.ResumeJobRequest,
+            toile.v1.job_pb2.ResumeJobResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     GetJob: _JobServiceGetJobType
@@ -143,12 +191,26 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
 
     WatchJob: _JobServiceWatchJobType
     """WatchJob replays a job's events after a sequence number and then follows the job until
-    it ends. A client that was cut off continues with the last sequence number it saw.
+    it ends. A client that was cut off continues with the last sequence number it saw. The
+    stream of a paused job stays open: it goes on when the job is resumed.
     """
 
     CancelJob: _JobServiceCancelJobType
     """CancelJob asks a job to stop. It returns at once; the job ends as CANCELLED. Cancelling
     a job that has ended changes nothing.
+    """
+
+    PauseJob: _JobServicePauseJobType
+    """PauseJob asks a training to keep a checkpoint and give its compute back. It returns at
+    once; a training that does not run yet is paused by then, a running one soon after, or ends
+    if it was about to. Pausing a paused job changes nothing. FAILED_PRECONDITION: the job has
+    ended or was cancelled (JOB_ENDED), or is no training (JOB_NOT_PAUSABLE).
+    """
+
+    ResumeJob: _JobServiceResumeJobType
+    """ResumeJob queues a paused job again. It goes on from its last checkpoint and ends with the
+    weights that it would have had without the pause. FAILED_PRECONDITION: the job is not
+    paused, or not yet (JOB_NOT_PAUSED).
     """
 
 JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
@@ -167,6 +229,14 @@ JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.job_pb2.CancelJobRequest,
         toile.v1.job_pb2.CancelJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.PauseJobRequest,
+        toile.v1.job_pb2.PauseJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.ResumeJobRequest,
+        toile.v1.job_pb2.ResumeJobResponse,
     ],
 ]
 
@@ -199,7 +269,8 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[toile.v1.job_pb2.WatchJobResponse], collections.abc.AsyncIterator[toile.v1.job_pb2.WatchJobResponse]]:
         """WatchJob replays a job's events after a sequence number and then follows the job until
-        it ends. A client that was cut off continues with the last sequence number it saw.
+        it ends. A client that was cut off continues with the last sequence number it saw. The
+        stream of a paused job stays open: it goes on when the job is resumed.
         """
 
     @abc.abstractmethod
@@ -210,6 +281,29 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[toile.v1.job_pb2.CancelJobResponse, collections.abc.Awaitable[toile.v1.job_pb2.CancelJobResponse]]:
         """CancelJob asks a job to stop. It returns at once; the job ends as CANCELLED. Cancelling
         a job that has ended changes nothing.
+        """
+
+    @abc.abstractmethod
+    def PauseJob(
+        self,
+        request: toile.v1.job_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.job_pb2.PauseJobResponse, collections.abc.Awaitable[toile.v1.job_pb2.PauseJobResponse]]:
+        """PauseJob asks a training to keep a checkpoint and give its compute back. It returns at
+        once; a training that does not run yet is paused by then, a running one soon after, or ends
+        if it was about to. Pausing a paused job changes nothing. FAILED_PRECONDITION: the job has
+        ended or was cancelled (JOB_ENDED), or is no training (JOB_NOT_PAUSABLE).
+        """
+
+    @abc.abstractmethod
+    def ResumeJob(
+        self,
+        request: toile.v1.job_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.job_pb2.ResumeJobResponse, collections.abc.Awaitable[toile.v1.job_pb2.ResumeJobResponse]]:
+        """ResumeJob queues a paused job again. It goes on from its last checkpoint and ends with the
+        weights that it would have had without the pause. FAILED_PRECONDITION: the job is not
+        paused, or not yet (JOB_NOT_PAUSED).
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

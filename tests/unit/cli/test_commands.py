@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from PIL import Image
@@ -165,6 +166,25 @@ def test_jobs_are_listed_shown_and_cancelled(cli, world: World, photographs: Pat
     assert watched.exit_code == 1
     assert "the job was cancelled" in watched.stderr
     assert "JOB" not in cli("jobs", "show", started["name"]).stdout
+
+
+def test_a_training_is_paused_and_resumed(cli, world: World, photographs: Path) -> None:
+    prepare(cli, photographs)
+    started = cli.json("train", "lora", "--dataset", "lace", "--name", "lace", "--detach")
+    job = started["name"].rpartition("/")[2]
+    assert f"Go on with: toile jobs resume {job}" in cli("jobs", "pause", job).stdout
+    assert "paused" in cli("jobs", "list").stdout
+    assert cli.json("jobs", "resume", job)["state"] == "JOB_STATE_QUEUED"
+    cli("jobs", "pause", job)
+    timer = threading.Timer(0.5, setattr, (world.jobs[started["name"]], "state", 1))  # queued
+    timer.start()
+    watched = cli("jobs", "watch", job)
+    timer.join()
+    assert watched.exit_code == 0, "a pause is waited out"
+    assert f"toile jobs resume {job}" in " ".join(watched.stderr.split())
+    refused = cli("jobs", "resume", job)
+    assert refused.exit_code == 1
+    assert "the job is not paused" in refused.stderr
 
 
 def test_ctrl_c_stops_the_watching_and_not_the_job(cli, world: World, photographs: Path) -> None:

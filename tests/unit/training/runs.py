@@ -1,12 +1,15 @@
 """Trainings of the small UNet."""
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
+from toile.core.errors import CancelledError
 from toile.diffusion.architecture import SCHEDULER_CONFIG, UNET_CONFIG
 from toile.training import batches, loop, lora
 from toile.training.caches import Cache
@@ -107,17 +110,39 @@ def run_as_rank(
     folder: Path,
 ) -> None:
     """Train as one of several processes, in full precision; each leaves its checkpoint's files."""
-    torch.set_num_threads(1)
     batches.cpu_has_bfloat16 = lambda: False
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
-    )
     cache = made_up_cache() if isinstance(config, LoraRecipeConfig) else made_up_maps()
-    try:
+    with _meeting(rank, world_size, folder):
         run = Run(small_unet(), cache, base_scheduler(), config)
-    finally:
-        torch.distributed.destroy_process_group()
     mine = folder / str(rank)
     mine.mkdir()
     for name, content in run.end.to_files().items():
         (mine / name).write_bytes(content)
+
+
+def stop_as_rank(rank: int, world_size: int, folder: Path) -> None:
+    """Train as one of several processes; the last is told to stop, and the first keeps slowly."""
+
+    def keep(point: Checkpoint) -> None:
+        if rank == 0:
+            time.sleep(0.5)
+            (folder / "kept").write_text(str(point.step))
+
+    told = 2 if rank == world_size - 1 else -1
+    with _meeting(rank, world_size, folder):
+        try:
+            Run(small_unet(), made_up_cache(), base_scheduler(), stop_at=told, keep=keep)
+        except CancelledError:
+            (folder / f"stopped-{rank}").write_text((folder / "kept").read_text())
+
+
+@contextlib.contextmanager
+def _meeting(rank: int, world_size: int, folder: Path) -> Iterator[None]:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

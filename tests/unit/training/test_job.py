@@ -1,6 +1,7 @@
 """A training from its job to the published version, without Ray."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,72 @@ def test_validations_are_told_and_published(
     events, _ = JobStore(catalog).events_after(job.name, 0)
     said = [e.progress.get("message") for e in events if e.progress]
     assert [f"validation loss {loss:.4f}" for loss in validated.values()] == [m for m in said if m]
+
+
+@pytest.mark.parametrize("where", ["train", "sample"])
+def test_a_paused_training_publishes_the_weights_of_an_unpaused_one(
+    train: Train,
+    settings: Settings,
+    catalog: Catalog,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    train(train_and_publish)
+    whole = version_of(catalog)
+    assert whole is not None
+    jobs = JobStore(catalog)
+    report = JobContext.report
+
+    def pause(job: JobContext, phase: str, step: int, *rest: int, **figures: float | str) -> None:
+        """Ask for a pause after three of four steps, or before a sample is drawn."""
+        report(job, phase, step, *rest, **figures)
+        if phase == where and (phase == "sample" or step == 3):
+            jobs.request_pause(job.name)
+            job._pausing = jobs.heartbeat(job.name, job.attempt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobContext, "report", pause)
+        patch.setattr("toile.training.run.REPORT_INTERVAL_SECONDS", 0.0)
+        row = train(train_and_publish)
+    assert (row.state, row.attempt) == (JobState.PAUSED, 1)
+    jobs.resume(row.name)
+    assert execute(train_and_publish, settings, row.name, 2) == 0
+    assert jobs.get(row.name).state == JobState.SUCCEEDED
+    events, _ = jobs.events_after(row.name, 0)
+    trained = [e for e in events if e.progress and e.progress["phase"] == "train"]
+    resumed = next(e.sequence for e in events if e.state == "PAUSED")
+    steps = [e.progress["step"] for e in trained if e.progress and e.sequence > resumed]
+    assert steps == ([4] if where == "train" else []), "no step is done again"
+    with catalog.reading() as session:
+        again = session.get_one(ModelVersionRow, row.target)
+    first, second = (
+        load_lora(fetch(store, version.artifact, tmp_path / "fetched")).peft_state()
+        for version in (whole, again)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_cancelled_training_keeps_no_checkpoint_of_its_end(
+    train: Train, store: ArtifactStore, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = JobContext.report
+
+    def cancel(job: JobContext, phase: str, step: int, *rest: int, **figures: float | str) -> None:
+        report(job, phase, step, *rest, **figures)
+        if phase == "train":
+            JobStore(catalog).request_cancel(job.name)
+            deadline = time.monotonic() + 20
+            while not job.cancelled():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+    monkeypatch.setattr(JobContext, "report", cancel)
+    row = train(train_and_publish)
+    assert row.state == JobState.CANCELLED
+    assert not list(store.list(f"{row.name}/checkpoints/"))
 
 
 def test_second_attempt_publishes_the_same_weights(

@@ -13,7 +13,7 @@ from toile.core.errors import CancelledError, ToileError
 from toile.training import lora
 from toile.training.batches import loss_sum, make_batch
 from toile.training.caches import Cache
-from toile.training.checkpoint import load_checkpoint, save_checkpoint
+from toile.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from toile.training.data import batch_indices
 from unit.training.runs import CONFIG, Run
 
@@ -75,8 +75,13 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(
 def test_stops_between_steps(
     make_unet: Callable[[], UNet2DConditionModel], cache: Cache, scheduler: DDPMScheduler
 ) -> None:
+    kept: list[Checkpoint] = []
     with pytest.raises(CancelledError):
-        Run(make_unet(), cache, scheduler, stop_at=2)
+        Run(make_unet(), cache, scheduler, stop_at=2, keep=kept.append)
+    assert [point.step for point in kept] == [2], "it can go on from where it stopped"
+    with pytest.raises(CancelledError):
+        Run(make_unet(), cache, scheduler, stop_at=0, keep=kept.append)
+    assert len(kept) == 1, "nothing was done"
 
 
 def test_divergence_names_the_step_and_the_images(

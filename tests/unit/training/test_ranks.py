@@ -19,6 +19,7 @@ from unit.training.runs import (
     made_up_maps,
     run_as_rank,
     small_unet,
+    stop_as_rank,
 )
 
 EVERYTHING = {
@@ -56,3 +57,9 @@ def test_two_ranks_train_and_validate_as_one(
     for kind in ("weights", "average", "best"):
         for name, tensor in getattr(one, kind).items():
             torch.testing.assert_close(getattr(first, kind)[name], tensor, atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.integration  # two more processes import torch
+def test_ranks_stop_together_once_the_leader_has_kept_where_they_were(tmp_path: Path) -> None:
+    multiprocessing.spawn(stop_as_rank, (2, tmp_path), nprocs=2)
+    assert [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]

@@ -1,4 +1,4 @@
-"""`toile jobs …`: follow and cancel long work."""
+"""`toile jobs …`: follow, pause and cancel long work."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from toile.cli.output import JsonFlag, duration_text
 if TYPE_CHECKING:
     from toile.v1 import job_pb2
 
-app = typer.Typer(no_args_is_help=True, help="Follow and cancel builds and trainings.")
+app = typer.Typer(no_args_is_help=True, help="Follow, pause and cancel builds and trainings.")
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id or whole name of a job.")]
 
 
@@ -76,6 +76,36 @@ def cancel(job: JobArgument, as_json: JsonFlag = False) -> None:
         found = s.clients.jobs.CancelJob(job_pb2.CancelJobRequest(name=name)).job
         s.output.data(as_data(found))
         s.output.say(f"Job {short(found.name)} is {state_text(found.state)}; it was told to stop.")
+
+
+@app.command()
+def pause(job: JobArgument, as_json: JsonFlag = False) -> None:
+    """Stop a training for now; it keeps a checkpoint and gives its compute back."""
+    from toile.cli.operations import as_data
+    from toile.v1 import job_pb2
+
+    with session(as_json=as_json) as s:
+        name = s.names.job(job)
+        found = s.clients.jobs.PauseJob(job_pb2.PauseJobRequest(name=name)).job
+        s.output.data(as_data(found))
+        told = "" if found.state == job_pb2.JOB_STATE_PAUSED else "; it was told to pause"
+        s.output.say(
+            f"Job {short(found.name)} is {state_text(found.state)}{told}.\n"
+            f"Go on with: toile jobs resume {short(found.name)}"
+        )
+
+
+@app.command()
+def resume(job: JobArgument, as_json: JsonFlag = False) -> None:
+    """Let a paused training go on from its last checkpoint."""
+    from toile.cli.operations import as_data
+    from toile.v1 import job_pb2
+
+    with session(as_json=as_json) as s:
+        name = s.names.job(job)
+        found = s.clients.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=name)).job
+        s.output.data(as_data(found))
+        s.output.say(f"Job {short(found.name)} is {state_text(found.state)}.")
 
 
 def follow(s: Session, name: str) -> "job_pb2.Job":

@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -155,7 +156,11 @@ class JobRow(Table):
     error_reason: Mapped[str] = mapped_column(String(64), default="")
     error_message: Mapped[str] = mapped_column(Text, default="")
     attempt: Mapped[int] = mapped_column(Integer, default=0)
+    attempts_before_resume: Mapped[int] = mapped_column(  # those do not count as lost
+        Integer, default=0, server_default="0"
+    )
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    pause_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
     heartbeat_time: Mapped[datetime | None]
     create_time: Mapped[datetime] = mapped_column(default=now)
     start_time: Mapped[datetime | None]

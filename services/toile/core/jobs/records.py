@@ -1,10 +1,12 @@
 """A job's row and its history, and who may write them.
 
-    QUEUED ─start→ RUNNING ─succeed→ SUCCEEDED
-      ↑  └─────────── requeue ──┘ ├──fail→ FAILED
-      └ compute lost              └─cancel→ CANCELLED
+    QUEUED ─────start────→ RUNNING ─succeed→ SUCCEEDED
+     │  ↑ └─ compute lost ──┘ │  ├────fail→ FAILED
+   pause resume             pause └─cancel→ CANCELLED
+     └→ PAUSED ←──────────────┘
 
-A job may be started several times, because compute can be lost. Each start has a number, the
+A job may be started several times, because compute can be lost, or because it was paused and goes
+on. What has not started or is paused is cancelled at once. Each start has a number, the
 attempt, and only the process of the current attempt may write: everything it writes, its target
 included, checks the number in the same transaction (fencing). A process that lost its place gets
 `SupersededError`, whatever it was doing, and has published nothing.
@@ -22,7 +24,7 @@ from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import JobEventRow, JobRow
 from toile.core.clock import now
 from toile.core.context import new_id
-from toile.core.errors import CancelledError, NotFoundError
+from toile.core.errors import CancelledError, FailedPreconditionError, NotFoundError
 from toile.core.names import JobName
 
 _MESSAGE_CHARACTERS = 1000
@@ -43,12 +45,14 @@ class JobState(StrEnum):
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
 
 
 FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+_ACTIVE_STATES = (JobState.QUEUED, JobState.RUNNING)
 
 
 class SupersededError(CancelledError):
@@ -106,8 +110,8 @@ class JobStore:
         return row
 
     def active(self, kind: JobKind) -> list[JobRow]:
-        """Return the jobs of a kind that have not ended, oldest first, detached."""
-        states = [JobState.QUEUED.value, JobState.RUNNING.value]
+        """Return the jobs of a kind that run or should, oldest first, detached."""
+        states = [state.value for state in _ACTIVE_STATES]
         statement = (
             select(JobRow)
             .where(JobRow.kind == kind.value, JobRow.state.in_(states))
@@ -155,14 +159,68 @@ class JobStore:
         )
 
     def request_cancel(self, name: str) -> JobRow:
-        """Ask a job to stop; one that has not started ends at once, an ended one stays as it is."""
+        """Ask a job to stop; one that does not run ends at once, an ended one stays as it is."""
         with self._catalog.transaction() as session:
             row = self._locked(session, name)
             if JobState(row.state) not in FINAL_STATES:
                 row.cancel_requested = True
-                if row.state == JobState.QUEUED:
+                if row.state != JobState.RUNNING:
                     self._end(session, row, JobState.CANCELLED)
             return row
+
+    def request_pause(self, name: str) -> JobRow:
+        """Ask a training to stop for now; one that does not run is paused at once.
+
+        Only trainings keep checkpoints: another job would begin anew.
+
+        Raises:
+            FailedPreconditionError: The job has ended or was cancelled (`JOB_ENDED`), or is no
+                training (`JOB_NOT_PAUSABLE`).
+        """
+        with self._catalog.transaction() as session:
+            row = self._locked(session, name)
+            if row.kind != JobKind.TRAINING:
+                raise _refused(row, "only a training can be paused", "JOB_NOT_PAUSABLE")
+            if JobState(row.state) in FINAL_STATES or row.cancel_requested:
+                raise _refused(row, "the job has ended or was cancelled", "JOB_ENDED")
+            if row.state == JobState.QUEUED:
+                self._pause(session, row)
+            elif row.state == JobState.RUNNING and not row.pause_requested:
+                row.pause_requested = True
+                self.append_event(session, row, progress={**row.progress, "message": "pausing"})
+            return row
+
+    def resume(self, name: str) -> JobRow:
+        """Queue a paused job again, under the next attempt, and with its attempts to lose again.
+
+        Raises:
+            FailedPreconditionError: The job is not paused, or not yet (`JOB_NOT_PAUSED`).
+        """
+        with self._catalog.transaction() as session:
+            row = self._locked(session, name)
+            if row.state != JobState.PAUSED:
+                raise _refused(row, "the job is not paused", "JOB_NOT_PAUSED")
+            row.attempts_before_resume = row.attempt
+            if row.attempt:  # a job that was never submitted gets its first from the supervisor
+                row.attempt += 1
+            row.heartbeat_time = None
+            self.append_event(session, row, state=JobState.QUEUED)
+            return row
+
+    def stop(self, name: str, *, attempt: int) -> bool:
+        """Record that the process of an attempt stopped as it was told: paused, or cancelled.
+
+        Returns whether it did: the job may have ended, or a later attempt have started.
+        """
+        with self._catalog.transaction() as session:
+            row = self._locked(session, name)
+            if row.attempt != attempt or JobState(row.state) not in _ACTIVE_STATES:
+                return False
+            if row.pause_requested and not row.cancel_requested:
+                self._pause(session, row)
+            else:
+                self._end(session, row, JobState.CANCELLED)
+            return True
 
     def next_attempt(self, name: str, *, after: int, message: str = "") -> bool:
         """Open attempt `after + 1`, which shuts out the process of attempt `after`.
@@ -171,7 +229,7 @@ class JobStore:
         """
         with self._catalog.transaction() as session:
             row = self._locked(session, name)
-            if row.attempt != after or JobState(row.state) in FINAL_STATES:
+            if row.attempt != after or JobState(row.state) not in _ACTIVE_STATES:
                 return False
             row.attempt = after + 1
             row.heartbeat_time = None
@@ -196,7 +254,7 @@ class JobStore:
         with self._catalog.transaction() as session:
             row = self._locked(session, name)
             stale = attempt is not None and row.attempt != attempt
-            if stale or JobState(row.state) in FINAL_STATES:
+            if stale or JobState(row.state) not in _ACTIVE_STATES:
                 return False
             row.error_reason = reason
             row.error_message = " ".join(message.split())[:_MESSAGE_CHARACTERS]
@@ -225,10 +283,16 @@ class JobStore:
             row.heartbeat_time = now()
             self.append_event(session, row, progress=progress)
 
-    def heartbeat(self, name: str, attempt: int) -> None:
-        """Show that the process of an attempt lives."""
+    def heartbeat(self, name: str, attempt: int) -> bool:
+        """Show that the process of an attempt lives; returns whether it was asked to pause.
+
+        Raises:
+            CancelledError: As `fence`.
+        """
         with self._catalog.transaction() as session:
-            self.fence(session, name, attempt).heartbeat_time = now()
+            row = self.fence(session, name, attempt)
+            row.heartbeat_time = now()
+            return row.pause_requested
 
     def succeed(self, session: Session, name: str, attempt: int) -> None:
         """End a job in the transaction that publishes its target."""
@@ -256,6 +320,13 @@ class JobStore:
             raise _no_such_job(name)
         return row
 
+    def _pause(self, session: Session, row: JobRow) -> None:
+        row.pause_requested = False
+        # What it said last, and how long it still took, are of the attempt that is over.
+        over = ("message", "seconds_left")
+        progress = {key: value for key, value in row.progress.items() if key not in over}
+        self.append_event(session, row, state=JobState.PAUSED, progress=progress)
+
     def _end(self, session: Session, row: JobRow, state: JobState) -> None:
         row.end_time = now()
         self.append_event(session, row, state=state)
@@ -266,6 +337,14 @@ def heartbeat_age_seconds(row: JobRow, at: datetime | None = None) -> float:
     if row.heartbeat_time is None:
         return float("inf")
     return ((at or now()) - row.heartbeat_time).total_seconds()
+
+
+def _refused(row: JobRow, message: str, reason: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"{message}: {row.name} is {row.state.lower()}",
+        reason=reason,
+        metadata={"job": row.name, "state": row.state},
+    )
 
 
 def _no_such_job(name: str) -> NotFoundError:

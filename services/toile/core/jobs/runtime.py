@@ -3,8 +3,8 @@
 A job module's `__main__` is `run_job(work)`. The supervisor starts it as
 `python -m {module} {job name} {attempt}`.
 
-How the process ends, and what the supervisor makes of it: a final state was recorded (exit 0);
-SIGTERM without a cancel (exit 75: the next attempt goes on); killed (the same).
+How the process ends, and what the supervisor makes of it: a final state or a pause was recorded
+(exit 0); SIGTERM that nobody asked for (exit 75: the next attempt goes on); killed (the same).
 """
 
 import contextlib
@@ -62,6 +62,7 @@ class JobContext:
         self.target: str = row.target
         self.spec: dict[str, Any] = row.spec
         self._lost: CancelledError | None = None
+        self._pausing = False
 
     @property
     def scratch_path(self) -> Path:
@@ -88,11 +89,15 @@ class JobContext:
         )
 
     def cancelled(self) -> bool:
-        """Say whether the job should stop; cheap, at most a second behind."""
+        """Say whether the job should stop for good; cheap, at most a second behind."""
         return self._lost is not None
 
+    def stopping(self) -> bool:
+        """Say whether the job should stop, for good or for now; as `cancelled`."""
+        return self._pausing or self.cancelled()
+
     def check(self) -> None:
-        """Raise if the job should stop.
+        """Raise if the job should stop, for good or for now.
 
         Raises:
             CancelledError: Somebody asked for it.
@@ -100,6 +105,8 @@ class JobContext:
         """
         if self._lost is not None:
             raise self._lost
+        if self._pausing:
+            raise CancelledError(f"{self.name} was asked to pause")
 
     def succeed(self, session: Session) -> None:
         """End the job as succeeded in the transaction that publishes its target.
@@ -110,11 +117,11 @@ class JobContext:
         self.jobs.succeed(session, self.name, self.attempt)
 
     def fail(self, error: BaseException) -> bool:
-        """End the job as failed, or cancelled. Returns whether this very call ended it."""
+        """End the job as failed, or cancelled, or pause it. Returns whether this very call did."""
         if isinstance(error, SupersededError):
             return False
         if isinstance(error, CancelledError):
-            return self.jobs.finish(self.name, JobState.CANCELLED, attempt=self.attempt)
+            return self.jobs.stop(self.name, attempt=self.attempt)
         reason, message = describe(error)
         return self.jobs.finish(
             self.name, JobState.FAILED, attempt=self.attempt, reason=reason, message=message
@@ -122,7 +129,7 @@ class JobContext:
 
     @contextlib.contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Show life while the block runs, and learn of cancels."""
+        """Show life while the block runs, and learn of cancels and pauses."""
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(stop,), name="heartbeat", daemon=True)
         thread.start()
@@ -135,7 +142,7 @@ class JobContext:
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_INTERVAL_SECONDS):
             try:
-                self.jobs.heartbeat(self.name, self.attempt)
+                self._pausing = self.jobs.heartbeat(self.name, self.attempt)
             except CancelledError as error:
                 self._lost = error
                 if isinstance(error, SupersededError) and not stop.wait(SUPERSEDED_GRACE_SECONDS):
@@ -181,8 +188,7 @@ def execute(work: Callable[[JobContext], None], settings: Settings, name: str, a
                 work(job)
             except StoppedError:
                 # A Ray job is stopped by SIGTERM, also when it is cancelled.
-                ended = _cancel_if_asked(job)
-                return 0 if ended else STOPPED_EXIT_CODE
+                return 0 if _stop_if_asked(job) else STOPPED_EXIT_CODE
             except Exception as error:  # noqa: BLE001 - the one place that names failures
                 _record(job, error)
                 return 0
@@ -205,11 +211,11 @@ def _record(job: JobContext, error: BaseException) -> None:
             time.sleep(pause_seconds)
 
 
-def _cancel_if_asked(job: JobContext) -> bool:
+def _stop_if_asked(job: JobContext) -> bool:
     row = job.jobs.get(job.name)
-    if not row.cancel_requested:
+    if not (row.cancel_requested or row.pause_requested):
         return False
-    job.jobs.finish(job.name, JobState.CANCELLED, attempt=job.attempt)
+    job.jobs.stop(job.name, attempt=job.attempt)
     return True
 
 

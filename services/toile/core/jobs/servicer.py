@@ -92,6 +92,20 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         row = await asyncio.to_thread(self._jobs.request_cancel, str(JobName.parse(request.name)))
         return job_pb2.CancelJobResponse(job=job_message(row))
 
+    async def PauseJob(
+        self, request: job_pb2.PauseJobRequest, context: Context
+    ) -> job_pb2.PauseJobResponse:
+        """Ask a training to stop for now."""
+        row = await asyncio.to_thread(self._jobs.request_pause, str(JobName.parse(request.name)))
+        return job_pb2.PauseJobResponse(job=job_message(row))
+
+    async def ResumeJob(
+        self, request: job_pb2.ResumeJobRequest, context: Context
+    ) -> job_pb2.ResumeJobResponse:
+        """Queue a paused job again."""
+        row = await asyncio.to_thread(self._jobs.resume, str(JobName.parse(request.name)))
+        return job_pb2.ResumeJobResponse(job=job_message(row))
+
 
 def add_job_service(
     catalog: Catalog,

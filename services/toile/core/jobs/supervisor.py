@@ -129,18 +129,21 @@ class JobSupervisor:
 
     def _lost(self, row: JobRow, why: str) -> None:
         """Give the job another attempt, or up. `row` may be stale: it may just have ended."""
+        if row.pause_requested and self._jobs.stop(row.name, attempt=row.attempt):
+            return  # resumed, it goes on from the checkpoint before
         why = first_line(why)
         attempts = self._settings.job_max_attempts
-        if row.attempt >= attempts:
+        tried = row.attempt - row.attempts_before_resume
+        if tried >= attempts:
             self._jobs.finish(
                 row.name,
                 JobState.FAILED,
                 attempt=row.attempt,
                 reason=COMPUTE_LOST,
-                message=f"its compute was lost {row.attempt} times; last: {why}",
+                message=f"its compute was lost {tried} times; last: {why}",
             )
             return
-        message = f"compute was lost ({why}); start {row.attempt + 1} of {attempts}"
+        message = f"compute was lost ({why}); start {tried + 1} of {attempts}"
         if self._jobs.next_attempt(row.name, after=row.attempt, message=message):
             _log.warning("%s: %s", row.name, message)
 

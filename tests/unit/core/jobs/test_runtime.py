@@ -88,7 +88,7 @@ def test_work_that_forgets_to_publish_fails(
 
 def wait_until_told(context: JobContext) -> None:
     deadline = time.monotonic() + 20
-    while not context.cancelled():
+    while not context.stopping():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     context.check()
@@ -101,6 +101,25 @@ def test_cancel_reaches_the_work(run: Callable[[Work], int], jobs: JobStore, job
 
     assert run(work) == 0
     assert jobs.get(job).state == JobState.CANCELLED
+
+
+def test_pause_reaches_the_work_which_lives_on_while_it_saves(
+    run: Callable[[Work], int], jobs: JobStore, job: str
+) -> None:
+    def work(context: JobContext) -> None:
+        jobs.request_pause(job)
+        try:
+            wait_until_told(context)
+        finally:
+            assert not context.cancelled()
+            told = jobs.get(job).heartbeat_time
+            deadline = time.monotonic() + 20
+            while jobs.get(job).heartbeat_time == told:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+    assert run(work) == 0
+    assert jobs.get(job).state == JobState.PAUSED
 
 
 def test_superseded_process_leaves_the_job_to_its_successor(
@@ -139,16 +158,24 @@ def test_sigterm_leaves_the_job_for_another_attempt(
     assert jobs.get(job).state == JobState.RUNNING
 
 
-def test_sigterm_of_a_cancelled_job_cancels_it(
-    run: Callable[[Work], int], jobs: JobStore, job: str
+@pytest.mark.parametrize(
+    ("ask", "state"),
+    [(JobStore.request_cancel, "CANCELLED"), (JobStore.request_pause, "PAUSED")],
+)
+def test_sigterm_of_a_job_that_should_stop_stops_it(
+    run: Callable[[Work], int],
+    jobs: JobStore,
+    job: str,
+    ask: Callable[[JobStore, str], object],
+    state: str,
 ) -> None:
     def work(context: JobContext) -> None:
-        jobs.request_cancel(job)
+        ask(jobs, job)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(20)
 
     assert run(work) == 0
-    assert jobs.get(job).state == JobState.CANCELLED
+    assert jobs.get(job).state == state
 
 
 def test_heartbeat_shows_life(run: Callable[[Work], int], jobs: JobStore, job: str) -> None:

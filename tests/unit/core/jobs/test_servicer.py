@@ -92,3 +92,32 @@ async def test_cancel(stub: job_pb2_grpc.JobServiceStub, job: str) -> None:
     for _ in range(2):
         answer = await stub.CancelJob(job_pb2.CancelJobRequest(name=job))
         assert answer.job.state == job_pb2.JOB_STATE_CANCELLED
+
+
+async def test_watch_of_a_paused_job_goes_on_when_it_is_resumed(
+    stub: job_pb2_grpc.JobServiceStub, jobs: JobStore, job: str
+) -> None:
+    paused = await stub.PauseJob(job_pb2.PauseJobRequest(name=job))
+    assert paused.job.state == job_pb2.JOB_STATE_PAUSED
+    responses = aiter(stub.WatchJob(job_pb2.WatchJobRequest(name=job)))
+    states = [(await anext(responses)).event.state for _ in range(2)]
+    assert states == [job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_PAUSED]
+    resumed = await stub.ResumeJob(job_pb2.ResumeJobRequest(name=job))
+    assert resumed.job.state == job_pb2.JOB_STATE_QUEUED
+    await stub.CancelJob(job_pb2.CancelJobRequest(name=job))
+    rest = [response async for response in responses]
+    assert [response.event.sequence for response in rest] == [3, 4]
+    assert rest[1].job.state == job_pb2.JOB_STATE_CANCELLED
+
+
+async def test_refusals_of_pause_and_resume_are_typed(
+    stub: job_pb2_grpc.JobServiceStub, jobs: JobStore, job: str
+) -> None:
+    jobs.finish(job, JobState.FAILED, reason="DISK_FULL", message="full")
+    for call in (
+        stub.PauseJob(job_pb2.PauseJobRequest(name=job)),
+        stub.ResumeJob(job_pb2.ResumeJobRequest(name=job)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION

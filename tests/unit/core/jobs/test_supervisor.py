@@ -31,9 +31,14 @@ def supervisor(settings: Settings, catalog: Catalog, ray: FakeRay) -> JobSupervi
 def run(jobs: JobStore, job: str, attempt: int, *, heartbeat_seconds_ago: float = 0) -> None:
     """Do what the process of an attempt does first, then let time pass."""
     jobs.start(job, attempt)
+    silence(jobs, job, heartbeat_seconds_ago)
+
+
+def silence(jobs: JobStore, job: str, seconds: float) -> None:
+    """Let the last sign of life be so long ago."""
     with jobs._catalog.transaction() as session:
         row = session.get_one(JobRow, job)
-        row.heartbeat_time = now() - timedelta(seconds=heartbeat_seconds_ago)
+        row.heartbeat_time = now() - timedelta(seconds=seconds)
 
 
 def test_queued_job_is_submitted_once(
@@ -172,6 +177,40 @@ def test_cancelled_process_that_hangs_is_stopped(
     supervisor.reconcile()
     assert jobs.get(job).state == JobState.CANCELLED
     assert ray.stopped == [submission_id(job, 1)]
+
+
+def test_pausing_process_that_dies_leaves_a_paused_job(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    run(jobs, job, 1)
+    jobs.request_pause(job)
+    supervisor.reconcile()
+    assert jobs.get(job).state == JobState.RUNNING  # it saves a checkpoint
+    ray.jobs[submission_id(job, 1)].update(status="FAILED", message="exit code -9")
+    silence(jobs, job, 6)
+    supervisor.reconcile()
+    assert (jobs.get(job).state, jobs.get(job).attempt) == ("PAUSED", 1)
+
+
+def test_resumed_job_is_submitted_and_may_be_lost_as_often_as_a_new_one(
+    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    run(jobs, job, 1)
+    jobs.request_pause(job)
+    jobs.stop(job, attempt=1)
+    supervisor.reconcile()
+    assert list(ray.jobs) == [submission_id(job, 1)], "a paused job is not started"
+    jobs.resume(job)
+    for attempt in (2, 3):
+        supervisor.reconcile()
+        run(jobs, job, attempt, heartbeat_seconds_ago=6)
+        ray.jobs[submission_id(job, attempt)].update(status="FAILED", message="exit code -9")
+        supervisor.reconcile()
+    row = jobs.get(job)
+    assert (row.state, row.attempt) == ("FAILED", 3)
+    assert "lost 2 times" in row.error_message
 
 
 def test_check_names_the_trouble(ray: FakeRay) -> None:
