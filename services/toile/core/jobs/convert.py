@@ -11,8 +11,8 @@ from toile.core.jobs.records import JobState
 from toile.v1 import job_pb2
 
 
-def job_message(row: JobRow) -> job_pb2.Job:
-    """A job."""
+def job_message(row: JobRow, queue_position: int | None = None) -> job_pb2.Job:
+    """A job; its place in the queue where it has one."""
     message = job_pb2.Job(
         name=row.name,
         kind=job_pb2.JobKind.Value(f"JOB_KIND_{row.kind}"),
@@ -22,6 +22,7 @@ def job_message(row: JobRow) -> job_pb2.Job:
         create_time=timestamp(row.create_time),
         start_time=timestamp(row.start_time),
         end_time=timestamp(row.end_time),
+        queue_position=queue_position,
     )
     if row.progress:
         message.progress.CopyFrom(progress_message(row.progress))

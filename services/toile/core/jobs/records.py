@@ -12,7 +12,7 @@ included, checks the number in the same transaction (fencing). A process that lo
 `SupersededError`, whatever it was doing, and has published nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -53,6 +53,8 @@ class JobState(StrEnum):
 
 FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 _ACTIVE_STATES = (JobState.QUEUED, JobState.RUNNING)
+_TURNS = (JobRow.create_time, JobRow.name)
+"""The order that supervisors start jobs in."""
 
 
 class SupersededError(CancelledError):
@@ -115,10 +117,24 @@ class JobStore:
         statement = (
             select(JobRow)
             .where(JobRow.kind == kind.value, JobRow.state.in_(states))
-            .order_by(JobRow.create_time, JobRow.name)
+            .order_by(*_TURNS)
         )
         with self._catalog.reading() as session:
             return list(session.scalars(statement))
+
+    def queue_positions(self, names: Collection[str]) -> dict[str, int]:
+        """Return the places of those jobs that are queued, each among its kind: 1 is next."""
+        if not names:
+            return {}
+        place = func.row_number().over(partition_by=JobRow.kind, order_by=_TURNS)
+        queue = (
+            select(JobRow.name, place.label("place"))
+            .where(JobRow.state == JobState.QUEUED.value)
+            .subquery()
+        )
+        with self._catalog.reading() as session:
+            found = session.execute(select(queue).where(queue.c.name.in_(names)))
+            return {row.name: row.place for row in found}
 
     def events_after(self, name: str, sequence: int) -> tuple[list[JobEventRow], JobRow]:
         """Return the events after a sequence number, and the job, no older than the last of them.

@@ -34,7 +34,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     ) -> job_pb2.GetJobResponse:
         """Return one job."""
         row = await asyncio.to_thread(self._jobs.get, str(JobName.parse(request.name)))
-        return job_pb2.GetJobResponse(job=job_message(row))
+        return job_pb2.GetJobResponse(job=await self._placed(row))
 
     async def ListJobs(
         self, request: job_pb2.ListJobsRequest, context: Context
@@ -55,8 +55,10 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 )
 
         rows, token = await asyncio.to_thread(read)
+        queued = [row.name for row in rows if row.state == JobState.QUEUED]
+        places = await asyncio.to_thread(self._jobs.queue_positions, queued)
         return job_pb2.ListJobsResponse(
-            jobs=[job_message(row) for row in rows], next_page_token=token
+            jobs=[job_message(row, places.get(row.name)) for row in rows], next_page_token=token
         )
 
     async def WatchJob(
@@ -104,7 +106,13 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     ) -> job_pb2.ResumeJobResponse:
         """Queue a paused job again."""
         row = await asyncio.to_thread(self._jobs.resume, str(JobName.parse(request.name)))
-        return job_pb2.ResumeJobResponse(job=job_message(row))
+        return job_pb2.ResumeJobResponse(job=await self._placed(row))
+
+    async def _placed(self, row: JobRow) -> job_pb2.Job:
+        """A job with its place in the queue, if it waits in it."""
+        queued = [row.name] if row.state == JobState.QUEUED else []
+        places = await asyncio.to_thread(self._jobs.queue_positions, queued)
+        return job_message(row, places.get(row.name))
 
 
 def add_job_service(

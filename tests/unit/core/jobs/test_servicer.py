@@ -121,3 +121,35 @@ async def test_refusals_of_pause_and_resume_are_typed(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_queued_jobs_know_their_place_among_their_kind(
+    stub: job_pb2_grpc.JobServiceStub, catalog: Catalog, jobs: JobStore, job: str
+) -> None:
+    def add(project: str, kind: JobKind) -> str:
+        with catalog.transaction() as session:
+            return jobs.create(session, project=project, kind=kind, target="t", spec={}).name
+
+    foreign = add("other", JobKind.TRAINING)
+    build = add("p", JobKind.DATASET_BUILD)
+    last = add("p", JobKind.TRAINING)
+
+    async def places() -> dict[str, int | None]:
+        answer = await stub.ListJobs(job_pb2.ListJobsRequest(parent="projects/p"))
+        listed = {
+            one.name: one.queue_position if one.HasField("queue_position") else None
+            for one in answer.jobs
+        }
+        for name, place in listed.items():
+            got = (await stub.GetJob(job_pb2.GetJobRequest(name=name))).job
+            assert (got.queue_position if got.HasField("queue_position") else None) == place
+        return listed
+
+    assert await places() == {job: 1, build: 1, last: 3}
+    jobs.next_attempt(foreign, after=0)
+    jobs.start(foreign, 1)
+    jobs.request_pause(job)
+    assert await places() == {job: None, build: 1, last: 1}
+    resumed = await stub.ResumeJob(job_pb2.ResumeJobRequest(name=job))
+    assert resumed.job.queue_position == 1, "the supervisor takes the oldest first"
+    assert await places() == {job: 1, build: 1, last: 2}
