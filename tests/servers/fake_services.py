@@ -205,6 +205,12 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
             job.state = job_pb2.JOB_STATE_CANCELLED
         return job_pb2.CancelJobResponse(job=job)
 
+    def GetJobLogs(self, request: Any, context: Context) -> Any:
+        get(self.world.jobs, request.name)
+        lines = [(1, "step 1\n"), (1, "[red]step 2\n"), (2, "step 3\n")]
+        for attempt, text in lines[-request.tail_lines :]:
+            yield job_pb2.GetJobLogsResponse(text=text, attempt=attempt)
+
     def PauseJob(self, request: Any, context: Context) -> Any:
         job = get(self.world.jobs, request.name)
         if job.state == job_pb2.JOB_STATE_SUCCEEDED:

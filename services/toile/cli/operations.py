@@ -126,6 +126,15 @@ def follow_job(clients: Clients, name: str, on_event: OnEvent = lambda _: None) 
         time.sleep(_AGAIN_SECONDS)
 
 
+def job_logs(
+    clients: Clients, name: str, *, follow: bool, tail_lines: int
+) -> Iterator[job_pb2.GetJobLogsResponse]:
+    """Yield what a job printed, piece by piece."""
+    request = job_pb2.GetJobLogsRequest(name=name, follow=follow, tail_lines=tail_lines)
+    with reading(partial(clients.jobs.GetJobLogs, request, timeout=LONG_SECONDS)) as answers:
+        yield from answers
+
+
 def cancel_and_wait(
     clients: Clients, find: Callable[[], job_pb2.Job], wait_seconds: float = 30.0
 ) -> None:

@@ -25,7 +25,7 @@ def build_service(settings: Settings) -> Service:
         name="dataset",
         add=[
             (dataset_pb2_grpc.add_DatasetServiceServicer_to_server, servicer),
-            add_job_service(catalog),
+            add_job_service(settings, catalog),
         ],
         full_names=[DATASET_SERVICE_NAME, JOB_SERVICE_NAME],
         checks={

@@ -33,7 +33,7 @@ def build_service(settings: Settings) -> Service:
         name="train",
         add=[
             (train_pb2_grpc.add_TrainServiceServicer_to_server, servicer),
-            add_job_service(catalog),
+            add_job_service(settings, catalog),
         ],
         full_names=[TRAIN_SERVICE_NAME, JOB_SERVICE_NAME],
         checks={

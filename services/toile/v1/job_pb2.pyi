@@ -522,3 +522,51 @@ class ResumeJobResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["job", b"job"]) -> None: ...
 
 Global___ResumeJobResponse: typing_extensions.TypeAlias = ResumeJobResponse
+
+@typing.final
+class GetJobLogsRequest(google.protobuf.message.Message):
+    """GetJobLogsRequest names a job and how much of its logs to send."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    FOLLOW_FIELD_NUMBER: builtins.int
+    TAIL_LINES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/jobs/{job}"""
+    follow: builtins.bool
+    """Go on until the job has ended, over pauses and lost compute."""
+    tail_lines: builtins.int
+    """Begin with so many of the last lines; 0 for all."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        follow: builtins.bool = ...,
+        tail_lines: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["follow", b"follow", "name", b"name", "tail_lines", b"tail_lines"]) -> None: ...
+
+Global___GetJobLogsRequest: typing_extensions.TypeAlias = GetJobLogsRequest
+
+@typing.final
+class GetJobLogsResponse(google.protobuf.message.Message):
+    """GetJobLogsResponse is a piece of a job's logs."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """Text that follows the piece before; it may end within a line."""
+    attempt: builtins.int
+    """Attempt that printed it."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        attempt: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "text", b"text"]) -> None: ...
+
+Global___GetJobLogsResponse: typing_extensions.TypeAlias = GetJobLogsResponse

@@ -67,6 +67,11 @@ class JobServiceStub(object):
                 request_serializer=toile_dot_v1_dot_job__pb2.ResumeJobRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_job__pb2.ResumeJobResponse.FromString,
                 _registered_method=True)
+        self.GetJobLogs = channel.unary_stream(
+                '/toile.v1.JobService/GetJobLogs',
+                request_serializer=toile_dot_v1_dot_job__pb2.GetJobLogsRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_job__pb2.GetJobLogsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -125,6 +130,15 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetJobLogs(self, request, context):
+        """GetJobLogs returns what the job's processes printed, attempt after attempt, as far as Ray
+        still keeps it: nothing for a job that never started. It is for people; how the job stands
+        is what WatchJob says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -157,6 +171,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ResumeJob,
                     request_deserializer=toile_dot_v1_dot_job__pb2.ResumeJobRequest.FromString,
                     response_serializer=toile_dot_v1_dot_job__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'GetJobLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetJobLogs,
+                    request_deserializer=toile_dot_v1_dot_job__pb2.GetJobLogsRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_job__pb2.GetJobLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -324,6 +343,33 @@ class JobService(object):
             '/toile.v1.JobService/ResumeJob',
             toile_dot_v1_dot_job__pb2.ResumeJobRequest.SerializeToString,
             toile_dot_v1_dot_job__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/toile.v1.JobService/GetJobLogs',
+            toile_dot_v1_dot_job__pb2.GetJobLogsRequest.SerializeToString,
+            toile_dot_v1_dot_job__pb2.GetJobLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

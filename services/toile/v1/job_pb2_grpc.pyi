@@ -121,7 +121,23 @@ _JobServiceResumeJobType = typing_extensions.TypeVar(
     ],
 )
 
-class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsType, _JobServiceWatchJobType, _JobServiceCancelJobType, _JobServicePauseJobType, _JobServiceResumeJobType]):
+_JobServiceGetJobLogsType = typing_extensions.TypeVar(
+    '_JobServiceGetJobLogsType',
+    grpc.UnaryStreamMultiCallable[
+        toile.v1.job_pb2.GetJobLogsRequest,
+        toile.v1.job_pb2.GetJobLogsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.job_pb2.GetJobLogsRequest,
+        toile.v1.job_pb2.GetJobLogsResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        toile.v1.job_pb2.GetJobLogsRequest,
+        toile.v1.job_pb2.GetJobLogsResponse,
+    ],
+)
+
+class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsType, _JobServiceWatchJobType, _JobServiceCancelJobType, _JobServicePauseJobType, _JobServiceResumeJobType, _JobServiceGetJobLogsType]):
     """JobService follows long runs: dataset builds and trainings. Like
     google.longrunning.Operations it is declared once and served by every service that
     starts jobs; all of them read the same catalog, so any of them can answer for any job.
@@ -153,6 +169,10 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
             toile.v1.job_pb2.ResumeJobRequest,
             toile.v1.job_pb2.ResumeJobResponse,
         ],
+        grpc.UnaryStreamMultiCallable[
+            toile.v1.job_pb2.GetJobLogsRequest,
+            toile.v1.job_pb2.GetJobLogsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -180,6 +200,10 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
         grpc.aio.UnaryUnaryMultiCallable[
             toile.v1.job_pb2.ResumeJobRequest,
             toile.v1.job_pb2.ResumeJobResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            toile.v1.job_pb2.GetJobLogsRequest,
+            toile.v1.job_pb2.GetJobLogsResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -213,6 +237,12 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
     paused, or not yet (JOB_NOT_PAUSED).
     """
 
+    GetJobLogs: _JobServiceGetJobLogsType
+    """GetJobLogs returns what the job's processes printed, attempt after attempt, as far as Ray
+    still keeps it: nothing for a job that never started. It is for people; how the job stands
+    is what WatchJob says.
+    """
+
 JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.job_pb2.GetJobRequest,
@@ -237,6 +267,10 @@ JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.job_pb2.ResumeJobRequest,
         toile.v1.job_pb2.ResumeJobResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.job_pb2.GetJobLogsRequest,
+        toile.v1.job_pb2.GetJobLogsResponse,
     ],
 ]
 
@@ -304,6 +338,17 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         """ResumeJob queues a paused job again. It goes on from its last checkpoint and ends with the
         weights that it would have had without the pause. FAILED_PRECONDITION: the job is not
         paused, or not yet (JOB_NOT_PAUSED).
+        """
+
+    @abc.abstractmethod
+    def GetJobLogs(
+        self,
+        request: toile.v1.job_pb2.GetJobLogsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[toile.v1.job_pb2.GetJobLogsResponse], collections.abc.AsyncIterator[toile.v1.job_pb2.GetJobLogsResponse]]:
+        """GetJobLogs returns what the job's processes printed, attempt after attempt, as far as Ray
+        still keeps it: nothing for a job that never started. It is for people; how the job stands
+        is what WatchJob says.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -187,6 +187,15 @@ def test_a_training_is_paused_and_resumed(cli, world: World, photographs: Path) 
     assert "the job is not paused" in refused.stderr
 
 
+def test_logs_are_written_as_they_were_printed(cli, world: World, photographs: Path) -> None:
+    prepare(cli, photographs)
+    whole = cli("jobs", "logs", "job-1")
+    assert whole.stdout == "step 1\n[red]step 2\nstep 3\n"
+    assert "Attempt 2" in whole.stderr
+    assert cli("jobs", "logs", "job-1", "--tail", 1).stdout == "step 3\n"
+    assert cli("jobs", "logs", "job-9").exit_code == 1
+
+
 def test_ctrl_c_stops_the_watching_and_not_the_job(cli, world: World, photographs: Path) -> None:
     cli("dataset", "import", photographs, "--name", "lace", "--trigger", "<lace>")
     world.during["WatchJob-build"] = press_ctrl_c

@@ -108,6 +108,26 @@ def resume(job: JobArgument, as_json: JsonFlag = False) -> None:
         s.output.say(f"Job {short(found.name)} is {_state(found)}.")
 
 
+@app.command()
+def logs(
+    job: JobArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
+    ] = False,
+    tail: Annotated[int, typer.Option(min=0, help="Last lines to begin with; 0 for all.")] = 0,
+) -> None:
+    """Write what a job printed, all its attempts as far as they are kept."""
+    from toile.cli.operations import job_logs
+
+    with session(as_json=False) as s:
+        name, attempt = s.names.job(job), 0
+        for chunk in job_logs(s.clients, name, follow=follow, tail_lines=tail):
+            if attempt and chunk.attempt != attempt:
+                s.output.note(f"Attempt {chunk.attempt}")
+            attempt = chunk.attempt
+            typer.echo(chunk.text, nl=False)
+
+
 def follow(s: Session, name: str) -> "job_pb2.Job":
     """Follow a job with a bar and show how it ended. Ctrl-C stops only the watching.
 

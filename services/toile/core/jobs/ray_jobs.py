@@ -1,7 +1,7 @@
 """Ray's Jobs API, spoken as REST.
 
 Not through `ray.job_submission`: importing Ray costs a service about 200 MB and two seconds, and
-five services and a slim image would carry it only to send three small requests. The REST API is
+five services and a slim image would carry it only to send a few small requests. The REST API is
 documented and stable: https://docs.ray.io/en/latest/cluster/running-applications/job-submission/
 """
 
@@ -103,6 +103,19 @@ class RayJobs:
         _raise_for(response)
         details = response.json()
         return RayJob(status=details["status"], message=str(details.get("message") or ""))
+
+    def logs(self, submission_id: str) -> str | None:
+        """Return all that a job's process and its workers printed; None where Ray keeps none.
+
+        Raises:
+            ComputeUnavailableError: Ray does not answer.
+        """
+        response = self._send("GET", f"/api/jobs/{submission_id}/logs")
+        # 500: the machine that ran it, where the file is, has gone.
+        if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.INTERNAL_SERVER_ERROR):
+            return None
+        _raise_for(response)
+        return str(response.json()["logs"])
 
     def stop(self, submission_id: str) -> None:
         """Send SIGTERM to a job's processes, and SIGKILL three seconds later.

@@ -12,8 +12,11 @@ from toile.core.catalog.models import JobRow
 from toile.core.catalog.paging import page
 from toile.core.errors import InvalidArgumentError
 from toile.core.jobs.convert import event_message, job_message
+from toile.core.jobs.logs import JobLogs
+from toile.core.jobs.ray_jobs import RayJobs
 from toile.core.jobs.records import FINAL_STATES, JobState, JobStore
 from toile.core.names import JobName, ProjectName
+from toile.core.settings import Settings
 from toile.v1 import job_pb2, job_pb2_grpc
 
 JOB_SERVICE_NAME = job_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
@@ -23,11 +26,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class JobServicer(job_pb2_grpc.JobServiceServicer):
-    """Answers from the catalog alone, so any replica can answer for any job."""
+    """Answers from the catalog, and for logs from Ray, so any replica can answer for any job."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, ray: RayJobs) -> None:
         self._catalog = catalog
         self._jobs = JobStore(catalog)
+        self._logs = JobLogs(self._jobs, ray)
 
     async def GetJob(
         self, request: job_pb2.GetJobRequest, context: Context
@@ -108,6 +112,17 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         row = await asyncio.to_thread(self._jobs.resume, str(JobName.parse(request.name)))
         return job_pb2.ResumeJobResponse(job=await self._placed(row))
 
+    async def GetJobLogs(
+        self, request: job_pb2.GetJobLogsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.GetJobLogsResponse]:
+        """Send what the job's processes printed."""
+        name = str(JobName.parse(request.name))
+        if request.tail_lines < 0:
+            raise InvalidArgumentError("tail_lines must not be negative", field="tail_lines")
+        chunks = self._logs.read(name, follow=request.follow, tail_lines=request.tail_lines)
+        async for attempt, text in chunks:
+            yield job_pb2.GetJobLogsResponse(text=text, attempt=attempt)
+
     async def _placed(self, row: JobRow) -> job_pb2.Job:
         """A job with its place in the queue, if it waits in it."""
         queued = [row.name] if row.state == JobState.QUEUED else []
@@ -116,7 +131,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
 
 def add_job_service(
-    catalog: Catalog,
+    settings: Settings, catalog: Catalog
 ) -> tuple[Callable[[JobServicer, grpc.aio.Server], None], JobServicer]:
     """What a service adds to its server to answer for jobs."""
-    return job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(catalog)
+    return job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(catalog, RayJobs.of(settings))

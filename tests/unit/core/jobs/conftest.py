@@ -8,6 +8,13 @@ import pytest
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.jobs import JobKind, JobStore
 from toile.core.settings import Settings
+from unit.core.jobs.fake_ray import FakeRay, fake_ray
+
+
+@pytest.fixture
+def ray() -> Iterator[FakeRay]:
+    with fake_ray() as ray:
+        yield ray
 
 
 @pytest.fixture

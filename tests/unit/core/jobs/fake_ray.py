@@ -17,6 +17,8 @@ class FakeRay:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     refuse: bool = False
+    logs: dict[str, str] = field(default_factory=dict)
+    lost_machines: set[str] = field(default_factory=set)  # ids of what ran there
 
     def restart(self) -> None:
         """Forget everything."""
@@ -31,8 +33,13 @@ def fake_ray() -> Iterator[FakeRay]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
+            asked = self.path.split("/")[-2]
             if name == "version":
                 self.answer(200, {"ray_version": "0"})
+            elif name == "logs" and asked in ray.lost_machines:
+                self.answer(500, {"error": "Traceback"})
+            elif name == "logs" and asked in ray.jobs:
+                self.answer(200, {"logs": ray.logs.get(asked, "")})
             elif name in ray.jobs:
                 self.answer(200, ray.jobs[name])
             else:

@@ -1,6 +1,7 @@
 """JobService over a real connection."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -9,14 +10,19 @@ from toile.core.catalog.engine import Catalog
 from toile.core.jobs import JobKind, JobState, JobStore
 from toile.core.jobs.records import progress_dict
 from toile.core.jobs.servicer import JOB_SERVICE_NAME, add_job_service
+from toile.core.jobs.supervisor import submission_id
 from toile.core.rpc.server import Service, start
 from toile.core.settings import Settings
 from toile.v1 import job_pb2, job_pb2_grpc
+from unit.core.jobs.fake_ray import FakeRay
 
 
 @pytest.fixture
-async def stub(catalog: Catalog, settings: Settings) -> AsyncIterator[job_pb2_grpc.JobServiceStub]:
-    service = Service("jobs", [add_job_service(catalog)], [JOB_SERVICE_NAME], {})
+async def stub(
+    catalog: Catalog, settings: Settings, ray: FakeRay
+) -> AsyncIterator[job_pb2_grpc.JobServiceStub]:
+    settings = settings.model_copy(update={"ray_jobs_url": ray.url})
+    service = Service("jobs", [add_job_service(settings, catalog)], [JOB_SERVICE_NAME], {})
     running = await start(service, settings.model_copy(update={"grace_seconds": 0.1}))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
         yield job_pb2_grpc.JobServiceStub(channel)
@@ -153,3 +159,32 @@ async def test_queued_jobs_know_their_place_among_their_kind(
     resumed = await stub.ResumeJob(job_pb2.ResumeJobRequest(name=job))
     assert resumed.job.queue_position == 1, "the supervisor takes the oldest first"
     assert await places() == {job: 1, build: 1, last: 2}
+
+
+async def test_logs_come_in_pieces_with_their_attempt(
+    stub: job_pb2_grpc.JobServiceStub, ray: FakeRay, jobs: JobStore, job: str
+) -> None:
+    jobs.next_attempt(job, after=0)
+    printed = "a line of a job that prints much\n" * 5000
+    ray.jobs[submission_id(job, 1)] = {}
+    ray.logs[submission_id(job, 1)] = printed
+    answers = [one async for one in stub.GetJobLogs(job_pb2.GetJobLogsRequest(name=job))]
+    assert len(answers) > 1
+    assert {one.attempt for one in answers} == {1}
+    assert "".join(one.text for one in answers) == printed
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"tail_lines": -1}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"name": "projects/p/jobs/none"}, grpc.StatusCode.NOT_FOUND),
+    ],
+)
+async def test_logs_that_cannot_be_asked_for(
+    stub: job_pb2_grpc.JobServiceStub, job: str, fields: dict[str, Any], code: grpc.StatusCode
+) -> None:
+    request = job_pb2.GetJobLogsRequest(**{"name": job, **fields})
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(aiter(stub.GetJobLogs(request)))
+    assert caught.value.code() == code

@@ -1,6 +1,5 @@
 """What the supervisor makes of its jobs' records and of what Ray says."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -13,13 +12,7 @@ from toile.core.jobs import JobKind, JobState, JobStore
 from toile.core.jobs.ray_jobs import RayJobs
 from toile.core.jobs.supervisor import JobSupervisor, submission_id
 from toile.core.settings import Settings
-from unit.core.jobs.fake_ray import FakeRay, fake_ray
-
-
-@pytest.fixture
-def ray() -> Iterator[FakeRay]:
-    with fake_ray() as ray:
-        yield ray
+from unit.core.jobs.fake_ray import FakeRay
 
 
 @pytest.fixture
