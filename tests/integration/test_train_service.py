@@ -166,6 +166,8 @@ async def test_paused_training_ends_with_the_weights_of_an_unpaused_one(
     before = [event.progress.step for event in seen if event.progress.phase == "train"]
     after = [r.event.progress.step for r in rest if r.event.progress.phase == "train"]
     assert after[0] > before[-1], "no step is done again"
+    logs = platform.jobs.GetJobLogs(job_pb2.GetJobLogsRequest(name=job.name))
+    assert {chunk.attempt async for chunk in logs} == {1, 2}
     one, two = [
         safetensors.torch.load(
             await download(platform, version, "pytorch_lora_weights.safetensors")

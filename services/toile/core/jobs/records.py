@@ -5,11 +5,11 @@
    pause resume             pause └─cancel→ CANCELLED
      └→ PAUSED ←──────────────┘
 
-A job may be started several times, because compute can be lost, or because it was paused and goes
-on. What has not started or is paused is cancelled at once. Each start has a number, the
-attempt, and only the process of the current attempt may write: everything it writes, its target
-included, checks the number in the same transaction (fencing). A process that lost its place gets
-`SupersededError`, whatever it was doing, and has published nothing.
+A queued or paused job is cancelled at once. A job may be started several times, because compute
+can be lost, or because it was paused and goes on. Each start has a number, the attempt, and only
+the process of the current attempt may write: everything it writes, its target included, checks the
+number in the same transaction (fencing). A process that lost its place gets `SupersededError`,
+whatever it was doing, and has published nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -241,7 +241,8 @@ class JobStore:
     def next_attempt(self, name: str, *, after: int, message: str = "") -> bool:
         """Open attempt `after + 1`, which shuts out the process of attempt `after`.
 
-        Returns whether it did: another supervisor may have been quicker, or the job has ended.
+        Returns whether it did: another supervisor may have been quicker, or the job has ended or
+        is paused.
         """
         with self._catalog.transaction() as session:
             row = self._locked(session, name)
@@ -263,7 +264,7 @@ class JobStore:
         reason: str = "",
         message: str = "",
     ) -> bool:
-        """End a job without a target. Returns whether it did: it may have ended otherwise.
+        """End a job without a target. Returns whether it did: it may have ended, or be paused.
 
         With `attempt`, only while that attempt is the current one.
         """
