@@ -29,7 +29,7 @@ class Checkpoint:
     Attributes:
         step: Steps done.
         weights: What is trained, by name.
-        optimizer: State of each parameter, by its place: `{0: {"exp_avg": …}}`.
+        optimizer: What `optimizers.optimizer_state` took.
         losses: Loss of every step done.
         average: Moving average of the parameters; empty if none is kept.
         validations: Loss of every validation, by its step.

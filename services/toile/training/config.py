@@ -12,12 +12,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails
 
 from toile.core.adapter_types import AdapterType
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 
 MAX_RANK = 64
 MAX_SAMPLE_PROMPTS = 8
+MAX_LEARNING_RATE = 0.1
+MAX_PRODIGY_RATE = 10.0
+_PRODIGY_RATE = 1.0
 
 Prompt = Annotated[str, Field(min_length=1)]
 
@@ -30,7 +34,7 @@ class RecipeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    learning_rate: float = Field(1e-3, gt=0, le=0.1, description="Peak learning rate.")
+    learning_rate: float = Field(1e-3, gt=0, le=MAX_PRODIGY_RATE, description="Peak learning rate.")
     steps: int = Field(160, ge=1, le=1_000_000, description="Optimizer steps.")
     batch_size: int = Field(8, ge=1, le=256, description="Images in a step, over all workers.")
     seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of everything random in the run.")
@@ -53,9 +57,9 @@ class RecipeConfig(BaseModel):
     warmup_steps: int | None = Field(
         None, ge=0, description="Steps in which the rate rises; a twentieth of them if unset."
     )
-    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="Optimizer.")
+    optimizer: Literal["adamw", "adafactor", "prodigy"] = Field("adamw", description="Optimizer.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean gradient.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean gradient.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of its mean square.")
     noise_offset: float = Field(
         0.0, ge=0, le=1, description="Deviation of noise added to a whole channel; 0 is off."
@@ -82,6 +86,27 @@ class RecipeConfig(BaseModel):
         0, ge=0, le=1000, description="Validations without a new best that end a run; 0 is off."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _prodigy_finds_its_own_rate(cls, values: Any) -> Any:
+        """With Prodigy the rate is a factor of the one it finds: 1 unless it is given."""
+        if isinstance(values, Mapping) and values.get("optimizer") == "prodigy":
+            return {"learning_rate": _PRODIGY_RATE, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _rate_suits_the_optimizer(self) -> Self:
+        if self.optimizer != "prodigy" and self.learning_rate > MAX_LEARNING_RATE:
+            # Raised so, for an error of the whole would not name the field.
+            detail = InitErrorDetails(
+                type="less_than_equal",
+                loc=("learning_rate",),
+                input=self.learning_rate,
+                ctx={"le": MAX_LEARNING_RATE},
+            )
+            raise ValidationError.from_exception_data(type(self).__name__, [detail])
+        return self
+
     @field_validator("warmup_steps")
     @classmethod
     def _warmup_ends(cls, warmup: int | None, info: ValidationInfo) -> int | None:
@@ -107,11 +132,11 @@ class RecipeConfig(BaseModel):
 
     @field_validator("adam_beta1", "adam_beta2")
     @classmethod
-    def _adam_alone_has_betas(cls, beta: float, info: ValidationInfo) -> float:
+    def _adafactor_has_no_betas(cls, beta: float, info: ValidationInfo) -> float:
         # A configuration read back names every field, so a default says nothing.
         default = cls.model_fields[info.field_name or ""].default
-        if info.data.get("optimizer") != "adamw" and beta != default:
-            raise ValueError("is of the optimizer adamw alone")
+        if info.data.get("optimizer") == "adafactor" and beta != default:
+            raise ValueError("is of the optimizers adamw and prodigy alone")
         return beta
 
     @classmethod
@@ -177,7 +202,7 @@ class ControlNetRecipeConfig(RecipeConfig):
     control_kind: Literal["edges", "parts"] = Field(
         "edges", description="What of a picture it is shown."
     )
-    learning_rate: float = Field(5e-4, gt=0, le=0.1, description="Peak learning rate.")
+    learning_rate: float = Field(5e-4, gt=0, le=MAX_PRODIGY_RATE, description="Peak learning rate.")
     steps: int = Field(2000, ge=1, le=1_000_000, description="Optimizer steps.")
     caption_dropout: float = Field(
         0.5, ge=0, le=1, description="Share of captions replaced by the empty caption."

@@ -96,7 +96,7 @@ def train(
                 on_checkpoint(state.checkpoint())
             wait_for_all()  # nobody records the stop before the leader has kept where it was
             raise CancelledError("the run was stopped")
-        step, rate = state.step, learning_rate(config, state.step)
+        step = state.step
         places = batch_indices(len(chosen), config.batch_size, step, config.seed)
         indices = [chosen[place] for place in places]
         batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
@@ -105,7 +105,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(state.parameters.values(), _CLIP_NORM)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise _diverged(step + 1, [names[index] for index in indices])
-        state.advance(rate, loss)
+        rate = state.advance(learning_rate(config, step), loss)
         if held_out and _is_due(state.step, config):
             with replaced(state.parameters, state.current()):
                 validation_loss = validation.loss(network, time_ids)

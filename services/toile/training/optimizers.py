@@ -3,13 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from prodigyopt import Prodigy
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from toile.training.config import RecipeConfig
 
 State = Mapping[int, Mapping[str, Tensor]]
-"""State of each parameter, by its place: `{0: {"exp_avg": …}}`."""
+"""State of each parameter, by its place: `{0: {"exp_avg": …}}`; Prodigy's own is at `SHARED`."""
+
+SHARED = -1
+"""Place of what an optimizer remembers of all parameters together."""
+
+_PRODIGY_REMEMBERS = ("d", "d_max", "d_numerator", "k")
+"""Of its group; what else is there is configuration, or written before it is read."""
 
 
 def make_optimizer(
@@ -19,7 +26,20 @@ def make_optimizer(
 
     Adafactor is Shazeer and Stern's "Adafactor: Adaptive Learning Rates with Sublinear Memory
     Cost", 2018, as in transformers, with the rate of the schedule and not one of its own.
+
+    Prodigy is Mishchenko and Defazio's "Prodigy: An Expeditiously Adaptive Parameter-Free
+    Learner", 2023, with what its README recommends for diffusion models: bias correction, and a
+    safeguard for the warm-up.
     """
+    if config.optimizer == "prodigy":
+        return Prodigy(  # type: ignore[no-any-return]
+            # In the group, for what is given beside it is printed.
+            [{"params": list(parameters), "weight_decay": config.weight_decay}],
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            use_bias_correction=True,
+            safeguard_warmup=True,
+        )
     if config.optimizer == "adafactor":
         return Adafactor(  # type: ignore[no-any-return]
             parameters,
@@ -38,13 +58,26 @@ def make_optimizer(
     )
 
 
+def adapted_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate that the next step is taken at: what was set, times what Prodigy has found."""
+    (group,) = optimizer.param_groups
+    return float(group["lr"] * group.get("d", 1.0))
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Everything that the optimizer remembers of each parameter, Adafactor's count of steps too."""
+    """Everything that the optimizer remembers, Adafactor's count of steps too."""
     state = optimizer.state_dict()["state"]
-    return {
+    found = {
         place: {name: torch.as_tensor(value) for name, value in remembered.items()}
         for place, remembered in state.items()
     }
+    if isinstance(optimizer, Prodigy):
+        (group,) = optimizer.param_groups
+        # As Python computes them: rounded to single precision, a run would not go on exactly.
+        found[SHARED] = {
+            name: torch.tensor(group[name], dtype=torch.float64) for name in _PRODIGY_REMEMBERS
+        }
+    return found
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
@@ -53,4 +86,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
         place: {name: value.clone() for name, value in remembered.items()}
         for place, remembered in state.items()
     }
+    shared = loaded.pop(SHARED, {})
     optimizer.load_state_dict({**optimizer.state_dict(), "state": loaded})
+    for group in optimizer.param_groups:
+        group.update({name: value.item() for name, value in shared.items()})

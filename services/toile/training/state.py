@@ -7,7 +7,12 @@ from torch import Tensor, nn
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.ema import MovingAverage, to_parameters
-from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from toile.training.optimizers import (
+    adapted_rate,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+)
 from toile.training.validation import best_step
 
 
@@ -46,15 +51,25 @@ class RunState:
         if self.average is not None:
             self.average.restore(start.average)
 
-    def advance(self, rate: float, loss: float) -> None:
-        """Take a step with the gradients that the parameters have."""
+    def advance(self, rate: float, loss: float) -> float:
+        """Take a step with the gradients that the parameters have.
+
+        Args:
+            rate: The schedule's.
+            loss: The step's.
+
+        Returns:
+            The rate that the step was taken at, which Prodigy adapts.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        taken_at = adapted_rate(self.optimizer)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.step)
         self.losses.append(loss)
         self.step += 1
+        return taken_at
 
     def validated(self, loss: float) -> None:
         """Take note of a validation of `current()`."""

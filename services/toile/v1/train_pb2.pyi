@@ -55,7 +55,7 @@ class LoraConfig(google.protobuf.message.Message):
     alpha: builtins.float
     """Scale of the update: it is multiplied by alpha / rank."""
     learning_rate: builtins.float
-    """Peak learning rate."""
+    """Peak learning rate, to 0.1; with "prodigy" a factor of the rate that it finds, 1 when unset."""
     steps: builtins.int
     """Optimizer steps."""
     batch_size: builtins.int
@@ -75,13 +75,13 @@ class LoraConfig(google.protobuf.message.Message):
     warmup_steps: builtins.int
     """Steps in which the learning rate rises to its peak; a twentieth of the steps when unset."""
     optimizer: builtins.str
-    """"adamw" or "adafactor"."""
+    """"adamw", "adafactor" or "prodigy", which finds its learning rate itself."""
     weight_decay: builtins.float
     """Decoupled weight decay."""
     adam_beta1: builtins.float
-    """Decay of AdamW's mean of gradients, 0 to below 1."""
+    """Decay of the mean of gradients, 0 to below 1; not of "adafactor"."""
     adam_beta2: builtins.float
-    """Decay of AdamW's mean of squared gradients, 0 to below 1."""
+    """Decay of the mean of squared gradients, 0 to below 1; not of "adafactor"."""
     noise_offset: builtins.float
     """Deviation of the noise that is added to a whole channel; 0 turns it off."""
     huber_c: builtins.float
@@ -219,7 +219,7 @@ class ControlNetConfig(google.protobuf.message.Message):
     "parts", the parts of the garment, each in a colour of its own, of a base with a segmenter.
     """
     learning_rate: builtins.float
-    """Peak learning rate."""
+    """Peak learning rate, to 0.1; with "prodigy" a factor of the rate that it finds, 1 when unset."""
     steps: builtins.int
     """Optimizer steps."""
     batch_size: builtins.int
@@ -239,13 +239,13 @@ class ControlNetConfig(google.protobuf.message.Message):
     warmup_steps: builtins.int
     """Steps in which the learning rate rises to its peak; a twentieth of the steps when unset."""
     optimizer: builtins.str
-    """"adamw" or "adafactor"."""
+    """"adamw", "adafactor" or "prodigy", which finds its learning rate itself."""
     weight_decay: builtins.float
     """Decoupled weight decay."""
     adam_beta1: builtins.float
-    """Decay of AdamW's mean of gradients, 0 to below 1."""
+    """Decay of the mean of gradients, 0 to below 1; not of "adafactor"."""
     adam_beta2: builtins.float
-    """Decay of AdamW's mean of squared gradients, 0 to below 1."""
+    """Decay of the mean of squared gradients, 0 to below 1; not of "adafactor"."""
     noise_offset: builtins.float
     """Deviation of the noise that is added to a whole channel; 0 turns it off."""
     huber_c: builtins.float

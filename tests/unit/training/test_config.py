@@ -44,6 +44,9 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"weight_decay": -0.1}, "lora.weight_decay"),
         ({"adam_beta1": 1.0}, "lora.adam_beta1"),
         ({"optimizer": "adafactor", "adam_beta2": 0.99}, "lora.adam_beta2"),
+        ({"learning_rate": 1.0}, "lora.learning_rate"),
+        ({"learning_rate": 1.0, "optimizer": "adafactor"}, "lora.learning_rate"),
+        ({"learning_rate": 11.0, "optimizer": "prodigy"}, "lora.learning_rate"),
     ],
 )
 def test_mistakes_are_named(values: dict[str, object], field: str) -> None:
@@ -91,6 +94,7 @@ def test_configuration_survives_the_message_of_a_version() -> None:
         ({"optimizer": "adafactor", "adam_beta1": 0.5}, "controlnet.adam_beta1"),
         ({"batch_size": 1, "gradient_accumulation_steps": 2}, "controlnet.gradient_accumulation"),
         ({"early_stopping_patience": 2}, "controlnet.early_stopping_patience"),
+        ({"learning_rate": 1.0}, "controlnet.learning_rate"),
         ({"rank": 4}, "controlnet.rank"),
     ],
 )
@@ -100,6 +104,18 @@ def test_mistakes_in_a_controlnet_are_named(values: dict[str, object], field: st
     assert caught.value.metadata["field"].startswith(field)
     assert field in caught.value.message
     assert caught.value.reason == "BAD_CONFIG"
+
+
+@pytest.mark.parametrize("recipe", [LoraRecipeConfig, ControlNetRecipeConfig])
+def test_a_rate_left_out_is_the_optimizers_own(
+    recipe: type[LoraRecipeConfig] | type[ControlNetRecipeConfig],
+) -> None:
+    config = recipe.checked({"optimizer": "prodigy"})
+    assert config.learning_rate == 1.0
+    assert recipe.checked({"optimizer": "prodigy", "learning_rate": 0.5}).learning_rate == 0.5
+    assert recipe.checked(config.model_dump(mode="json")) == config
+    assert recipe.checked({"optimizer": "adafactor"}) == recipe(optimizer="adafactor")
+    assert recipe.checked({}).learning_rate < 0.01
 
 
 def test_a_controlnet_learns_to_do_without_captions() -> None:

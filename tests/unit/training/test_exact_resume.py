@@ -15,6 +15,7 @@ from unit.training.runs import CONFIG, Run
 VARIANTS: dict[str, dict[str, object]] = {
     "as it comes": {},
     "adafactor": {"optimizer": "adafactor", "weight_decay": 0.1},
+    "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0, "learning_rate_schedule": "constant"},
     "noise offset and Huber": {"noise_offset": 0.1, "huber_c": 0.1},
     "little memory": {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
     "average": {"ema_decay": 0.9},
@@ -51,6 +52,7 @@ def test_two_interruptions_change_nothing(
     rest, _ = run(second[4])
     assert [report.step for report in rest.reports] == [5, 6]
     assert rest.reports[-1].loss == whole.reports[-1].loss
+    assert rest.reports[-1].learning_rate == whole.reports[-1].learning_rate
     assert whole.end.to_files() == rest.end.to_files()
     published, again = lora.adapter_state(whole.unet), lora.adapter_state(rest.unet)
     assert all(torch.equal(published[name], again[name]) for name in published)

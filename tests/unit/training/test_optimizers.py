@@ -1,13 +1,20 @@
 """What the optimizers do to a parameter, and what they remember."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from toile.training.config import LoraRecipeConfig
-from toile.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from toile.training.optimizers import (
+    SHARED,
+    adapted_rate,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+)
 
 
 def steps(
@@ -54,12 +61,50 @@ def test_adafactor_follows_its_paper() -> None:
     assert state[0]["exp_avg_sq_row"].shape == (3,), "rows and columns, not the matrix"
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_prodigy_follows_its_paper() -> None:
+    """Mishchenko and Defazio, 2023, algorithm 4; the safeguard leaves the rate out of s."""
+    config = LoraRecipeConfig.checked({"optimizer": "prodigy", "weight_decay": 0.1})
+    parameter = nn.Parameter(torch.ones(3))
+    state = steps(config, parameter, 0, 4)
+    value, mean, square, s = torch.ones(3), torch.zeros(3), torch.zeros(3), torch.zeros(3)
+    d, r, memory = 1e-6, 0.0, math.sqrt(0.999)
+    for step in range(4):
+        gradient = torch.randn(3, generator=torch.Generator().manual_seed(step))
+        rate = d * math.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+        mean = 0.9 * mean + 0.1 * d * gradient
+        square = 0.999 * square + 0.001 * d**2 * gradient**2
+        # Both by the first d, which the package divides them by.
+        r = memory * r + d * rate / 1e-6 * float(torch.dot(gradient, torch.ones(3) - value))
+        s = memory * s + d * d / 1e-6 * gradient
+        d = max(d, r / float(s.abs().sum()))
+        value = value - rate * mean / (square.sqrt() + d * 1e-8) - rate * 0.1 * value
+    torch.testing.assert_close(parameter.data, value, rtol=1e-6, atol=1e-7)
+    assert float(state[SHARED]["d"]) == pytest.approx(d)
+
+
+def test_prodigy_finds_a_rate_and_says_so() -> None:
+    """Far from the goal, and pulled the same way again and again, it goes faster."""
+    config = LoraRecipeConfig.checked({"optimizer": "prodigy", "weight_decay": 0.0})
+    parameter = nn.Parameter(torch.full((4,), 3.0))
+    optimizer = make_optimizer(config, [parameter])
+    assert adapted_rate(optimizer) == 1e-6
+    for _ in range(60):
+        parameter.grad = 2.0 * parameter.detach()
+        optimizer.step()
+    assert adapted_rate(optimizer) > 1e-3
+    assert float(parameter.detach().abs().max()) < 3.0
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert adapted_rate(optimizer) == 0.5 * optimizer.param_groups[0]["d"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "prodigy"])
 def test_state_goes_on_where_it_was_taken(name: str) -> None:
-    config = LoraRecipeConfig(optimizer=name, learning_rate=0.01)  # type: ignore[arg-type]
+    config = LoraRecipeConfig.checked({"optimizer": name})
     whole, halves = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
     end = steps(config, whole, 0, 6)
     middle = steps(config, halves, 0, 3)
     again = steps(config, halves, 3, 6, middle)
     assert torch.equal(whole, halves)
-    assert all(torch.equal(end[0][key], again[0][key]) for key in end[0])
+    assert end.keys() == again.keys()
+    for place, remembered in end.items():
+        assert all(torch.equal(tensor, again[place][name]) for name, tensor in remembered.items())
