@@ -47,6 +47,8 @@ def recipe_values(config: RecipeMessage) -> dict[str, Any]:
     values: dict[str, Any] = {field.name: value for field, value in config.ListFields()}
     if "sample_prompts" in values:
         values["sample_prompts"] = list(values["sample_prompts"])
+    if "repeats" in values:
+        values["repeats"] = dict(values["repeats"])
     return values
 
 

@@ -36,6 +36,7 @@ from toile.training.config import (
     RecipeConfig,
     held_out_count,
 )
+from toile.training.repeats import repeat_counts
 from toile.v1 import train_pb2
 
 _DEFAULT_SAMPLES = 2
@@ -54,7 +55,8 @@ class TrainHandler:
         """Queue a training.
 
         Raises:
-            InvalidArgumentError: A field is wrong; its path is named.
+            InvalidArgumentError: A field is wrong; its path is named. Patterns of `repeats` that
+                match nothing (`REPEATS_MATCH_NOTHING`) or the same image (`REPEATS_OVERLAP`) too.
             NotFoundError: The dataset or the base does not exist.
             FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
                 images to hold one out (`DATASET_TOO_SMALL`); or maps of parts are asked of a base
@@ -72,6 +74,8 @@ class TrainHandler:
             base = resolve_base(session, request.base or self._settings.default_base)
             dataset = _dataset_version(session, parent, request.dataset)
             held_out_count(dataset.image_count, config.validation_share, recipe=config.RECIPE)
+            if config.repeats:
+                repeat_counts(config.repeats, _source_names(session, dataset), recipe=config.RECIPE)
             self._check_base(base, config)
             if not config.sample_prompts:
                 prompts = _sample_prompts(session, dataset, config)
@@ -165,6 +169,15 @@ def _dataset_version(session: Session, parent: ProjectName, name: str) -> Datase
             metadata={"dataset": str(dataset)},
         )
     return row
+
+
+def _source_names(session: Session, dataset: DatasetVersionRow) -> Sequence[str]:
+    """Names that the version's images were imported under."""
+    return session.scalars(
+        select(DatasetItemRow.source_file_name)
+        .where(DatasetItemRow.version == dataset.name)
+        .order_by(DatasetItemRow.file_name)
+    ).all()
 
 
 def _sample_prompts(

@@ -19,11 +19,14 @@ from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 
 MAX_RANK = 64
 MAX_SAMPLE_PROMPTS = 8
+MAX_PATTERNS = 64
 MAX_LEARNING_RATE = 0.1
 MAX_PRODIGY_RATE = 10.0
 _PRODIGY_RATE = 1.0
 
 Prompt = Annotated[str, Field(min_length=1)]
+Pattern = Annotated[str, Field(min_length=1, max_length=255)]
+RepeatCount = Annotated[int, Field(ge=1, le=100)]
 
 
 class RecipeConfig(BaseModel):
@@ -84,6 +87,11 @@ class RecipeConfig(BaseModel):
     )
     early_stopping_patience: int = Field(
         0, ge=0, le=1000, description="Validations without a new best that end a run; 0 is off."
+    )
+    repeats: dict[Pattern, RepeatCount] = Field(
+        {},
+        max_length=MAX_PATTERNS,
+        description="How often an epoch shows images, by patterns of the names they came with.",
     )
 
     @model_validator(mode="before")

@@ -18,11 +18,19 @@ METADATA_FILE = "metadata.jsonl"
 
 @dataclass(frozen=True)
 class Example:
-    """A training image and its caption."""
+    """A training image and its caption.
+
+    Attributes:
+        path: Its file.
+        file_name: Its path in the version.
+        caption: What it is trained with.
+        source_name: Name that it was imported under; its path where a version says none.
+    """
 
     path: Path
     file_name: str
     caption: str
+    source_name: str
 
 
 def read_examples(folder: Path) -> list[Example]:
@@ -37,8 +45,9 @@ def read_examples(folder: Path) -> list[Example]:
         for line in lines:
             entry = json.loads(line)
             name = str(entry["file_name"])
-            examples.append(Example(folder / name, name, str(entry["text"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            source = str(entry.get("source_file_name", name))
+            examples.append(Example(folder / name, name, str(entry["text"]), source))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLossError(f"the dataset version's {METADATA_FILE} cannot be read") from error
     if not examples:
         raise DataLossError(f"the dataset version's {METADATA_FILE} is empty")

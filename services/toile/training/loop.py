@@ -49,6 +49,7 @@ def train(
     *,
     native_size: int,
     start: Checkpoint | None,
+    repeats: Sequence[int] | None = None,
     on_step: Callable[[StepReport], None],
     on_checkpoint: Callable[[Checkpoint], None],
     stopped: Callable[[], bool],
@@ -68,6 +69,7 @@ def train(
         config: The recipe's configuration.
         native_size: Side of the images that the base was trained for, pixels.
         start: Where to go on from; None for the beginning.
+        repeats: How often an epoch shows each example; once if None.
         on_step: Told of each step.
         on_checkpoint: Given what to keep, on each rank, between steps and when it is stopped.
         stopped: Whether to end; asked before each step.
@@ -89,6 +91,7 @@ def train(
     time_ids = time_ids.to(device=device, dtype=torch.float32)
     pace = _Pace(config)
     chosen, held_out = hold_out(names, config.validation_share, recipe=config.RECIPE)
+    shown = [index for index in chosen for _ in range(repeats[index] if repeats else 1)]
     validation = Validation(cache, held_out, scheduler, config)
     while state.step < config.steps and not _should_end_early(state, config):
         if on_some_rank(stopped(), device):
@@ -97,8 +100,8 @@ def train(
             wait_for_all()  # nobody records the stop before the leader has kept where it was
             raise CancelledError("the run was stopped")
         step = state.step
-        places = batch_indices(len(chosen), config.batch_size, step, config.seed)
-        indices = [chosen[place] for place in places]
+        places = batch_indices(len(shown), config.batch_size, step, config.seed)
+        indices = [shown[place] for place in places]
         batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
         state.optimizer.zero_grad(set_to_none=True)
         loss = over_ranks(_backward(model, batch, scheduler, config, time_ids))

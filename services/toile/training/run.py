@@ -27,6 +27,7 @@ from toile.training.lora import Lora
 from toile.training.maps import with_maps
 from toile.training.patience import PASSING, patiently, report
 from toile.training.recipe import Recipe
+from toile.training.repeats import repeat_counts
 
 REPORT_INTERVAL_SECONDS = 0.25
 _log = logging.getLogger(__name__)
@@ -142,6 +143,9 @@ def _train(
         config,
         native_size=bundle.native_size,
         start=start,
+        repeats=repeat_counts(
+            config.repeats, [example.source_name for example in examples], recipe=config.RECIPE
+        ),
         on_step=_Reporter(job) if leads else _ignore,
         # Nobody goes on with a job that was cancelled.
         on_checkpoint=lambda point: _keep(job, point) if leads and not job.cancelled() else None,

@@ -26,6 +26,22 @@ class LoraConfig(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class RepeatsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     RANK_FIELD_NUMBER: builtins.int
     ALPHA_FIELD_NUMBER: builtins.int
     LEARNING_RATE_FIELD_NUMBER: builtins.int
@@ -50,6 +66,7 @@ class LoraConfig(google.protobuf.message.Message):
     VALIDATION_SHARE_FIELD_NUMBER: builtins.int
     VALIDATION_INTERVAL_STEPS_FIELD_NUMBER: builtins.int
     EARLY_STOPPING_PATIENCE_FIELD_NUMBER: builtins.int
+    REPEATS_FIELD_NUMBER: builtins.int
     rank: builtins.int
     """Rank of the update matrices, 1 to 64."""
     alpha: builtins.float
@@ -104,6 +121,12 @@ class LoraConfig(google.protobuf.message.Message):
     def sample_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Prompts of the samples drawn at the end of the run."""
 
+    @property
+    def repeats(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """How often an epoch shows an image, 1 to 100, by a pattern of the name that it was imported
+        under, such as "detail/*"; once where none matches. An image that two match is refused.
+        """
+
     def __init__(
         self,
         *,
@@ -131,9 +154,10 @@ class LoraConfig(google.protobuf.message.Message):
         validation_share: builtins.float | None = ...,
         validation_interval_steps: builtins.int | None = ...,
         early_stopping_patience: builtins.int | None = ...,
+        repeats: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "rank", b"rank", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "rank", b"rank", "sample_prompts", b"sample_prompts", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_alpha", b"_alpha", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "alpha", b"alpha", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "rank", b"rank", "repeats", b"repeats", "sample_prompts", b"sample_prompts", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adam_beta1", b"_adam_beta1"]) -> typing.Literal["adam_beta1"] | None: ...
     @typing.overload
@@ -191,6 +215,22 @@ class ControlNetConfig(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class RepeatsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     CONTROL_KIND_FIELD_NUMBER: builtins.int
     LEARNING_RATE_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
@@ -214,6 +254,7 @@ class ControlNetConfig(google.protobuf.message.Message):
     VALIDATION_SHARE_FIELD_NUMBER: builtins.int
     VALIDATION_INTERVAL_STEPS_FIELD_NUMBER: builtins.int
     EARLY_STOPPING_PATIENCE_FIELD_NUMBER: builtins.int
+    REPEATS_FIELD_NUMBER: builtins.int
     control_kind: builtins.str
     """What the ControlNet is shown of a picture: "edges", its Canny edges, white on black; or
     "parts", the parts of the garment, each in a colour of its own, of a base with a segmenter.
@@ -270,6 +311,12 @@ class ControlNetConfig(google.protobuf.message.Message):
         of the dataset: the first under the first image's, and so on.
         """
 
+    @property
+    def repeats(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """How often an epoch shows an image, 1 to 100, by a pattern of the name that it was imported
+        under, such as "detail/*"; once where none matches. An image that two match is refused.
+        """
+
     def __init__(
         self,
         *,
@@ -296,9 +343,10 @@ class ControlNetConfig(google.protobuf.message.Message):
         validation_share: builtins.float | None = ...,
         validation_interval_steps: builtins.int | None = ...,
         early_stopping_patience: builtins.int | None = ...,
+        repeats: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_control_kind", b"_control_kind", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "control_kind", b"control_kind", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_control_kind", b"_control_kind", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "control_kind", b"control_kind", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "sample_prompts", b"sample_prompts", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_batch_size", b"_batch_size", "_caption_dropout", b"_caption_dropout", "_checkpoint_interval_steps", b"_checkpoint_interval_steps", "_control_kind", b"_control_kind", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_huber_c", b"_huber_c", "_learning_rate", b"_learning_rate", "_learning_rate_schedule", b"_learning_rate_schedule", "_min_snr_gamma", b"_min_snr_gamma", "_noise_offset", b"_noise_offset", "_optimizer", b"_optimizer", "_seed", b"_seed", "_steps", b"_steps", "_validation_interval_steps", b"_validation_interval_steps", "_validation_share", b"_validation_share", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "batch_size", b"batch_size", "caption_dropout", b"caption_dropout", "checkpoint_interval_steps", b"checkpoint_interval_steps", "control_kind", b"control_kind", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "huber_c", b"huber_c", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_snr_gamma", b"min_snr_gamma", "noise_offset", b"noise_offset", "optimizer", b"optimizer", "repeats", b"repeats", "sample_prompts", b"sample_prompts", "seed", b"seed", "steps", b"steps", "validation_interval_steps", b"validation_interval_steps", "validation_share", b"validation_share", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adam_beta1", b"_adam_beta1"]) -> typing.Literal["adam_beta1"] | None: ...
     @typing.overload

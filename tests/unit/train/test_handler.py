@@ -123,6 +123,21 @@ def test_a_dataset_from_which_nothing_can_be_held_out(
     assert caught.value.metadata["field"] == "lora.validation_share"
 
 
+def test_repeats_are_of_images_that_there_are(handler: TrainHandler, catalog: Catalog) -> None:
+    job = handler.create(request_of(repeats={"a.*": 3}))
+    assert job.spec["config"]["repeats"] == {"a.*": 3}
+    for repeats, reason in (
+        ({"b.*": 3}, "REPEATS_MATCH_NOTHING"),
+        ({"a.*": 3, "*.jpg": 2}, "REPEATS_OVERLAP"),
+    ):
+        with pytest.raises(InvalidArgumentError) as caught:
+            handler.create(request_of(repeats=repeats))
+        assert caught.value.reason == reason
+        assert caught.value.metadata["field"].startswith("lora.repeats.")
+    with catalog.reading() as session:
+        assert session.query(JobRow).count() == 1
+
+
 def test_unknown_dataset_and_base(handler: TrainHandler) -> None:
     with pytest.raises(NotFoundError):
         handler.create(request_of(dataset="projects/p/datasets/none"))

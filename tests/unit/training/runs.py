@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -81,6 +81,7 @@ class Run:
         start: Checkpoint | None = None,
         stop_at: int = -1,
         keep: Callable[[Checkpoint], None] = lambda _: None,
+        repeats: Sequence[int] | None = None,
     ) -> None:
         self.unet = unet
         self.reports: list[loop.StepReport] = []
@@ -97,6 +98,7 @@ class Run:
             config,
             native_size=128,
             start=start,
+            repeats=repeats,
             on_step=self.reports.append,
             on_checkpoint=keep,
             stopped=lambda: len(self.reports) == stop_at,

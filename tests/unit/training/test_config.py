@@ -45,6 +45,9 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"adam_beta1": 1.0}, "lora.adam_beta1"),
         ({"optimizer": "adafactor", "adam_beta2": 0.99}, "lora.adam_beta2"),
         ({"learning_rate": 1.0}, "lora.learning_rate"),
+        ({"repeats": {"detail/*": 0}}, "lora.repeats.detail/*"),
+        ({"repeats": {"detail/*": 101}}, "lora.repeats.detail/*"),
+        ({"repeats": {str(n): 2 for n in range(65)}}, "lora.repeats"),
         ({"learning_rate": 1.0, "optimizer": "adafactor"}, "lora.learning_rate"),
         ({"learning_rate": 11.0, "optimizer": "prodigy"}, "lora.learning_rate"),
     ],
@@ -77,6 +80,7 @@ def test_configuration_survives_the_message_of_a_version() -> None:
             "validation_share": 0.25,
             "early_stopping_patience": 2,
             "ema_decay": 0.99,
+            "repeats": {"detail/*": 4, "look/*": 2},
         }
     )
     message = recipe_message("lora", config.model_dump(mode="json"))

@@ -13,7 +13,7 @@ from toile.training.data import generator, load_image, read_examples
 
 def test_examples_keep_their_order(tmp_path: Path) -> None:
     entries = [
-        {"file_name": "images/000001.png", "text": "<lace> dress", "mask": "masks/000001.png"},
+        {"file_name": "images/000001.png", "text": "<lace> dress", "source_file_name": "a/b.jpg"},
         {"file_name": "images/000000.png", "text": "<lace> skirt"},
     ]
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
@@ -21,6 +21,7 @@ def test_examples_keep_their_order(tmp_path: Path) -> None:
     first, second = read_examples(tmp_path)
     assert (first.file_name, first.caption) == ("images/000001.png", "<lace> dress")
     assert second.path == tmp_path / "images/000000.png"
+    assert (first.source_name, second.source_name) == ("a/b.jpg", "images/000000.png")
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]\n", '{"text": "no file"}\n'])
