@@ -126,7 +126,7 @@ def prepare(settings: Settings, bundle: Path) -> None:
 
 def write_version(folder: Path, count: int = IMAGES) -> Path:
     """Write a dataset version's folder."""
-    folder.mkdir(parents=True)
+    (folder / "masks").mkdir(parents=True)
     random = np.random.default_rng(0)
     with (folder / "metadata.jsonl").open("w") as lines:
         for index in range(count):
@@ -138,7 +138,16 @@ def write_version(folder: Path, count: int = IMAGES) -> Path:
             for x in range(0, side, 8 + 4 * index):
                 draw.line([(x, 0), (side - x, side)], fill="white", width=2)
             image.save(folder / name)
-            lines.write(json.dumps({"file_name": name, "text": f"<lace> dress {index % 2}"}) + "\n")
+            mask = Image.new("L", image.size)
+            mask.paste(1, (32, 16, 96, 112))
+            mask.save(folder / "masks" / name)
+            entry = {
+                "file_name": name,
+                "text": f"<lace> dress {index % 2}",
+                "mask": f"masks/{name}",
+                "source_file_name": f"{index}.jpg",
+            }
+            lines.write(json.dumps(entry) + "\n")
     return folder
 
 

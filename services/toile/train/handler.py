@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from toile.core.artifacts import ArtifactStore
+from toile.core.artifacts import ArtifactStore, read_manifest
 from toile.core.bases import check_has_part, list_bases, resolve_base
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import (
@@ -33,8 +33,10 @@ from toile.train.registry import missing, next_version
 from toile.training.config import (
     RECIPES,
     ControlNetRecipeConfig,
+    LoraRecipeConfig,
     RecipeConfig,
     held_out_count,
+    lacks_masks,
 )
 from toile.training.repeats import repeat_counts
 from toile.v1 import train_pb2
@@ -60,7 +62,8 @@ class TrainHandler:
             NotFoundError: The dataset or the base does not exist.
             FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
                 images to hold one out (`DATASET_TOO_SMALL`); or maps of parts are asked of a base
-                that finds none (`BASE_LACKS_PART`).
+                that finds none (`BASE_LACKS_PART`), or a masked loss of a dataset version that has
+                no masks (`DATASET_LACKS_MASKS`).
             RequestReusedError: The request id was used for something else.
         """
         parent = ProjectName.parse(request.parent, "parent")
@@ -77,6 +80,7 @@ class TrainHandler:
             if config.repeats:
                 repeat_counts(config.repeats, _source_names(session, dataset), recipe=config.RECIPE)
             self._check_base(base, config)
+            self._check_masks(dataset, config)
             if not config.sample_prompts:
                 prompts = _sample_prompts(session, dataset, config)
                 config = config.model_copy(update={"sample_prompts": prompts})
@@ -131,6 +135,14 @@ class TrainHandler:
         """A training that needs what the base lacks is refused before it is queued."""
         if isinstance(config, ControlNetRecipeConfig) and config.control_kind == "parts":
             check_has_part(self._store, base, "segmenter", "controlnet.control_kind")
+
+    def _check_masks(self, dataset: DatasetVersionRow, config: RecipeConfig) -> None:
+        """The same, of the dataset version."""
+        if not (isinstance(config, LoraRecipeConfig) and config.masked_loss):
+            return
+        files = read_manifest(self._store, dataset.artifact).files
+        if not any(file.startswith("masks/") for file in files):
+            raise lacks_masks(dataset.name)
 
     def _spec(
         self, model: ModelName, dataset: DatasetVersionRow, base: BaseRow, config: RecipeConfig

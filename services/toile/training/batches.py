@@ -24,6 +24,7 @@ from toile.training.diffusion_loss import (
     squared_or_huber,
 )
 from toile.training.maps import ControlCache
+from toile.training.masks import MaskedCache
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Batch:
             "added_cond_kwargs": {"text_embeds": self.pooled, "time_ids": ids},
         }
 
+    def weighed(self, errors: Tensor) -> Tensor:
+        """Errors `[B, 4, h, w]`, each as much as it counts."""
+        return errors
+
 
 @dataclass(frozen=True)
 class ControlBatch(Batch):
@@ -78,6 +83,21 @@ class ControlBatch(Batch):
     def conditions(self, time_ids: Tensor) -> dict[str, Any]:
         """What the network is told, the maps from 0 to 1 among it."""
         return {**super().conditions(time_ids), "maps": self.maps.float() / 255.0}
+
+
+@dataclass(frozen=True)
+class MaskedBatch(Batch):
+    """The same, with what its errors count.
+
+    Attributes:
+        weights: `[B, 1, h, w]`, 1 on average over each image.
+    """
+
+    weights: Tensor
+
+    def weighed(self, errors: Tensor) -> Tensor:
+        """Errors `[B, 4, h, w]`, times the weights of their places."""
+        return errors * self.weights
 
 
 def make_batch(
@@ -131,6 +151,8 @@ def assembled(
     batch = Batch(embeds=cache.embeds[texts], pooled=cache.pooled[texts], **drawn)
     if isinstance(cache, ControlCache):
         return ControlBatch(**vars(batch), maps=cache.maps(indices))
+    if isinstance(cache, MaskedCache):
+        return MaskedBatch(**vars(batch), weights=cache.weights[list(indices)])
     return batch
 
 
@@ -148,7 +170,8 @@ def loss_sum(
         predicted = model(noised, batch.timesteps, **batch.conditions(time_ids), return_dict=False)[
             0
         ]
-    errors = squared_or_huber(predicted.float() - target, config.huber_c).flatten(1).mean(dim=1)
+    errors = batch.weighed(squared_or_huber(predicted.float() - target, config.huber_c))
+    errors = errors.flatten(1).mean(dim=1)
     if config.min_snr_gamma:
         errors = errors * min_snr_weights(scheduler, batch.timesteps, config.min_snr_gamma)
     total: Tensor = errors.sum()

@@ -184,6 +184,20 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
 
     RECIPE: ClassVar[str] = AdapterType.LORA
 
+    masked_loss: bool = Field(
+        False, description="Whether the loss counts the garment more than the background."
+    )
+    background_weight: float = Field(
+        0.0, ge=0, le=1, description="What the background counts in a masked loss."
+    )
+
+    @field_validator("background_weight")
+    @classmethod
+    def _weight_needs_masks(cls, weight: float, info: ValidationInfo) -> float:
+        if weight and info.data.get("masked_loss") is False:
+            raise ValueError("needs masked_loss: true")
+        return weight
+
     @model_validator(mode="before")
     @classmethod
     def _alpha_follows_rank(cls, values: Any) -> Any:
@@ -221,6 +235,15 @@ RECIPES: Mapping[str, type[LoraRecipeConfig] | type[ControlNetRecipeConfig]] = {
     config.RECIPE: config for config in (LoraRecipeConfig, ControlNetRecipeConfig)
 }
 """Configurations by the names of their recipes."""
+
+
+def lacks_masks(what: str) -> FailedPreconditionError:
+    """The error where a masked loss is asked for and `what` has no masks."""
+    return FailedPreconditionError(
+        f"{what} has no masks of the garment, which lora.masked_loss needs",
+        reason="DATASET_LACKS_MASKS",
+        metadata={"field": "lora.masked_loss"},
+    )
 
 
 def held_out_count(images: int, share: float, *, recipe: str = LoraRecipeConfig.RECIPE) -> int:

@@ -25,12 +25,14 @@ class Example:
         file_name: Its path in the version.
         caption: What it is trained with.
         source_name: Name that it was imported under; its path where a version says none.
+        mask: File of its parts' labels, 0 for the background; None where a version has none.
     """
 
     path: Path
     file_name: str
     caption: str
     source_name: str
+    mask: Path | None = None
 
 
 def read_examples(folder: Path) -> list[Example]:
@@ -46,7 +48,8 @@ def read_examples(folder: Path) -> list[Example]:
             entry = json.loads(line)
             name = str(entry["file_name"])
             source = str(entry.get("source_file_name", name))
-            examples.append(Example(folder / name, name, str(entry["text"]), source))
+            mask = folder / str(entry["mask"]) if entry.get("mask") else None
+            examples.append(Example(folder / name, name, str(entry["text"]), source, mask))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLossError(f"the dataset version's {METADATA_FILE} cannot be read") from error
     if not examples:
@@ -75,10 +78,14 @@ def load_square(path: Path, size: int) -> Image.Image:
             image = file.convert("RGB")
     except OSError as error:
         raise DataLossError(f"{path.name} of the dataset version cannot be read") from error
+    return middle_square(image).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def middle_square(image: Image.Image) -> Image.Image:
+    """The largest square in the middle of an image."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((size, size), Image.Resampling.LANCZOS)
+    return image.crop((left, top, left + side, top + side))
 
 
 def generator(seed: int, *position: int) -> torch.Generator:

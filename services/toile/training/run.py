@@ -25,6 +25,7 @@ from toile.training.control_recipe import ControlNet
 from toile.training.data import Example, read_examples
 from toile.training.lora import Lora
 from toile.training.maps import with_maps
+from toile.training.masks import with_masks
 from toile.training.patience import PASSING, patiently, report
 from toile.training.recipe import Recipe
 from toile.training.repeats import repeat_counts
@@ -106,6 +107,10 @@ def _recipe(
         bundle, examples, job.cache_path, dataset_digest=dataset.digest, on_progress=on_progress
     )
     if isinstance(config, LoraRecipeConfig):
+        if config.masked_loss:
+            cache = with_masks(
+                cache, examples, config, job.cache_path, dataset_digest=dataset.digest
+            )
         return Lora(bundle, config), cache
     with_control = with_maps(
         cache,

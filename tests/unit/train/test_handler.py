@@ -138,6 +138,17 @@ def test_repeats_are_of_images_that_there_are(handler: TrainHandler, catalog: Ca
         assert session.query(JobRow).count() == 1
 
 
+def test_a_masked_loss_needs_masks(handler: TrainHandler, store: ArtifactStore) -> None:
+    publish(store, f"{LACE}/versions/1/made", {"images/0001.png": b"0"})
+    publish(store, f"{LACE}/versions/2/made", {"masks/0001.png": b"0"})
+    with pytest.raises(FailedPreconditionError) as caught:
+        handler.create(request_of(dataset=f"{LACE}/versions/1", masked_loss=True))
+    assert caught.value.reason == "DATASET_LACKS_MASKS"
+    assert caught.value.metadata["field"] == "lora.masked_loss"
+    job = handler.create(request_of(masked_loss=True, background_weight=0.5))
+    assert job.spec["config"]["background_weight"] == 0.5
+
+
 def test_unknown_dataset_and_base(handler: TrainHandler) -> None:
     with pytest.raises(NotFoundError):
         handler.create(request_of(dataset="projects/p/datasets/none"))

@@ -45,6 +45,8 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"adam_beta1": 1.0}, "lora.adam_beta1"),
         ({"optimizer": "adafactor", "adam_beta2": 0.99}, "lora.adam_beta2"),
         ({"learning_rate": 1.0}, "lora.learning_rate"),
+        ({"background_weight": 0.1}, "lora.background_weight"),
+        ({"masked_loss": True, "background_weight": 1.1}, "lora.background_weight"),
         ({"repeats": {"detail/*": 0}}, "lora.repeats.detail/*"),
         ({"repeats": {"detail/*": 101}}, "lora.repeats.detail/*"),
         ({"repeats": {str(n): 2 for n in range(65)}}, "lora.repeats"),
@@ -81,6 +83,8 @@ def test_configuration_survives_the_message_of_a_version() -> None:
             "early_stopping_patience": 2,
             "ema_decay": 0.99,
             "repeats": {"detail/*": 4, "look/*": 2},
+            "masked_loss": True,
+            "background_weight": 0.25,
         }
     )
     message = recipe_message("lora", config.model_dump(mode="json"))

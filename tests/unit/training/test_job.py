@@ -144,6 +144,22 @@ def test_a_cancelled_training_keeps_no_checkpoint_of_its_end(
     assert not list(store.list(f"{row.name}/checkpoints/"))
 
 
+def test_masks_and_repeats_reach_the_training(
+    train: Train, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """The masks and the names are those of the dataset version."""
+    job = train(train_and_publish, masked_loss=True, repeats={"0.jpg": 3})
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    assert version.config["repeats"] == {"0.jpg": 3}
+    with_options = version.final_loss
+    train(train_and_publish)
+    with catalog.reading() as session:
+        plain = session.get_one(ModelVersionRow, VERSION.replace("/1", "/2"))
+    assert plain.final_loss != with_options
+
+
 def test_second_attempt_publishes_the_same_weights(
     train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
 ) -> None:

@@ -1,0 +1,83 @@
+"""What the loss of a picture weighs where: the garment's parts, as the dataset version has them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from toile.core.errors import DataLossError
+from toile.training.caches import Cache, remembered
+from toile.training.config import LoraRecipeConfig, lacks_masks
+from toile.training.data import Example, middle_square
+
+_VERSION = "1"  # of what is cached; a change makes old shares be computed again
+
+
+@dataclass(frozen=True)
+class MaskedCache(Cache):
+    """Encoded examples, and what their loss weighs where.
+
+    Attributes:
+        weights: `[N, 1, h, w]`, 1 on average over each image.
+    """
+
+    weights: Tensor
+
+
+def with_masks(
+    cache: Cache,
+    examples: Sequence[Example],
+    config: LoraRecipeConfig,
+    folder: Path,
+    *,
+    dataset_digest: str,
+) -> MaskedCache:
+    """Add the weights of the squares that the latents are of.
+
+    Raises:
+        FailedPreconditionError: An example has no mask (`DATASET_LACKS_MASKS`).
+        DataLossError: A mask cannot be read.
+    """
+    height, width = cache.means.shape[-2:]
+    found = remembered(
+        folder,
+        "masks",
+        (_VERSION, dataset_digest, f"{height}x{width}"),
+        lambda: {"shares": torch.stack([_share(one, height, width) for one in examples])},
+    )
+    weights = loss_weights(found["shares"], config.background_weight)
+    return MaskedCache(**vars(cache), weights=weights)
+
+
+def loss_weights(shares: Tensor, background: float) -> Tensor:
+    """Weights of latents `[N, 1, h, w]` that the garment covers by these shares, 0 to 1.
+
+    A latent of the background weighs `background`, and one that is half garment the mean of both,
+    before each image's weights are divided by their mean: so a loss keeps its size, and images
+    count alike however much of them is garment. An image without any garment counts as a whole.
+
+    Kohya's `--masked_loss` scales masks by area too, and does not divide.
+    """
+    weights = background + (1.0 - background) * shares
+    means = weights.mean(dim=(1, 2, 3), keepdim=True)
+    covered = shares.amax(dim=(1, 2, 3), keepdim=True) > 0
+    return torch.where(covered, weights / means.clamp(min=1e-12), torch.ones_like(weights))
+
+
+def _share(example: Example, height: int, width: int) -> Tensor:
+    """How much of each latent the garment covers, `[1, h, w]`: label 0 is the background."""
+    if example.mask is None:
+        raise lacks_masks(example.file_name)
+    try:
+        with Image.open(example.mask) as file:
+            labels = np.asarray(middle_square(file))
+    except OSError as error:
+        raise DataLossError(f"{example.mask.name} of the version's masks cannot be read") from error
+    if labels.ndim != 2:
+        raise DataLossError(f"{example.mask.name} of the version's masks holds no labels")
+    garment = torch.from_numpy((labels != 0).astype(np.float32))[None, None]
+    return nn.functional.interpolate(garment, (height, width), mode="area")[0]
