@@ -29,11 +29,23 @@ _CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class StepReport:
-    """What is known after a step."""
+    """What is known after a step.
+
+    Attributes:
+        step: Steps done.
+        total_steps: Of the run.
+        loss: Mean of the last steps'.
+        step_loss: Of this step alone.
+        learning_rate: What the step was taken at.
+        images_per_second: Over the last steps.
+        seconds_left: To the last step, at that speed.
+        validation_loss: Where the step was validated.
+    """
 
     step: int
     total_steps: int
     loss: float
+    step_loss: float
     learning_rate: float
     images_per_second: float
     seconds_left: float
@@ -184,6 +196,7 @@ class _Pace:
             step=state.step,
             total_steps=self._config.steps,
             loss=smoothed(state.losses),
+            step_loss=state.losses[-1],
             learning_rate=rate,
             images_per_second=self._config.batch_size / seconds_per_step,
             seconds_left=seconds_per_step * (self._config.steps - state.step),

@@ -25,6 +25,7 @@ from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.training.config import RecipeConfig
+from toile.training.events import EVENTS_FOLDER, copy_events, events_path
 from toile.training.loop import smoothed
 from toile.training.patience import patiently, report
 from toile.training.recipe import Recipe
@@ -158,6 +159,8 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         image.save(folder / SAMPLES_FOLDER / f"{index:02d}.png")
     for path, content in trained.judged.items():
         (folder / path).write_bytes(content)
+    if config.tensorboard:
+        copy_events(events_path(job), folder / EVENTS_FOLDER)
     (folder / LOSS_FILE).write_text("".join(_loss_lines(trained)), encoding="utf-8")
     (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

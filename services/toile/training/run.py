@@ -1,7 +1,10 @@
 """A training from its job's specification to the published version, on one rank."""
 
+import contextlib
 import logging
+import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from diffusers import DDPMScheduler
@@ -23,6 +26,7 @@ from toile.training.checkpoint import (
 from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig, RecipeConfig
 from toile.training.control_recipe import ControlNet
 from toile.training.data import Example, read_examples
+from toile.training.events import events_path, writing
 from toile.training.lora import Lora
 from toile.training.maps import with_maps
 from toile.training.masks import with_masks
@@ -140,25 +144,50 @@ def _train(
     )
     if start is not None:
         _log.info("going on from step %d", start.step)
-    end = loop.train(
-        recipe.network,
-        cache,
-        [example.file_name for example in examples],
-        DDPMScheduler.from_config(bundle.scheduler_config),
-        config,
-        native_size=bundle.native_size,
-        start=start,
-        repeats=repeat_counts(
-            config.repeats, [example.source_name for example in examples], recipe=config.RECIPE
-        ),
-        on_step=_Reporter(job) if leads else _ignore,
-        # Nobody goes on with a job that was cancelled.
-        on_checkpoint=lambda point: _keep(job, point) if leads and not job.cancelled() else None,
-        stopped=job.stopping,
+    repeats = repeat_counts(
+        config.repeats, [example.source_name for example in examples], recipe=config.RECIPE
     )
+    with _telling(job, config, start, leads=leads) as on_step:
+        end = loop.train(
+            recipe.network,
+            cache,
+            [example.file_name for example in examples],
+            DDPMScheduler.from_config(bundle.scheduler_config),
+            config,
+            native_size=bundle.native_size,
+            start=start,
+            repeats=repeats,
+            on_step=on_step,
+            # Nobody goes on with a job that was cancelled.
+            on_checkpoint=lambda point: (
+                _keep(job, point) if leads and not job.cancelled() else None
+            ),
+            stopped=job.stopping,
+        )
     if leads and (start is None or start.step < end.step):
         _keep(job, end)
     return end
+
+
+@contextlib.contextmanager
+def _telling(
+    job: JobContext, config: RecipeConfig, start: Checkpoint | None, *, leads: bool
+) -> Iterator[Callable[[loop.StepReport], None]]:
+    """What is told of each step: the job's progress, and the events if they are wanted."""
+    if not leads:
+        yield _ignore
+        return
+    reporter = _Reporter(job)
+    if not config.tensorboard:
+        yield reporter
+        return
+    with writing(events_path(job), start) as write:
+
+        def tell(report: loop.StepReport) -> None:
+            write(report)
+            reporter(report)
+
+        yield tell
 
 
 class _Reporter:
@@ -205,7 +234,8 @@ def _keep(job: JobContext, point: Checkpoint) -> None:
 
 
 def _forget(job: JobContext) -> None:
-    """Remove the checkpoints of a job that succeeded."""
+    """Remove what a job that succeeded needed while it ran."""
+    shutil.rmtree(events_path(job), ignore_errors=True)
     try:
         delete_folder(job.store, _checkpoints(job))
     except PASSING as error:

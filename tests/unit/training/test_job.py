@@ -22,6 +22,7 @@ from toile.diffusion.bundle import Bundle
 from toile.training import caches, lora, publish
 from toile.training.data import read_examples
 from toile.training.run import train_and_publish
+from unit.training.event_files import shown
 
 VERSION = "projects/p/models/lace-style/versions/1"
 
@@ -142,6 +143,24 @@ def test_a_cancelled_training_keeps_no_checkpoint_of_its_end(
     row = train(train_and_publish)
     assert row.state == JobState.CANCELLED
     assert not list(store.list(f"{row.name}/checkpoints/"))
+
+
+def test_a_version_keeps_what_tensorboard_shows(
+    train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    job = train(
+        train_and_publish, tensorboard=True, validation_share=0.25, validation_interval_steps=3
+    )
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    figures = shown(folder / "tensorboard")
+    lines = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
+    assert [step for step, _ in figures["learning_rate"]] == [1, 2, 3, 4]
+    assert dict(figures["loss"]) == pytest.approx({e["step"]: e["loss"] for e in lines}, abs=1e-5)
+    assert [step for step, _ in figures["validation_loss"]] == [3, 4]
+    assert not list((settings.home_path / "tensorboard").iterdir())
 
 
 def test_masks_and_repeats_reach_the_training(
