@@ -93,7 +93,6 @@ class RecipeConfig(BaseModel):
         max_length=MAX_PATTERNS,
         description="How often an epoch shows images, by patterns of the names they came with.",
     )
-    tensorboard: bool = Field(False, description="Whether to keep the figures for TensorBoard.")
 
     @model_validator(mode="before")
     @classmethod

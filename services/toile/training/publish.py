@@ -159,8 +159,7 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         image.save(folder / SAMPLES_FOLDER / f"{index:02d}.png")
     for path, content in trained.judged.items():
         (folder / path).write_bytes(content)
-    if config.tensorboard:
-        copy_events(events_path(job), folder / EVENTS_FOLDER)
+    copy_events(events_path(job), folder / EVENTS_FOLDER)
     (folder / LOSS_FILE).write_text("".join(_loss_lines(trained)), encoding="utf-8")
     (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

@@ -147,7 +147,7 @@ def _train(
     repeats = repeat_counts(
         config.repeats, [example.source_name for example in examples], recipe=config.RECIPE
     )
-    with _telling(job, config, start, leads=leads) as on_step:
+    with _telling(job, start, leads=leads) as on_step:
         end = loop.train(
             recipe.network,
             cache,
@@ -171,16 +171,13 @@ def _train(
 
 @contextlib.contextmanager
 def _telling(
-    job: JobContext, config: RecipeConfig, start: Checkpoint | None, *, leads: bool
+    job: JobContext, start: Checkpoint | None, *, leads: bool
 ) -> Iterator[Callable[[loop.StepReport], None]]:
-    """What is told of each step: the job's progress, and the events if they are wanted."""
+    """What is told of each step: the job's progress, and its events."""
     if not leads:
         yield _ignore
         return
     reporter = _Reporter(job)
-    if not config.tensorboard:
-        yield reporter
-        return
     with writing(events_path(job), start) as write:
 
         def tell(report: loop.StepReport) -> None:

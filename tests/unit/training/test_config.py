@@ -85,7 +85,6 @@ def test_configuration_survives_the_message_of_a_version() -> None:
             "repeats": {"detail/*": 4, "look/*": 2},
             "masked_loss": True,
             "background_weight": 0.25,
-            "tensorboard": True,
         }
     )
     message = recipe_message("lora", config.model_dump(mode="json"))

@@ -73,6 +73,7 @@ def test_training_becomes_a_version(
         "samples/00.png",
         "samples/01.map.png",
         "samples/01.png",
+        "tensorboard/events.out.tfevents.0000",
     ]
     message = version_message(VersionView(version, []))
     assert not message.HasField("config")

@@ -52,6 +52,7 @@ def test_training_becomes_a_version(
         "loss.jsonl",
         "pytorch_lora_weights.safetensors",
         "samples/00.png",
+        "tensorboard/events.out.tfevents.0000",
     ]
     losses = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in losses] == [1, 2, 3, 4]
@@ -148,9 +149,7 @@ def test_a_cancelled_training_keeps_no_checkpoint_of_its_end(
 def test_a_version_keeps_what_tensorboard_shows(
     train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    job = train(
-        train_and_publish, tensorboard=True, validation_share=0.25, validation_interval_steps=3
-    )
+    job = train(train_and_publish, validation_share=0.25, validation_interval_steps=3)
     assert (job.state, job.error_message) == ("SUCCEEDED", "")
     version = version_of(catalog)
     assert version is not None
