@@ -22,6 +22,7 @@ from integration.training_platform import (
     running,
     settings_for,
 )
+from toile.core.jobs import JobState, JobStore
 from toile.v1 import job_pb2, train_pb2
 
 pytestmark = pytest.mark.timeout(1800)  # most of it on a machine that is busy otherwise
@@ -183,6 +184,32 @@ async def test_mistakes_are_answered_before_anything_is_queued(platform: Platfor
         await create(platform, request_of("bad", rank=1000))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "lora.rank" in str(caught.value.details())
+
+
+async def test_terminated_training_keeps_where_it_was(
+    platform: Platform, ray_head: RayHead
+) -> None:
+    job = await create(platform, request_of("terminated", **LONG))
+    await platform.wait_for_step(job.name, 8)
+    (process,) = processes(ray_head, "toile.training")
+    process.terminate()
+    await asyncio.to_thread(process.wait, 60)
+    row = JobStore(platform.catalog).get(job.name)
+    assert (row.attempt, row.state) != (1, JobState.RUNNING), "it waited for its workers"
+    responses = await platform.watch(job.name)
+    end = responses[-1].job
+    assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 2), end.error
+    events = [response.event for response in responses]
+    follows = next(
+        place
+        for place, event in enumerate(events)
+        if event.state == job_pb2.JOB_STATE_QUEUED and place
+    )
+    told = [
+        [e.progress.step for e in part if e.progress.phase == "train"]
+        for part in (events[:follows], events[follows:])
+    ]
+    assert told[1][0] > told[0][-1], "no step is done again"
 
 
 @pytest.mark.parametrize(("victim", "attempts"), [("toile.training", 2), ("RayTrainWorker", 1)])

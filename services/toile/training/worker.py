@@ -8,8 +8,10 @@ A worker that is killed is started again by Ray Train and goes on from the last 
 error of the training itself is recorded as the job's failure and not tried again.
 """
 
+import contextlib
 import os
 import shutil
+import time
 from typing import Any
 
 import ray
@@ -18,12 +20,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from toile.core import logging as core_logging
-from toile.core.errors import CancelledError, ComputeUnavailableError
+from toile.core.errors import CancelledError, ComputeUnavailableError, ToileError
 from toile.core.jobs.failures import COMPUTE_LOST
-from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
+from toile.core.jobs.runtime import JobContext, StoppedError, install_stop_handler, opened
 
 WORKER_RESTARTS = 3
+LEAVE_SECONDS = 25.0
+"""What workers may take for a checkpoint when the job is told to end; Kubernetes gives 30."""
 _COLLECTIVE_TIMEOUT_SECONDS = 300
+_LEAVE_POLL_SECONDS = 0.1
 _NICENESS = 10
 """Of a worker: who draws on the same machine goes first."""
 # Ray Train has no other place for these.
@@ -57,6 +62,9 @@ def launch(job: JobContext) -> None:
     )
     try:
         trainer.fit()
+    except StoppedError:
+        _let_workers_leave(job)
+        raise
     except WorkerGroupError as error:
         for cause in error.worker_failures.values():
             if not isinstance(cause, ray.exceptions.RayActorError):
@@ -66,6 +74,16 @@ def launch(job: JobContext) -> None:
         ) from error
     finally:
         shutil.rmtree(job.scratch_path, ignore_errors=True)
+
+
+def _let_workers_leave(job: JobContext) -> None:
+    """Wait until the workers have kept a checkpoint, after which the next attempt goes on."""
+    deadline = time.monotonic() + LEAVE_SECONDS
+    with contextlib.suppress(ToileError):  # without the catalog they learn of nothing
+        if not job.jobs.request_leave(job.name, job.attempt):
+            return
+        while time.monotonic() < deadline and job.jobs.get(job.name).leave_requested:
+            time.sleep(_LEAVE_POLL_SECONDS)
 
 
 def work(config: dict[str, Any]) -> None:

@@ -48,6 +48,9 @@ _RAY_PORTS = (
 # the engine beside it does not give way. Trainings do so by themselves.
 _SERVE_URGENCY = {"RAY_worker_niceness": "0"}
 
+# Between SIGTERM and SIGKILL of a job: a training that is told to end keeps a checkpoint first.
+_JOB_PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
+
 # Serve ends a proxy that does not answer within 5 s, which on a busy machine is no sign of death.
 _SERVE_PATIENCE = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
@@ -201,6 +204,7 @@ def _ray_head(
             **common,
             **_SERVE_PATIENCE,
             **_SERVE_URGENCY,
+            **_JOB_PATIENCE,
             **settings.environment(),
             **_ray_token(settings),
         },

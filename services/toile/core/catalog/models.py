@@ -161,6 +161,7 @@ class JobRow(Table):
     )
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     pause_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
+    leave_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
     heartbeat_time: Mapped[datetime | None]
     create_time: Mapped[datetime] = mapped_column(default=now)
     start_time: Mapped[datetime | None]

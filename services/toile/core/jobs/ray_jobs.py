@@ -118,7 +118,7 @@ class RayJobs:
         return str(response.json()["logs"])
 
     def stop(self, submission_id: str) -> None:
-        """Send SIGTERM to a job's processes, and SIGKILL three seconds later.
+        """Send SIGTERM to a job's processes; SIGKILL after Ray's RAY_JOB_STOP_WAIT_TIME_S.
 
         Raises:
             ComputeUnavailableError: Ray does not answer.

@@ -206,6 +206,20 @@ class JobStore:
                 self.append_event(session, row, progress={**row.progress, "message": "pausing"})
             return row
 
+    def request_leave(self, name: str, attempt: int) -> bool:
+        """Ask an attempt to keep what it has and make room for the next one.
+
+        Returns whether it was asked: not one that is to stop anyway, or that is over.
+        """
+        with self._catalog.transaction() as session:
+            row = self._locked(session, name)
+            if row.attempt != attempt or row.state != JobState.RUNNING:
+                return False
+            if row.cancel_requested or row.pause_requested:
+                return False
+            row.leave_requested = True
+            return True
+
     def resume(self, name: str) -> JobRow:
         """Queue a paused job again, under the next attempt, and with its attempts to lose again.
 
@@ -216,15 +230,13 @@ class JobStore:
             row = self._locked(session, name)
             if row.state != JobState.PAUSED:
                 raise _refused(row, "the job is not paused", "JOB_NOT_PAUSED")
-            row.attempts_before_resume = row.attempt
-            if row.attempt:  # a job that was never submitted gets its first from the supervisor
-                row.attempt += 1
-            row.heartbeat_time = None
-            self.append_event(session, row, state=JobState.QUEUED)
+            self._follow(session, row)
             return row
 
     def stop(self, name: str, *, attempt: int) -> bool:
-        """Record that the process of an attempt stopped as it was told: paused, or cancelled.
+        """Record that the process of an attempt stopped as it was told.
+
+        The job is cancelled, or paused, or queued for the attempt that follows one that left.
 
         Returns whether it did: the job may have ended, or a later attempt have started.
         """
@@ -234,6 +246,8 @@ class JobStore:
                 return False
             if row.pause_requested and not row.cancel_requested:
                 self._pause(session, row)
+            elif row.leave_requested and not row.cancel_requested:
+                self._follow(session, row)
             else:
                 self._end(session, row, JobState.CANCELLED)
             return True
@@ -249,6 +263,7 @@ class JobStore:
             if row.attempt != after or JobState(row.state) not in _ACTIVE_STATES:
                 return False
             row.attempt = after + 1
+            row.leave_requested = False
             row.heartbeat_time = None
             progress = {**row.progress, "message": message} if message else None
             if progress is not None or row.state != JobState.QUEUED:
@@ -301,7 +316,7 @@ class JobStore:
             self.append_event(session, row, progress=progress)
 
     def heartbeat(self, name: str, attempt: int) -> bool:
-        """Show that the process of an attempt lives; returns whether it was asked to pause.
+        """Show that the process of an attempt lives; returns whether it was asked to stop for now.
 
         Raises:
             CancelledError: As `fence`.
@@ -309,7 +324,7 @@ class JobStore:
         with self._catalog.transaction() as session:
             row = self.fence(session, name, attempt)
             row.heartbeat_time = now()
-            return row.pause_requested
+            return row.pause_requested or row.leave_requested
 
     def succeed(self, session: Session, name: str, attempt: int) -> None:
         """End a job in the transaction that publishes its target."""
@@ -337,8 +352,17 @@ class JobStore:
             raise _no_such_job(name)
         return row
 
+    def _follow(self, session: Session, row: JobRow) -> None:
+        """Queue the next attempt; those before were not lost."""
+        row.attempts_before_resume = row.attempt
+        if row.attempt:  # a job that was never submitted gets its first from the supervisor
+            row.attempt += 1
+        row.leave_requested = False
+        row.heartbeat_time = None
+        self.append_event(session, row, state=JobState.QUEUED)
+
     def _pause(self, session: Session, row: JobRow) -> None:
-        row.pause_requested = False
+        row.pause_requested = row.leave_requested = False
         # What it said last, and how long it still took, are of the attempt that is over.
         over = ("message", "seconds_left")
         progress = {key: value for key, value in row.progress.items() if key not in over}

@@ -106,7 +106,7 @@ class JobContext:
         if self._lost is not None:
             raise self._lost
         if self._pausing:
-            raise CancelledError(f"{self.name} was asked to pause")
+            raise CancelledError(f"{self.name} was asked to stop for now")
 
     def succeed(self, session: Session) -> None:
         """End the job as succeeded in the transaction that publishes its target.

@@ -104,3 +104,45 @@ def test_what_cannot_be_resumed(jobs: JobStore, job: str) -> None:
     jobs.request_cancel(job)
     jobs.stop(job, attempt=1)
     refused()
+
+
+def test_an_attempt_that_leaves_is_followed_by_the_next(jobs: JobStore, job: str) -> None:
+    started(jobs, job)
+    jobs.report(job, 1, progress_dict("train", 3, 9))
+    assert not jobs.heartbeat(job, 1)
+    assert jobs.request_leave(job, 1)
+    assert jobs.heartbeat(job, 1)
+    assert jobs.stop(job, attempt=1)
+    row = jobs.get(job)
+    assert (row.state, row.attempt, row.leave_requested) == ("QUEUED", 2, False)
+    assert row.attempts_before_resume == 1, "it was not lost"
+    assert not jobs.next_attempt(job, after=1, message="its process ended")
+    jobs.start(job, 2)
+    assert not jobs.heartbeat(job, 2)
+
+
+def test_an_attempt_that_dies_as_it_leaves_was_lost(jobs: JobStore, job: str) -> None:
+    started(jobs, job)
+    jobs.request_leave(job, 1)
+    assert jobs.next_attempt(job, after=1)
+    jobs.start(job, 2)
+    assert not jobs.heartbeat(job, 2)
+    assert jobs.get(job).attempts_before_resume == 0
+
+
+def test_who_is_not_asked_to_leave(jobs: JobStore, job: str) -> None:
+    assert not jobs.request_leave(job, 0), "it does not run"
+    started(jobs, job)
+    assert not jobs.request_leave(job, 2), "another attempt"
+    jobs.request_pause(job)
+    assert not jobs.request_leave(job, 1), "it stops anyway"
+    jobs.stop(job, attempt=1)
+    assert jobs.get(job).state == JobState.PAUSED
+
+
+def test_cancel_wins_over_leaving(jobs: JobStore, job: str) -> None:
+    started(jobs, job)
+    jobs.request_leave(job, 1)
+    jobs.request_cancel(job)
+    assert jobs.stop(job, attempt=1)
+    assert jobs.get(job).state == JobState.CANCELLED

@@ -1,4 +1,4 @@
-"""Jobs that are paused and resumed."""
+"""Jobs that are paused and resumed, and attempts that leave to be followed."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,10 +15,10 @@ def upgrade() -> None:
         "jobs",
         sa.Column("attempts_before_resume", sa.Integer(), nullable=False, server_default="0"),
     )
-    op.add_column(
-        "jobs",
-        sa.Column("pause_requested", sa.Boolean(), nullable=False, server_default=sa.false()),
-    )
+    for flag in ("pause_requested", "leave_requested"):
+        op.add_column(
+            "jobs", sa.Column(flag, sa.Boolean(), nullable=False, server_default=sa.false())
+        )
 
 
 def downgrade() -> None:
@@ -27,5 +27,6 @@ def downgrade() -> None:
         "UPDATE jobs SET state = 'CANCELLED', end_time = CURRENT_TIMESTAMP WHERE state = 'PAUSED'"
     )
     op.execute("UPDATE job_events SET state = 'QUEUED' WHERE state = 'PAUSED'")
+    op.drop_column("jobs", "leave_requested")
     op.drop_column("jobs", "pause_requested")
     op.drop_column("jobs", "attempts_before_resume")
