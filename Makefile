@@ -53,6 +53,8 @@ train-job: setup ## Submit the training that JOB=file describes and follow it
 	@test -n "$(JOB)" || { echo "Name a file: make train-job JOB=training-jobs/lora-lace.yaml"; exit 1; }
 	$(BIN)/toile train --job "$(JOB)"
 
+# Processes that share the cores get one thread each: those of OpenMP wait for one another busily.
+test: export OMP_NUM_THREADS ?= 1
 test: test-quick triton ## Run all tests that need no GPU
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and (integration or browser)"
 

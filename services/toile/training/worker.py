@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from toile.core import logging as core_logging
 from toile.core.errors import CancelledError, ComputeUnavailableError, ToileError
 from toile.core.jobs.failures import COMPUTE_LOST
-from toile.core.jobs.runtime import JobContext, StoppedError, install_stop_handler, opened
+from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
 
 WORKER_RESTARTS = 3
 LEAVE_SECONDS = 25.0
@@ -62,7 +62,7 @@ def launch(job: JobContext) -> None:
     )
     try:
         trainer.fit()
-    except StoppedError:
+    except KeyboardInterrupt:
         _let_workers_leave(job)
         raise
     except WorkerGroupError as error:

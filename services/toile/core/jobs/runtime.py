@@ -37,8 +37,12 @@ STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start me again
 _log = logging.getLogger(__name__)
 
 
-class StoppedError(BaseException):
-    """SIGTERM: leave at once, another attempt goes on. Not an `Exception`: nothing handles it."""
+class StoppedError(KeyboardInterrupt):
+    """SIGTERM: leave at once, another attempt goes on.
+
+    A KeyboardInterrupt, for Ray ends its waits for no other exception of a signal handler; what it
+    then raises is a plain one.
+    """
 
 
 class JobContext:
@@ -186,7 +190,7 @@ def execute(work: Callable[[JobContext], None], settings: Settings, name: str, a
         with job.heartbeat(), _terminable():
             try:
                 work(job)
-            except StoppedError:
+            except KeyboardInterrupt:
                 # A Ray job is stopped by SIGTERM, also when it is cancelled.
                 return 0 if _stop_if_asked(job) else STOPPED_EXIT_CODE
             except Exception as error:  # noqa: BLE001 - the one place that names failures
