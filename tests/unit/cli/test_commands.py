@@ -99,6 +99,58 @@ def test_from_photographs_to_a_refined_design(
     assert len(lineage["adapters"][0]["photographs"]) == 6
 
 
+def test_two_versions_are_compared_on_the_same_prompts_and_seeds(
+    cli, world: World, photographs: Path, tmp_path: Path
+) -> None:
+    prepare(cli, photographs)
+    assert cli("train", "lora", "--dataset", "lace", "--name", "lace").exit_code == 0
+    out = tmp_path / "pages" / "comparison.png"
+    two = ("--prompt", "a dress", "--prompt", "a shirt", "--seed", 5, "--out", out)
+    answer = cli.json("models", "compare", "lace/1", "lace/2", *two)
+    asked = [generation.request for generation in world.generations.values()]
+    assert [(r.prompt, r.adapters[0].model[-1], r.seed, r.count) for r in asked] == [
+        ("a dress", "1", 5, 2),
+        ("a dress", "2", 5, 2),
+        ("a shirt", "1", 5, 2),
+        ("a shirt", "2", 5, 2),
+    ]
+    assert [(pair["prompt"], pair["seed"]) for pair in answer["pairs"]] == [
+        ("a dress", "5"),
+        ("a dress", "6"),
+        ("a shirt", "5"),
+        ("a shirt", "6"),
+    ]
+    # The services of the test place images the last first, so the second of each pair is better.
+    assert answer["wins"] == [0, 4]
+    one, other = answer["scores"]["total"]
+    assert one < other
+    with Image.open(out) as page:
+        assert page.width > 4 * 192
+    shown = cli("models", "compare", "lace/1", "lace/2", *two)
+    assert "better of the pair" in shown.stdout
+    assert "4 of 4" in shown.stdout
+
+
+def test_what_cannot_be_compared(cli, world: World, photographs: Path, tmp_path: Path) -> None:
+    prepare(cli, photographs)
+    nothing_to_draw = cli("models", "compare", "lace/1", "lace/1")
+    assert "name some with --prompt" in nothing_to_draw.stderr
+    other = world.models["projects/default/models/lace/versions/1"]
+    for field, value, said in (
+        ("base", "bases/other", "is for"),
+        ("adapter_type", "controlnet", "draws nothing"),
+    ):
+        world.models["projects/default/models/other/versions/1"] = type(other)()
+        changed = world.models["projects/default/models/other/versions/1"]
+        changed.CopyFrom(other)
+        changed.name = "projects/default/models/other/versions/1"
+        setattr(changed, field, value)
+        refused = cli("models", "compare", "lace/1", "other/1", "--prompt", "a dress")
+        assert refused.exit_code == 1
+        assert said in refused.stderr
+    assert not world.generations
+
+
 def test_files_are_uploaded_before_they_are_ranked_or_refined(
     cli, world: World, photographs: Path, tmp_path: Path
 ) -> None:

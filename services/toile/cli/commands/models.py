@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toile.cli.commands.common import Session, session
+from toile.cli.commands.compare import compare
 from toile.cli.names import short
 from toile.cli.output import JsonFlag, size_text
 from toile.core.context import new_id
@@ -15,7 +16,8 @@ from toile.core.names import ModelAliasName, ModelName, ModelVersionName, check_
 if TYPE_CHECKING:
     from toile.v1 import train_pb2
 
-app = typer.Typer(no_args_is_help=True, help="List, export, promote and delete models.")
+app = typer.Typer(no_args_is_help=True, help="List, compare, export, promote and delete models.")
+app.command()(compare)
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="NAME, NAME/VERSION or NAME@ALIAS.")
 ]
