@@ -117,6 +117,10 @@ class Settings(BaseSettings):
         1, description="Most replicas of the models; more come as their queues grow."
     )
     train_workers: PositiveInt = Field(1, description="Ray Train workers of a training job.")
+    train_gpu: bool | None = Field(
+        None,
+        description="Whether each of them takes a GPU; if the cluster has enough when unset.",
+    )
     job_max_attempts: PositiveInt = Field(
         3, description="Starts of a job whose compute was lost, before it is given up."
     )

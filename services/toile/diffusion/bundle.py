@@ -29,6 +29,7 @@ from toile.diffusion.shipped import shipped_bundle_path
 
 __all__ = ["Bundle", "PromptEmbeddings", "shipped_bundle_path"]
 
+CPU = torch.device("cpu")
 PROMPT_CACHE_ENTRIES = 128
 """Encoded prompts kept; one of SDXL's is 1.3 MB for each chunk."""
 
@@ -42,28 +43,42 @@ class Bundle:
         path: The folder.
         dtype: What the weights are loaded as.
         digest: Digest of the bundle's manifest; empty when it did not come from a store.
+        device: Where the networks are.
         info: The folder's `toile.json`.
     """
 
     def __init__(
-        self, path: Path, info: Mapping[str, Any], dtype: torch.dtype, digest: str
+        self,
+        path: Path,
+        info: Mapping[str, Any],
+        dtype: torch.dtype,
+        digest: str,
+        device: torch.device,
     ) -> None:
         self.path = path
         self.info = info
         self.dtype = dtype
         self.digest = digest
+        self.device = device
         self._parts: dict[str, Any] = {}
         self._prompts: OrderedDict[tuple[str, str, bool], PromptEmbeddings] = OrderedDict()
         self._lock = threading.RLock()
 
     @classmethod
-    def load(cls, path: Path, dtype: torch.dtype = torch.float32, *, digest: str = "") -> Self:
+    def load(
+        cls,
+        path: Path,
+        dtype: torch.dtype = torch.float32,
+        *,
+        digest: str = "",
+        device: torch.device = CPU,
+    ) -> Self:
         """Open a bundle folder; networks come later.
 
         Raises:
             InvalidArgumentError: The folder is not a bundle (`BAD_BASE`).
         """
-        return cls(path, read_description(path), dtype, digest)
+        return cls(path, read_description(path), dtype, digest, device)
 
     @property
     def native_size(self) -> int:
@@ -201,9 +216,11 @@ class Bundle:
         return bool(index.get("force_zeros_for_empty_prompt", False))
 
     def _network(self, name: str, cls: Any, **options: Any) -> Any:
-        return self._part(
-            name, lambda path: cls.from_pretrained(path, **options).eval().requires_grad_(False)
-        )
+        def load(path: Path) -> Any:
+            network = cls.from_pretrained(path, **options).eval().requires_grad_(False)
+            return network.to(self.device)
+
+        return self._part(name, load)
 
     def _json(self, name: str) -> dict[str, Any]:
         return self._part(

@@ -68,6 +68,7 @@ class ControlNet(Recipe):
     def exported(self, folder: Path, bundle: Bundle, index: int) -> Mapping[str, Any]:
         """The network of a version's files, and the same map."""
         network = load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet.config)
+        network.to(bundle.device)
         return {"controls": [LoadedControl(network, self._map(index))]}
 
     def export(self, folder: Path, card: AdapterCard) -> None:

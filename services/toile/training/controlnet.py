@@ -26,7 +26,8 @@ def new_controlnet(unet: UNet2DConditionModel, *, seed: int) -> ControlNetModel:
     channels = tuple(max(16, round(width * share / 8) * 8) for width in SDXL_EMBEDDING_CHANNELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+        network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+    return network.to(unet.device)
 
 
 def start_training(unet: UNet2DConditionModel, config: ControlNetRecipeConfig) -> "ControlledUNet":

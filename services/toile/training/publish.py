@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from toile import __version__
@@ -49,6 +50,7 @@ class Trained:
     judged: Mapping[str, bytes]
     base: str
     base_path: Path
+    device: torch.device
     base_digest: str
     dataset: DatasetVersionRow
     captions: Sequence[str]
@@ -127,7 +129,7 @@ def reproduction_difference(trained: Trained, folder: Path, job: JobContext) -> 
     if not trained.samples:
         return 0.0
     index = len(trained.samples) - 1
-    fresh = Bundle.load(trained.base_path, digest=trained.base_digest)
+    fresh = Bundle.load(trained.base_path, digest=trained.base_digest, device=trained.device)
     fields = trained.recipe.exported(folder, fresh, index)
     again = draw_sample(job, fresh, trained.config, index, fields)
     mine = np.asarray(trained.samples[index].convert("RGB"), dtype=np.int16)

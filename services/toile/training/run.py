@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from diffusers import DDPMScheduler
 
 from toile.core.artifacts import fetch
 from toile.core.catalog.models import BaseRow, DatasetVersionRow
 from toile.core.errors import NotFoundError
 from toile.core.jobs.runtime import JobContext
-from toile.diffusion.bundle import Bundle
+from toile.diffusion.bundle import CPU, Bundle
 from toile.imaging.control_maps import ControlKind
 from toile.training import loop, publish
 from toile.training.caches import Cache, build_cache
@@ -38,8 +39,13 @@ REPORT_INTERVAL_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 
 
-def train_and_publish(job: JobContext, *, rank: int = 0) -> None:
+def train_and_publish(job: JobContext, *, rank: int = 0, device: torch.device = CPU) -> None:
     """Train the job's adapter; the leading rank publishes it and ends the job.
+
+    Args:
+        job: The job.
+        rank: Of this process among those that train together.
+        device: Where it computes.
 
     Raises:
         CancelledError: The job should stop.
@@ -51,7 +57,7 @@ def train_and_publish(job: JobContext, *, rank: int = 0) -> None:
     if leads:
         report(job, "prepare", 0, 1)
     base_path = _fetched(job, base.artifact)
-    bundle = Bundle.load(base_path, digest=base.digest)
+    bundle = Bundle.load(base_path, digest=base.digest, device=device)
     examples = read_examples(_fetched(job, dataset.artifact))
     job.check()
     recipe, cache = _recipe(job, bundle, examples, dataset, config, leads=leads)
@@ -70,6 +76,7 @@ def train_and_publish(job: JobContext, *, rank: int = 0) -> None:
             ),
             base=base.name,
             base_path=base_path,
+            device=device,
             base_digest=base.digest,
             dataset=dataset,
             captions=[example.caption for example in examples],

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -53,7 +54,9 @@ def launch(job: JobContext) -> None:
         work,
         train_loop_config={"settings": job.settings, "job": job.name, "attempt": job.attempt},
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
-        scaling_config=ScalingConfig(num_workers=int(job.spec["workers"])),
+        scaling_config=scaling(
+            int(job.spec["workers"]), job.settings.train_gpu, ray.cluster_resources().get("GPU", 0)
+        ),
         run_config=RunConfig(
             name=f"attempt-{job.attempt}",
             storage_path=str(results),
@@ -74,6 +77,18 @@ def launch(job: JobContext) -> None:
         ) from error
     finally:
         shutil.rmtree(job.scratch_path, ignore_errors=True)
+
+
+def scaling(workers: int, wants_gpus: bool | None, gpus: float) -> ScalingConfig:
+    """Return what workers are given.
+
+    Args:
+        workers: How many train together.
+        wants_gpus: Whether each takes a GPU; None: if there is one for each.
+        gpus: Of the cluster, whether they are free now or not.
+    """
+    takes_gpus = gpus >= workers if wants_gpus is None else wants_gpus
+    return ScalingConfig(num_workers=workers, use_gpu=takes_gpus)
 
 
 def _let_workers_leave(job: JobContext) -> None:
@@ -97,7 +112,8 @@ def work(config: dict[str, Any]) -> None:
     os.nice(_NICENESS)
     with opened(config["settings"], config["job"], config["attempt"]) as job, job.heartbeat():
         try:
-            train_and_publish(job, rank=context.get_world_rank())
+            device = ray.train.torch.get_device()
+            train_and_publish(job, rank=context.get_world_rank(), device=device)
         except CancelledError as error:
             job.fail(error)
         except Exception as error:
