@@ -16,7 +16,7 @@ from rich.progress import (
 
 from toile.cli.names import short
 from toile.cli.operations import follow_job
-from toile.cli.output import Output, duration_text
+from toile.cli.output import Output, duration_text, size_text
 from toile.core.rpc.client import Clients
 from toile.v1 import generate_pb2, job_pb2
 
@@ -95,8 +95,12 @@ def job_figures(progress: job_pb2.JobProgress) -> str:
     parts = []
     if progress.HasField("loss"):
         parts.append(f"loss {progress.loss:.4f}")
+    if progress.HasField("validation_loss"):
+        parts.append(f"validation {progress.validation_loss:.4f}")
     if progress.HasField("images_per_second"):
         parts.append(f"{progress.images_per_second:.1f} images/s")
+    if progress.HasField("gpu_memory_bytes"):
+        parts.append(f"GPU {size_text(progress.gpu_memory_bytes)}")
     if progress.HasField("seconds_left"):
         parts.append(f"{duration_text(progress.seconds_left)} left")
     if progress.message:

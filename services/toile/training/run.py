@@ -215,14 +215,18 @@ class _Reporter:
             learning_rate=step.learning_rate,
             images_per_second=step.images_per_second,
             seconds_left=step.seconds_left,
-            **_validation(step),
+            **_where_known(step),
         )
 
 
-def _validation(report: loop.StepReport) -> dict[str, str]:
-    if report.validation_loss is None:
-        return {}
-    return {"message": f"validation loss {report.validation_loss:.4f}"}
+def _where_known(step: loop.StepReport) -> dict[str, float]:
+    """Figures that not every step or machine has."""
+    figures: dict[str, float] = {}
+    if step.validation_loss is not None:
+        figures["validation_loss"] = step.validation_loss
+    if torch.cuda.is_available():
+        figures["gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return figures
 
 
 def _ignore(_report: loop.StepReport) -> None:

@@ -98,6 +98,8 @@ class JobProgress(google.protobuf.message.Message):
     IMAGES_PER_SECOND_FIELD_NUMBER: builtins.int
     SECONDS_LEFT_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    VALIDATION_LOSS_FIELD_NUMBER: builtins.int
+    GPU_MEMORY_BYTES_FIELD_NUMBER: builtins.int
     phase: builtins.str
     """Stage of the job, such as "validate", "caption", "cache" or "train"."""
     step: builtins.int
@@ -114,6 +116,10 @@ class JobProgress(google.protobuf.message.Message):
     """Estimated seconds until the job ends."""
     message: builtins.str
     """One line for a person; may be empty."""
+    validation_loss: builtins.float
+    """Loss on the images held out, of a step after which it was computed."""
+    gpu_memory_bytes: builtins.int
+    """Most memory that a training took of a GPU so far, of the worker that leads; unset without one."""
     def __init__(
         self,
         *,
@@ -125,9 +131,13 @@ class JobProgress(google.protobuf.message.Message):
         images_per_second: builtins.float | None = ...,
         seconds_left: builtins.float | None = ...,
         message: builtins.str = ...,
+        validation_loss: builtins.float | None = ...,
+        gpu_memory_bytes: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_images_per_second", b"_images_per_second", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_seconds_left", b"_seconds_left", "images_per_second", b"images_per_second", "learning_rate", b"learning_rate", "loss", b"loss", "seconds_left", b"seconds_left"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_images_per_second", b"_images_per_second", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_seconds_left", b"_seconds_left", "images_per_second", b"images_per_second", "learning_rate", b"learning_rate", "loss", b"loss", "message", b"message", "phase", b"phase", "seconds_left", b"seconds_left", "step", b"step", "total_steps", b"total_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_images_per_second", b"_images_per_second", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_seconds_left", b"_seconds_left", "_validation_loss", b"_validation_loss", "gpu_memory_bytes", b"gpu_memory_bytes", "images_per_second", b"images_per_second", "learning_rate", b"learning_rate", "loss", b"loss", "seconds_left", b"seconds_left", "validation_loss", b"validation_loss"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_images_per_second", b"_images_per_second", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_seconds_left", b"_seconds_left", "_validation_loss", b"_validation_loss", "gpu_memory_bytes", b"gpu_memory_bytes", "images_per_second", b"images_per_second", "learning_rate", b"learning_rate", "loss", b"loss", "message", b"message", "phase", b"phase", "seconds_left", b"seconds_left", "step", b"step", "total_steps", b"total_steps", "validation_loss", b"validation_loss"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]) -> typing.Literal["gpu_memory_bytes"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_images_per_second", b"_images_per_second"]) -> typing.Literal["images_per_second"] | None: ...
     @typing.overload
@@ -136,6 +146,8 @@ class JobProgress(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seconds_left", b"_seconds_left"]) -> typing.Literal["seconds_left"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validation_loss", b"_validation_loss"]) -> typing.Literal["validation_loss"] | None: ...
 
 Global___JobProgress: typing_extensions.TypeAlias = JobProgress
 

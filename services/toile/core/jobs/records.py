@@ -29,7 +29,15 @@ from toile.core.names import JobName
 
 _MESSAGE_CHARACTERS = 1000
 PROGRESS_FIGURES = frozenset(
-    {"loss", "learning_rate", "images_per_second", "seconds_left", "message"}
+    {
+        "loss",
+        "validation_loss",
+        "learning_rate",
+        "images_per_second",
+        "seconds_left",
+        "gpu_memory_bytes",
+        "message",
+    }
 )
 
 
