@@ -282,6 +282,13 @@ class _Training(train_pb2_grpc.TrainServiceServicer):
         job = self.world.once("CreateTrainingJob", request.request_id, make)
         return train_pb2.CreateTrainingJobResponse(job=self.world.jobs[job])
 
+    def EstimateTrainingJob(self, request: Any, context: Context) -> Any:
+        jobs = [job for job in self.world.jobs.values() if job.kind == job_pb2.JOB_KIND_TRAINING]
+        if not jobs:
+            return train_pb2.EstimateTrainingJobResponse()
+        cost = job_pb2.Cost(cpu_seconds=90, gpu_seconds=60, amount=1.5, currency="EUR")
+        return train_pb2.EstimateTrainingJobResponse(cost=cost, seconds=75, job=jobs[-1].name)
+
     def GetModel(self, request: Any, context: Context) -> Any:
         names = [n for n in self.world.models if n.startswith(f"{request.name}/")]
         if not names:

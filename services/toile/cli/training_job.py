@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
 
 from toile.cli.config_file import Name, Section, Text, read_file
 from toile.cli.names import Names
@@ -42,6 +42,9 @@ class TrainingJob(Section):
     base: Annotated[str, AfterValidator(_is_base)] | None = Field(
         None, description="Base model; the platform's own if left out."
     )
+    budget: PositiveFloat | None = Field(
+        None, description="What it may cost at the platform's prices; without a limit if left out."
+    )
     lora: LoraRecipeConfig | None = Field(
         None, description="The recipe for a style; what it leaves out has a default."
     )
@@ -71,6 +74,7 @@ class TrainingJob(Section):
             model_id=self.model,
             dataset=names.dataset_or_version(self.dataset),
             base=self.base or "",
+            budget=self.budget,
         )
         if self.lora is not None:
             request.lora.CopyFrom(train_pb2.LoraConfig(**_said(self.lora)))

@@ -7,7 +7,15 @@ underscores (`TOILE_S3__ENDPOINT`). Defaults make everything run on one machine.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -54,6 +62,16 @@ class Limits(BaseModel):
     )
 
 
+class Prices(BaseModel):
+    """What compute costs, for the costs of jobs."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    cpu_hour: NonNegativeFloat = Field(0.0, description="An hour of one processor's work.")
+    gpu_hour: NonNegativeFloat = Field(0.0, description="An hour of one GPU.")
+    currency: str = Field("", max_length=8, description="Such as EUR; for people alone.")
+
+
 class Settings(BaseSettings):
     """All settings of all processes."""
 
@@ -73,6 +91,7 @@ class Settings(BaseSettings):
     )
     s3: S3Settings = S3Settings()
     limits: Limits = Limits()
+    prices: Prices = Prices()
 
     host: str = Field("127.0.0.1", description="Address that servers listen on.")
     port: int = Field(0, description="Port of this process's gRPC server; 0 takes a free one.")

@@ -27,6 +27,7 @@ def build_service(settings: Settings) -> Service:
         Deletion(catalog, store),
         Importer(settings, catalog, store),
         most_adapter_bytes=settings.limits.adapter_bytes,
+        prices=settings.prices,
     )
     supervisor = JobSupervisor(settings, catalog, JobKind.TRAINING, TRAINING_MODULE)
     return Service(

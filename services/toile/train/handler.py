@@ -19,6 +19,7 @@ from toile.core.catalog.models import (
 from toile.core.catalog.requests import recall, remember, request_digest
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.core.jobs import JobKind, JobStore
+from toile.core.jobs.costs import check_budget
 from toile.core.names import (
     DatasetName,
     DatasetVersionName,
@@ -29,6 +30,7 @@ from toile.core.names import (
 from toile.core.prompts import escape, parse_prompt
 from toile.core.settings import Settings
 from toile.train.convert import recipe_values
+from toile.train.estimate import Estimate, estimate
 from toile.train.registry import missing, next_version
 from toile.training.config import (
     RECIPES,
@@ -63,24 +65,20 @@ class TrainHandler:
             FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
                 images to hold one out (`DATASET_TOO_SMALL`); or maps of parts are asked of a base
                 that finds none (`BASE_LACKS_PART`), or a masked loss of a dataset version that has
-                no masks (`DATASET_LACKS_MASKS`).
+                no masks (`DATASET_LACKS_MASKS`); or there is a budget and no prices (`NO_PRICES`).
             RequestReusedError: The request id was used for something else.
         """
         parent = ProjectName.parse(request.parent, "parent")
         model = ModelName(parent.project, check_id(request.model_id, "model_id"))
         config = self._config(request)
+        budget = request.budget if request.HasField("budget") else None
+        check_budget(budget, self._settings.prices)
         scope, digest = f"CreateTrainingJob {parent}", request_digest(request)
         with self._catalog.transaction() as session:
             known = recall(session, scope=scope, request_id=request.request_id, digest=digest)
             if known is not None:
                 return session.get_one(JobRow, known)
-            base = resolve_base(session, request.base or self._settings.default_base)
-            dataset = _dataset_version(session, parent, request.dataset)
-            held_out_count(dataset.image_count, config.validation_share, recipe=config.RECIPE)
-            if config.repeats:
-                repeat_counts(config.repeats, _source_names(session, dataset), recipe=config.RECIPE)
-            self._check_base(base, config)
-            self._check_masks(dataset, config)
+            base, dataset = self._inputs(session, parent, request, config)
             if not config.sample_prompts:
                 prompts = _sample_prompts(session, dataset, config)
                 config = config.model_copy(update={"sample_prompts": prompts})
@@ -90,6 +88,7 @@ class TrainHandler:
                 kind=JobKind.TRAINING,
                 target=str(next_version(session, model)),
                 spec=self._spec(model, dataset, base, config),
+                budget=budget,
             )
             remember(
                 session,
@@ -100,10 +99,40 @@ class TrainHandler:
             )
             return job
 
+    def estimate(self, request: train_pb2.CreateTrainingJobRequest) -> Estimate | None:
+        """Say what a training would take; None if none of its kind has ended well.
+
+        Raises:
+            ToileError: As `create`.
+        """
+        parent = ProjectName.parse(request.parent, "parent")
+        check_id(request.model_id, "model_id")
+        config = self._config(request)
+        with self._catalog.reading() as session:
+            base, _ = self._inputs(session, parent, request, config)
+            return estimate(session, base.name, config)
+
     def bases(self) -> Sequence[BaseRow]:
         """Return all bases, by name."""
         with self._catalog.reading() as session:
             return list_bases(session)
+
+    def _inputs(
+        self,
+        session: Session,
+        parent: ProjectName,
+        request: train_pb2.CreateTrainingJobRequest,
+        config: RecipeConfig,
+    ) -> tuple[BaseRow, DatasetVersionRow]:
+        """What a request trains on, if the recipe can."""
+        base = resolve_base(session, request.base or self._settings.default_base)
+        dataset = _dataset_version(session, parent, request.dataset)
+        held_out_count(dataset.image_count, config.validation_share, recipe=config.RECIPE)
+        if config.repeats:
+            repeat_counts(config.repeats, _source_names(session, dataset), recipe=config.RECIPE)
+        self._check_base(base, config)
+        self._check_masks(dataset, config)
+        return base, dataset
 
     def _config(self, request: train_pb2.CreateTrainingJobRequest) -> RecipeConfig:
         recipe = request.WhichOneof("recipe")

@@ -9,8 +9,9 @@ from typing import Any
 
 import grpc
 
-from toile.core.jobs.convert import job_message
+from toile.core.jobs.convert import cost_message, job_message
 from toile.core.names import ModelAliasName, ModelName, ModelVersionName, ProjectName
+from toile.core.settings import Prices
 from toile.train.convert import alias_message, base_message, model_message, version_message
 from toile.train.deletion import Deletion
 from toile.train.handler import TrainHandler
@@ -35,12 +36,14 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         importer: Importer,
         *,
         most_adapter_bytes: int,
+        prices: Prices,
     ) -> None:
         self._handler = handler
         self._registry = registry
         self._deletion = deletion
         self._importer = importer
         self._most_adapter_bytes = most_adapter_bytes
+        self._prices = prices
 
     async def CreateTrainingJob(
         self, request: train_pb2.CreateTrainingJobRequest, context: Context
@@ -48,6 +51,17 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         """Queue a training."""
         row = await asyncio.to_thread(self._handler.create, request)
         return train_pb2.CreateTrainingJobResponse(job=job_message(row))
+
+    async def EstimateTrainingJob(
+        self, request: train_pb2.EstimateTrainingJobRequest, context: Context
+    ) -> train_pb2.EstimateTrainingJobResponse:
+        """Say what a training would take."""
+        found = await asyncio.to_thread(self._handler.estimate, request.training)
+        if found is None:
+            return train_pb2.EstimateTrainingJobResponse()
+        return train_pb2.EstimateTrainingJobResponse(
+            cost=cost_message(found.usage, self._prices), seconds=found.seconds, job=found.job
+        )
 
     async def GetModel(
         self, request: train_pb2.GetModelRequest, context: Context

@@ -110,9 +110,10 @@ def work(config: dict[str, Any]) -> None:
     core_logging.configure(config["settings"], "training")
     _use_all_cores(context.get_local_world_size())
     os.nice(_NICENESS)
-    with opened(config["settings"], config["job"], config["attempt"]) as job, job.heartbeat():
+    device = ray.train.torch.get_device()
+    gpus = int(device.type == "cuda")
+    with opened(config["settings"], config["job"], config["attempt"]) as job, job.heartbeat(gpus):
         try:
-            device = ray.train.torch.get_device()
             train_and_publish(job, rank=context.get_world_rank(), device=device)
         except CancelledError as error:
             job.fail(error)

@@ -190,6 +190,8 @@ class Job(google.protobuf.message.Message):
     START_TIME_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
     QUEUE_POSITION_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/jobs/{job}"""
     kind: Global___JobKind.ValueType
@@ -204,6 +206,8 @@ class Job(google.protobuf.message.Message):
     """Place among the jobs of its kind, of all projects, that have not started: 1 is next. Absent
     when the job is not queued, and in the answers of other services than JobService.
     """
+    budget: builtins.float
+    """What it may cost, in the currency of its cost; a training that has spent it is paused."""
     @property
     def progress(self) -> Global___JobProgress:
         """Latest progress."""
@@ -224,6 +228,10 @@ class Job(google.protobuf.message.Message):
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the job ended."""
 
+    @property
+    def cost(self) -> Global___Cost:
+        """What its processes took so far, in all attempts. Absent in the answers of other services."""
+
     def __init__(
         self,
         *,
@@ -238,12 +246,47 @@ class Job(google.protobuf.message.Message):
         start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         queue_position: builtins.int | None = ...,
+        cost: Global___Cost | None = ...,
+        budget: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_queue_position", b"_queue_position", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "queue_position", b"queue_position", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_queue_position", b"_queue_position", "attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "kind", b"kind", "name", b"name", "progress", b"progress", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "target", b"target"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_budget", b"_budget", "_queue_position", b"_queue_position", "budget", b"budget", "cost", b"cost", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "queue_position", b"queue_position", "start_time", b"start_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_budget", b"_budget", "_queue_position", b"_queue_position", "attempt", b"attempt", "budget", b"budget", "cost", b"cost", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "kind", b"kind", "name", b"name", "progress", b"progress", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "target", b"target"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_budget", b"_budget"]) -> typing.Literal["budget"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_queue_position", b"_queue_position"]) -> typing.Literal["queue_position"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
+
+@typing.final
+class Cost(google.protobuf.message.Message):
+    """Cost is compute, and what it costs at the deployment's prices."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CPU_SECONDS_FIELD_NUMBER: builtins.int
+    GPU_SECONDS_FIELD_NUMBER: builtins.int
+    AMOUNT_FIELD_NUMBER: builtins.int
+    CURRENCY_FIELD_NUMBER: builtins.int
+    cpu_seconds: builtins.float
+    """Seconds that processors worked."""
+    gpu_seconds: builtins.float
+    """Seconds that GPUs were held."""
+    amount: builtins.float
+    """What it costs; 0 where no prices are configured."""
+    currency: builtins.str
+    """Currency of the amount; may be empty."""
+    def __init__(
+        self,
+        *,
+        cpu_seconds: builtins.float = ...,
+        gpu_seconds: builtins.float = ...,
+        amount: builtins.float = ...,
+        currency: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amount", b"amount", "cpu_seconds", b"cpu_seconds", "currency", b"currency", "gpu_seconds", b"gpu_seconds"]) -> None: ...
+
+Global___Cost: typing_extensions.TypeAlias = Cost
 
 @typing.final
 class JobEvent(google.protobuf.message.Message):
@@ -503,14 +546,22 @@ class ResumeJobRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/jobs/{job}"""
+    budget: builtins.float
+    """What it may cost in all from now on; as before when unset. One that has spent its budget
+    needs a larger one.
+    """
     def __init__(
         self,
         *,
         name: builtins.str = ...,
+        budget: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_budget", b"_budget", "budget", b"budget"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_budget", b"_budget", "budget", b"budget", "name", b"name"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_budget", b"_budget"]) -> typing.Literal["budget"] | None: ...
 
 Global___ResumeJobRequest: typing_extensions.TypeAlias = ResumeJobRequest
 

@@ -644,6 +644,7 @@ class CreateTrainingJobRequest(google.protobuf.message.Message):
     LORA_FIELD_NUMBER: builtins.int
     CONTROLNET_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """projects/{project}"""
     model_id: builtins.str
@@ -654,6 +655,10 @@ class CreateTrainingJobRequest(google.protobuf.message.Message):
     """bases/{base}; the platform's default when empty."""
     request_id: builtins.str
     """Chosen by the client; the same id with the same content returns the first job."""
+    budget: builtins.float
+    """What it may cost at the deployment's prices; spent, it is paused with a checkpoint, and a
+    larger budget lets it go on. Without a limit when unset.
+    """
     @property
     def lora(self) -> Global___LoraConfig:
         """LoRA on the UNet."""
@@ -672,12 +677,68 @@ class CreateTrainingJobRequest(google.protobuf.message.Message):
         lora: Global___LoraConfig | None = ...,
         controlnet: Global___ControlNetConfig | None = ...,
         request_id: builtins.str = ...,
+        budget: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["controlnet", b"controlnet", "lora", b"lora", "recipe", b"recipe"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["base", b"base", "controlnet", b"controlnet", "dataset", b"dataset", "lora", b"lora", "model_id", b"model_id", "parent", b"parent", "recipe", b"recipe", "request_id", b"request_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_budget", b"_budget", "budget", b"budget", "controlnet", b"controlnet", "lora", b"lora", "recipe", b"recipe"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_budget", b"_budget", "base", b"base", "budget", b"budget", "controlnet", b"controlnet", "dataset", b"dataset", "lora", b"lora", "model_id", b"model_id", "parent", b"parent", "recipe", b"recipe", "request_id", b"request_id"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_budget", b"_budget"]) -> typing.Literal["budget"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["recipe", b"recipe"]) -> typing.Literal["lora", "controlnet"] | None: ...
 
 Global___CreateTrainingJobRequest: typing_extensions.TypeAlias = CreateTrainingJobRequest
+
+@typing.final
+class EstimateTrainingJobRequest(google.protobuf.message.Message):
+    """EstimateTrainingJobRequest describes a training that is not started."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRAINING_FIELD_NUMBER: builtins.int
+    @property
+    def training(self) -> Global___CreateTrainingJobRequest:
+        """The training; its request id is not used."""
+
+    def __init__(
+        self,
+        *,
+        training: Global___CreateTrainingJobRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["training", b"training"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["training", b"training"]) -> None: ...
+
+Global___EstimateTrainingJobRequest: typing_extensions.TypeAlias = EstimateTrainingJobRequest
+
+@typing.final
+class EstimateTrainingJobResponse(google.protobuf.message.Message):
+    """EstimateTrainingJobResponse says what it would take."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COST_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    seconds: builtins.float
+    """From its start to its end."""
+    job: builtins.str
+    """Job that the estimate follows from; empty when there is none to go by, and then nothing is
+    known.
+    """
+    @property
+    def cost(self) -> toile.v1.job_pb2.Cost:
+        """Compute, and what it costs."""
+
+    def __init__(
+        self,
+        *,
+        cost: toile.v1.job_pb2.Cost | None = ...,
+        seconds: builtins.float = ...,
+        job: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["cost", b"cost"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cost", b"cost", "job", b"job", "seconds", b"seconds"]) -> None: ...
+
+Global___EstimateTrainingJobResponse: typing_extensions.TypeAlias = EstimateTrainingJobResponse
 
 @typing.final
 class CreateTrainingJobResponse(google.protobuf.message.Message):

@@ -40,6 +40,11 @@ class TrainServiceStub(object):
                 request_serializer=toile_dot_v1_dot_train__pb2.CreateTrainingJobRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_train__pb2.CreateTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.EstimateTrainingJob = channel.unary_unary(
+                '/toile.v1.TrainService/EstimateTrainingJob',
+                request_serializer=toile_dot_v1_dot_train__pb2.EstimateTrainingJobRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_train__pb2.EstimateTrainingJobResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/toile.v1.TrainService/GetModel',
                 request_serializer=toile_dot_v1_dot_train__pb2.GetModelRequest.SerializeToString,
@@ -109,6 +114,14 @@ class TrainServiceServicer(object):
     def CreateTrainingJob(self, request, context):
         """CreateTrainingJob starts a training. Every mistake in the request is answered here,
         before anything is queued.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateTrainingJob(self, request, context):
+        """EstimateTrainingJob says what a training would take, by what an earlier one of the same
+        recipe on the same base took for each image. Mistakes are answered as by CreateTrainingJob.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +222,11 @@ def add_TrainServiceServicer_to_server(servicer, server):
                     request_deserializer=toile_dot_v1_dot_train__pb2.CreateTrainingJobRequest.FromString,
                     response_serializer=toile_dot_v1_dot_train__pb2.CreateTrainingJobResponse.SerializeToString,
             ),
+            'EstimateTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateTrainingJob,
+                    request_deserializer=toile_dot_v1_dot_train__pb2.EstimateTrainingJobRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_train__pb2.EstimateTrainingJobResponse.SerializeToString,
+            ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
                     request_deserializer=toile_dot_v1_dot_train__pb2.GetModelRequest.FromString,
@@ -298,6 +316,33 @@ class TrainService(object):
             '/toile.v1.TrainService/CreateTrainingJob',
             toile_dot_v1_dot_train__pb2.CreateTrainingJobRequest.SerializeToString,
             toile_dot_v1_dot_train__pb2.CreateTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.TrainService/EstimateTrainingJob',
+            toile_dot_v1_dot_train__pb2.EstimateTrainingJobRequest.SerializeToString,
+            toile_dot_v1_dot_train__pb2.EstimateTrainingJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

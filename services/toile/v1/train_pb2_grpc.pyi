@@ -41,6 +41,22 @@ _TrainServiceCreateTrainingJobType = typing_extensions.TypeVar(
     ],
 )
 
+_TrainServiceEstimateTrainingJobType = typing_extensions.TypeVar(
+    '_TrainServiceEstimateTrainingJobType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.EstimateTrainingJobRequest,
+        toile.v1.train_pb2.EstimateTrainingJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.EstimateTrainingJobRequest,
+        toile.v1.train_pb2.EstimateTrainingJobResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.EstimateTrainingJobRequest,
+        toile.v1.train_pb2.EstimateTrainingJobResponse,
+    ],
+)
+
 _TrainServiceGetModelType = typing_extensions.TypeVar(
     '_TrainServiceGetModelType',
     grpc.UnaryUnaryMultiCallable[
@@ -233,7 +249,7 @@ _TrainServiceListBasesType = typing_extensions.TypeVar(
     ],
 )
 
-class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _TrainServiceGetModelType, _TrainServiceListModelsType, _TrainServiceGetModelVersionType, _TrainServiceListModelVersionsType, _TrainServiceImportModelVersionType, _TrainServiceDeprecateModelVersionType, _TrainServiceDeleteModelVersionType, _TrainServiceDeleteModelType, _TrainServiceSetModelAliasType, _TrainServiceDeleteModelAliasType, _TrainServiceDownloadModelFileType, _TrainServiceListBasesType]):
+class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _TrainServiceEstimateTrainingJobType, _TrainServiceGetModelType, _TrainServiceListModelsType, _TrainServiceGetModelVersionType, _TrainServiceListModelVersionsType, _TrainServiceImportModelVersionType, _TrainServiceDeprecateModelVersionType, _TrainServiceDeleteModelVersionType, _TrainServiceDeleteModelType, _TrainServiceSetModelAliasType, _TrainServiceDeleteModelAliasType, _TrainServiceDownloadModelFileType, _TrainServiceListBasesType]):
     """TrainService trains adapters on dataset versions and keeps the models they become."""
 
     @typing.overload
@@ -241,6 +257,10 @@ class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _Train
         grpc.UnaryUnaryMultiCallable[
             toile.v1.train_pb2.CreateTrainingJobRequest,
             toile.v1.train_pb2.CreateTrainingJobResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.EstimateTrainingJobRequest,
+            toile.v1.train_pb2.EstimateTrainingJobResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             toile.v1.train_pb2.GetModelRequest,
@@ -299,6 +319,10 @@ class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _Train
             toile.v1.train_pb2.CreateTrainingJobResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.train_pb2.EstimateTrainingJobRequest,
+            toile.v1.train_pb2.EstimateTrainingJobResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             toile.v1.train_pb2.GetModelRequest,
             toile.v1.train_pb2.GetModelResponse,
         ],
@@ -353,6 +377,11 @@ class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _Train
     before anything is queued.
     """
 
+    EstimateTrainingJob: _TrainServiceEstimateTrainingJobType
+    """EstimateTrainingJob says what a training would take, by what an earlier one of the same
+    recipe on the same base took for each image. Mistakes are answered as by CreateTrainingJob.
+    """
+
     GetModel: _TrainServiceGetModelType
     """GetModel returns one model."""
 
@@ -399,6 +428,10 @@ TrainServiceAsyncStub: typing_extensions.TypeAlias = TrainServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.train_pb2.CreateTrainingJobRequest,
         toile.v1.train_pb2.CreateTrainingJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.train_pb2.EstimateTrainingJobRequest,
+        toile.v1.train_pb2.EstimateTrainingJobResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.train_pb2.GetModelRequest,
@@ -461,6 +494,16 @@ class TrainServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[toile.v1.train_pb2.CreateTrainingJobResponse, collections.abc.Awaitable[toile.v1.train_pb2.CreateTrainingJobResponse]]:
         """CreateTrainingJob starts a training. Every mistake in the request is answered here,
         before anything is queued.
+        """
+
+    @abc.abstractmethod
+    def EstimateTrainingJob(
+        self,
+        request: toile.v1.train_pb2.EstimateTrainingJobRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.train_pb2.EstimateTrainingJobResponse, collections.abc.Awaitable[toile.v1.train_pb2.EstimateTrainingJobResponse]]:
+        """EstimateTrainingJob says what a training would take, by what an earlier one of the same
+        recipe on the same base took for each image. Mistakes are answered as by CreateTrainingJob.
         """
 
     @abc.abstractmethod

@@ -99,6 +99,20 @@ def test_from_photographs_to_a_refined_design(
     assert len(lineage["adapters"][0]["photographs"]) == 6
 
 
+def test_what_a_training_would_take_is_said_and_nothing_started(
+    cli, world: World, photographs: Path
+) -> None:
+    lora = ("train", "lora", "--dataset", "lace", "--name", "lace", "--steps", 10)
+    assert "nothing is known" in cli(*lora, "--estimate").stdout
+    prepare(cli, photographs)
+    said = cli(*lora, "--estimate").stdout
+    assert "CPU 1 min 30 s, GPU 1 min" in said
+    assert "1.50 EUR" in said
+    assert len(world.trainings) == 1
+    assert cli(*lora, "--budget", 2.5).exit_code == 0
+    assert world.trainings[-1].budget == 2.5
+
+
 def test_two_versions_are_compared_on_the_same_prompts_and_seeds(
     cli, world: World, photographs: Path, tmp_path: Path
 ) -> None:

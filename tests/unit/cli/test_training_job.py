@@ -110,7 +110,7 @@ def test_mistakes_are_named_before_anything_is_asked(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the whole file: must be a mapping; there are model, dataset, base, lora"),
+        ("", "the whole file: must be a mapping; there are model, dataset, base, budget, lora"),
         ("model: [", "is not YAML"),
         ("dataset: lace\nlora: {}", "model: is missing: Name of the model"),
         ("model: lace\ndataset: lace", "the whole file: needs one recipe: lora or controlnet"),

@@ -96,14 +96,20 @@ def pause(job: JobArgument, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def resume(job: JobArgument, as_json: JsonFlag = False) -> None:
+def resume(
+    job: JobArgument,
+    budget: Annotated[
+        float | None, typer.Option(help="What it may cost in all from now on.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Let a paused training go on from its last checkpoint."""
     from toile.cli.operations import as_data
     from toile.v1 import job_pb2
 
     with session(as_json=as_json) as s:
         name = s.names.job(job)
-        found = s.clients.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=name)).job
+        found = s.clients.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=name, budget=budget)).job
         s.output.data(as_data(found))
         s.output.say(f"Job {short(found.name)} is {_state(found)}.")
 
@@ -161,7 +167,10 @@ def show_job(s: Session, job: "job_pb2.Job") -> None:
         ("makes", short(job.target)),
         ("attempt", job.attempt),
         ("took", _took(job)),
+        ("cost", cost_text(job.cost)),
     ]
+    if job.HasField("budget"):
+        rows.append(("budget", f"{job.budget:g} {job.cost.currency}".rstrip()))
     if job.progress.phase:
         at = f"{job.progress.phase} {job.progress.step} of {job.progress.total_steps}"
         rows.append(("progress", f"{at} {job_figures(job.progress)}"))
@@ -181,6 +190,16 @@ def _state(job: "job_pb2.Job") -> str:
     """Write a job's state, and its turn if it waits for one."""
     state = state_text(job.state)
     return f"{state}, no. {job.queue_position}" if job.HasField("queue_position") else state
+
+
+def cost_text(cost: "job_pb2.Cost") -> str:
+    """Write what compute was taken, and what it costs where there are prices."""
+    parts = [f"CPU {duration_text(cost.cpu_seconds)}"]
+    if cost.gpu_seconds:
+        parts.append(f"GPU {duration_text(cost.gpu_seconds)}")
+    if cost.amount:
+        parts.append(f"{cost.amount:.2f} {cost.currency}".rstrip())
+    return ", ".join(parts)
 
 
 def kind_text(job: "job_pb2.Job") -> str:

@@ -8,13 +8,17 @@ import typer
 from toile.cli.commands import jobs
 from toile.cli.commands.common import Session, session
 from toile.cli.names import short
-from toile.cli.output import JsonFlag
+from toile.cli.output import JsonFlag, duration_text
 from toile.core.adapter_types import AdapterType
 
 if TYPE_CHECKING:
     from toile.v1 import train_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Train adapters on dataset versions.")
+Detach = Annotated[bool, typer.Option("--detach", help="Do not follow the job.")]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Say what it would take; start nothing.")
+]
 _ALIGNMENT_FILE = "alignment.json"  # of a ControlNet's version
 
 
@@ -24,12 +28,13 @@ def train(
     job: Annotated[
         Path | None, typer.Option("--job", metavar="FILE", help="File that describes a training.")
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
+    estimate: Estimate = False,
+    detach: Detach = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train adapters on dataset versions, as a file says or as a recipe's options do."""
     if context.invoked_subcommand is not None:
-        if job is not None or detach or as_json:
+        if job is not None or estimate or detach or as_json:
             raise typer.BadParameter(f"must come after {context.invoked_subcommand}, if at all")
         return
     if job is None:
@@ -38,7 +43,7 @@ def train(
 
     described = load_job(job)
     with session(as_json=as_json) as s:
-        _train(s, described.request(s.names), detach=detach)
+        _train(s, described.request(s.names), estimate=estimate, detach=detach)
 
 
 @app.command()
@@ -62,7 +67,11 @@ def lora(
         list[str] | None, typer.Option(help="Prompt of a closing sample; may be repeated.")
     ] = None,
     base: Annotated[str, typer.Option(help="Base model; the platform's own if empty.")] = "",
-    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
+    budget: Annotated[
+        float | None, typer.Option(help="What it may cost; it is paused when that is spent.")
+    ] = None,
+    estimate: Estimate = False,
+    detach: Detach = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a LoRA. What is not given takes the recipe's default; a file can say more (--job)."""
@@ -88,15 +97,21 @@ def lora(
             dataset=s.names.dataset_or_version(dataset),
             base=base,
             lora=config,
+            budget=budget,
         )
-        _train(s, request, detach=detach)
+        _train(s, request, estimate=estimate, detach=detach)
 
 
-def _train(s: Session, request: "train_pb2.CreateTrainingJobRequest", *, detach: bool) -> None:
+def _train(
+    s: Session, request: "train_pb2.CreateTrainingJobRequest", *, estimate: bool, detach: bool
+) -> None:
     """Start a training; follow it and say what it made, unless it is to be left alone."""
     from toile.cli.operations import as_data
     from toile.v1 import train_pb2
 
+    if estimate:
+        _estimate(s, request)
+        return
     job = s.clients.train.CreateTrainingJob(request).job
     if detach:
         s.output.data(as_data(job))
@@ -120,3 +135,20 @@ def _train(s: Session, request: "train_pb2.CreateTrainingJobRequest", *, detach:
         return
     style = f'"{version.trigger_word} …" --adapter {request.model_id}'
     s.output.say(f"Next: toile generate {style} --out designs")
+
+
+def _estimate(s: Session, request: "train_pb2.CreateTrainingJobRequest") -> None:
+    """Say what a training would take."""
+    from toile.cli.operations import as_data
+    from toile.v1 import train_pb2
+
+    asked = train_pb2.EstimateTrainingJobRequest(training=request)
+    found = s.clients.train.EstimateTrainingJob(asked)
+    s.output.data(as_data(found))
+    if not found.job:
+        s.output.say("No such training has ended well here yet; nothing is known.")
+        return
+    s.output.say(
+        f"About {duration_text(found.seconds)}, {jobs.cost_text(found.cost)}, by what "
+        f"{short(found.job)} took for each image"
+    )

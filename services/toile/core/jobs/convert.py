@@ -7,12 +7,16 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from toile.core.catalog.models import JobEventRow, JobRow
+from toile.core.jobs.costs import Usage, usage_of
 from toile.core.jobs.records import JobState
+from toile.core.settings import Prices
 from toile.v1 import job_pb2
 
 
-def job_message(row: JobRow, queue_position: int | None = None) -> job_pb2.Job:
-    """A job; its place in the queue where it has one."""
+def job_message(
+    row: JobRow, queue_position: int | None = None, prices: Prices | None = None
+) -> job_pb2.Job:
+    """A job; its place in the queue where it has one, and its cost where prices are known."""
     message = job_pb2.Job(
         name=row.name,
         kind=job_pb2.JobKind.Value(f"JOB_KIND_{row.kind}"),
@@ -23,12 +27,24 @@ def job_message(row: JobRow, queue_position: int | None = None) -> job_pb2.Job:
         start_time=timestamp(row.start_time),
         end_time=timestamp(row.end_time),
         queue_position=queue_position,
+        cost=cost_message(usage_of(row), prices) if prices is not None else None,
+        budget=row.budget,
     )
     if row.progress:
         message.progress.CopyFrom(progress_message(row.progress))
     if row.state == JobState.FAILED:
         message.error.CopyFrom(job_pb2.JobError(reason=row.error_reason, message=row.error_message))
     return message
+
+
+def cost_message(usage: Usage, prices: Prices) -> job_pb2.Cost:
+    """Compute and its price."""
+    return job_pb2.Cost(
+        cpu_seconds=usage.cpu_seconds,
+        gpu_seconds=usage.gpu_seconds,
+        amount=usage.amount(prices),
+        currency=prices.currency,
+    )
 
 
 def event_message(row: JobEventRow) -> job_pb2.JobEvent:

@@ -25,8 +25,11 @@ from toile.core.catalog.models import JobEventRow, JobRow
 from toile.core.clock import now
 from toile.core.context import new_id
 from toile.core.errors import CancelledError, FailedPreconditionError, NotFoundError
+from toile.core.jobs.costs import Usage, is_spent
 from toile.core.names import JobName
+from toile.core.settings import Prices
 
+NOTHING, FREE = Usage(), Prices()
 _MESSAGE_CHARACTERS = 1000
 PROGRESS_FIGURES = frozenset(
     {
@@ -88,7 +91,14 @@ class JobStore:
         self._catalog = catalog
 
     def create(
-        self, session: Session, *, project: str, kind: JobKind, target: str, spec: Mapping[str, Any]
+        self,
+        session: Session,
+        *,
+        project: str,
+        kind: JobKind,
+        target: str,
+        spec: Mapping[str, Any],
+        budget: float | None = None,
     ) -> JobRow:
         """Record a queued job; the supervisor of its kind starts it after the commit."""
         row = JobRow(
@@ -99,6 +109,7 @@ class JobStore:
             target=target,
             spec=dict(spec),
             progress={},
+            budget=budget,
             attempt=0,
             cancel_requested=False,
         )
@@ -228,16 +239,26 @@ class JobStore:
             row.leave_requested = True
             return True
 
-    def resume(self, name: str) -> JobRow:
+    def resume(self, name: str, *, budget: float | None = None, prices: Prices = FREE) -> JobRow:
         """Queue a paused job again, under the next attempt, and with its attempts to lose again.
 
+        Args:
+            name: The job.
+            budget: What it may cost from now on; None leaves it as it is.
+            prices: Of what it took.
+
         Raises:
-            FailedPreconditionError: The job is not paused, or not yet (`JOB_NOT_PAUSED`).
+            FailedPreconditionError: The job is not paused, or not yet (`JOB_NOT_PAUSED`), or its
+                budget is spent (`BUDGET_SPENT`).
         """
         with self._catalog.transaction() as session:
             row = self._locked(session, name)
             if row.state != JobState.PAUSED:
                 raise _refused(row, "the job is not paused", "JOB_NOT_PAUSED")
+            if budget is not None:
+                row.budget = budget
+            if is_spent(row, prices):
+                raise _refused(row, f"its budget of {row.budget:g} is spent", "BUDGET_SPENT")
             self._follow(session, row)
             return row
 
@@ -323,7 +344,9 @@ class JobStore:
             row.heartbeat_time = now()
             self.append_event(session, row, progress=progress)
 
-    def heartbeat(self, name: str, attempt: int) -> bool:
+    def heartbeat(
+        self, name: str, attempt: int, usage: Usage = NOTHING, prices: Prices = FREE
+    ) -> bool:
         """Show that the process of an attempt lives; returns whether it was asked to stop for now.
 
         Raises:
@@ -332,6 +355,9 @@ class JobStore:
         with self._catalog.transaction() as session:
             row = self.fence(session, name, attempt)
             row.heartbeat_time = now()
+            row.cpu_seconds += usage.cpu_seconds
+            row.gpu_seconds += usage.gpu_seconds
+            row.pause_requested |= is_spent(row, prices)
             return row.pause_requested or row.leave_requested
 
     def succeed(self, session: Session, name: str, attempt: int) -> None:

@@ -26,6 +26,7 @@ from toile.core import logging as core_logging
 from toile.core.artifacts import ArtifactStore, open_store
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.errors import CancelledError, ToileError, UnavailableError
+from toile.core.jobs.costs import Meter
 from toile.core.jobs.failures import describe
 from toile.core.jobs.records import JobState, JobStore, SupersededError, progress_dict
 from toile.core.names import JobName
@@ -132,10 +133,16 @@ class JobContext:
         )
 
     @contextlib.contextmanager
-    def heartbeat(self) -> Iterator[None]:
-        """Show life while the block runs, and learn of cancels and pauses."""
-        stop = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(stop,), name="heartbeat", daemon=True)
+    def heartbeat(self, gpus: int = 0) -> Iterator[None]:
+        """Show life while the block runs, and what it takes; learn of cancels and pauses.
+
+        Args:
+            gpus: That this process holds.
+        """
+        stop, meter = threading.Event(), Meter(gpus)
+        thread = threading.Thread(
+            target=self._beat, args=(stop, meter), name="heartbeat", daemon=True
+        )
         thread.start()
         try:
             yield
@@ -143,10 +150,12 @@ class JobContext:
             stop.set()
             thread.join()
 
-    def _beat(self, stop: threading.Event) -> None:
+    def _beat(self, stop: threading.Event, meter: Meter) -> None:
         while not stop.wait(HEARTBEAT_INTERVAL_SECONDS):
             try:
-                self._pausing = self.jobs.heartbeat(self.name, self.attempt)
+                self._pausing = self.jobs.heartbeat(
+                    self.name, self.attempt, meter.read(), self.settings.prices
+                )
             except CancelledError as error:
                 self._lost = error
                 if isinstance(error, SupersededError) and not stop.wait(SUPERSEDED_GRACE_SECONDS):

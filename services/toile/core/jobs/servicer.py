@@ -12,11 +12,12 @@ from toile.core.catalog.models import JobRow
 from toile.core.catalog.paging import page
 from toile.core.errors import InvalidArgumentError
 from toile.core.jobs.convert import event_message, job_message
+from toile.core.jobs.costs import check_budget
 from toile.core.jobs.logs import JobLogs
 from toile.core.jobs.ray_jobs import RayJobs
 from toile.core.jobs.records import FINAL_STATES, JobState, JobStore
 from toile.core.names import JobName, ProjectName
-from toile.core.settings import Settings
+from toile.core.settings import Prices, Settings
 from toile.v1 import job_pb2, job_pb2_grpc
 
 JOB_SERVICE_NAME = job_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
@@ -28,8 +29,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class JobServicer(job_pb2_grpc.JobServiceServicer):
     """Answers from the catalog, and for logs from Ray, so any replica can answer for any job."""
 
-    def __init__(self, catalog: Catalog, ray: RayJobs) -> None:
+    def __init__(self, catalog: Catalog, ray: RayJobs, prices: Prices) -> None:
         self._catalog = catalog
+        self._prices = prices
         self._jobs = JobStore(catalog)
         self._logs = JobLogs(self._jobs, ray)
 
@@ -62,7 +64,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         queued = [row.name for row in rows if row.state == JobState.QUEUED]
         places = await asyncio.to_thread(self._jobs.queue_positions, queued)
         return job_pb2.ListJobsResponse(
-            jobs=[job_message(row, places.get(row.name)) for row in rows], next_page_token=token
+            jobs=[self._message(row, places.get(row.name)) for row in rows],
+            next_page_token=token,
         )
 
     async def WatchJob(
@@ -81,13 +84,13 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 sequence = event.sequence
                 response = job_pb2.WatchJobResponse(event=event_message(event))
                 if JobState(event.state) in FINAL_STATES:
-                    response.job.CopyFrom(job_message(row))
+                    response.job.CopyFrom(self._message(row))
                     yield response
                     return
                 yield response
             if not events and JobState(row.state) in FINAL_STATES:
                 # The client had seen the end before it was cut off.
-                yield job_pb2.WatchJobResponse(job=job_message(row))
+                yield job_pb2.WatchJobResponse(job=self._message(row))
                 return
             await asyncio.sleep(WATCH_INTERVAL_SECONDS)
 
@@ -96,20 +99,27 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     ) -> job_pb2.CancelJobResponse:
         """Ask a job to stop."""
         row = await asyncio.to_thread(self._jobs.request_cancel, str(JobName.parse(request.name)))
-        return job_pb2.CancelJobResponse(job=job_message(row))
+        return job_pb2.CancelJobResponse(job=self._message(row))
 
     async def PauseJob(
         self, request: job_pb2.PauseJobRequest, context: Context
     ) -> job_pb2.PauseJobResponse:
         """Ask a training to stop for now."""
         row = await asyncio.to_thread(self._jobs.request_pause, str(JobName.parse(request.name)))
-        return job_pb2.PauseJobResponse(job=job_message(row))
+        return job_pb2.PauseJobResponse(job=self._message(row))
 
     async def ResumeJob(
         self, request: job_pb2.ResumeJobRequest, context: Context
     ) -> job_pb2.ResumeJobResponse:
         """Queue a paused job again."""
-        row = await asyncio.to_thread(self._jobs.resume, str(JobName.parse(request.name)))
+        budget = request.budget if request.HasField("budget") else None
+        check_budget(budget, self._prices)
+        row = await asyncio.to_thread(
+            self._jobs.resume,
+            str(JobName.parse(request.name)),
+            budget=budget,
+            prices=self._prices,
+        )
         return job_pb2.ResumeJobResponse(job=await self._placed(row))
 
     async def GetJobLogs(
@@ -127,11 +137,16 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         """A job with its place in the queue, if it waits in it."""
         queued = [row.name] if row.state == JobState.QUEUED else []
         places = await asyncio.to_thread(self._jobs.queue_positions, queued)
-        return job_message(row, places.get(row.name))
+        return self._message(row, places.get(row.name))
+
+    def _message(self, row: JobRow, queue_position: int | None = None) -> job_pb2.Job:
+        return job_message(row, queue_position, self._prices)
 
 
 def add_job_service(
     settings: Settings, catalog: Catalog
 ) -> tuple[Callable[[JobServicer, grpc.aio.Server], None], JobServicer]:
     """What a service adds to its server to answer for jobs."""
-    return job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(catalog, RayJobs.of(settings))
+    return job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(
+        catalog, RayJobs.of(settings), settings.prices
+    )
