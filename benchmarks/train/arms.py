@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 from train.task import Task
 
+from toile.diffusion.denoiser import cpu_has_bfloat16
+
 _PROGRESS = re.compile(rb"Steps:.*?\| *(\d+)/\d+")
 _LOSS = re.compile(rb"step_loss=([0-9.e+-]+)")
 SAMPLE_SECONDS = 0.02
@@ -82,6 +84,7 @@ def diffusers_script(task: Task, python: Path, script: Path, out: Path) -> Run:
         f"--rank={config.rank}",
         f"--learning_rate={config.learning_rate}",
         "--lr_scheduler=constant",
+        f"--mixed_precision={'bf16' if cpu_has_bfloat16() else 'no'}",  # as the loop does
         f"--adam_weight_decay={config.weight_decay}",
         f"--seed={config.seed}",
         "--num_validation_images=0",
