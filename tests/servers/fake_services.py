@@ -181,6 +181,9 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
         if job.state == job_pb2.JOB_STATE_PAUSED:
             yield job_pb2.WatchJobResponse(event=job_pb2.JobEvent(sequence=1, state=job.state))
             wait_until(lambda: job.state != job_pb2.JOB_STATE_PAUSED)
+        elif job.attempt > 1:  # its history tells of the pause
+            past = job_pb2.JobEvent(sequence=1, state=job_pb2.JOB_STATE_PAUSED)
+            yield job_pb2.WatchJobResponse(event=past)
         for sequence in range(request.after_sequence + 1, 11):
             event = job_pb2.JobEvent(sequence=sequence, state=job_pb2.JOB_STATE_RUNNING)
             event.progress.phase = kind
@@ -223,6 +226,7 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
         if job.state != job_pb2.JOB_STATE_PAUSED:
             raise FailedPreconditionError("the job is not paused", reason="JOB_NOT_PAUSED")
         job.state = job_pb2.JOB_STATE_QUEUED
+        job.attempt += 1
         answer = job_pb2.ResumeJobResponse(job=job)
         answer.job.queue_position = 3
         return answer

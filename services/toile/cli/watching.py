@@ -117,9 +117,14 @@ def watch_job(clients: Clients, name: str, output: Output) -> job_pb2.Job:
     """
     with bar(output, "queued", None) as line:
 
+        def is_paused() -> bool:
+            """Whether it is so now: a history that is read again tells of old pauses, too."""
+            job = clients.jobs.GetJob(job_pb2.GetJobRequest(name=name)).job
+            return bool(job.state == job_pb2.JOB_STATE_PAUSED)
+
         def show(event: job_pb2.JobEvent) -> None:
             line.show_job(event)
-            if event.state == job_pb2.JOB_STATE_PAUSED:
+            if event.state == job_pb2.JOB_STATE_PAUSED and is_paused():
                 output.note(f"The job is paused. Go on with: toile jobs resume {short(name)}")
 
         return follow_job(clients, name, show)

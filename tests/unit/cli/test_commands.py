@@ -251,6 +251,7 @@ def test_a_training_is_paused_and_resumed(cli, world: World, photographs: Path) 
     refused = cli("jobs", "resume", job)
     assert refused.exit_code == 1
     assert "the job is not paused" in refused.stderr
+    assert "is paused" not in cli("jobs", "watch", job).stderr, "it was, and is not any more"
 
 
 def test_logs_are_written_as_they_were_printed(cli, world: World, photographs: Path) -> None:
