@@ -29,15 +29,21 @@ class Estimate:
     job: str
 
 
-def estimate(session: Session, base: str, config: RecipeConfig) -> Estimate | None:
-    """Scale what the newest training of this recipe on this base took by the images to see.
+def estimate(session: Session, project: str, base: str, config: RecipeConfig) -> Estimate | None:
+    """Scale what the project's newest training of this recipe and base took by the images to see.
 
     What does not grow with them, such as starting workers and drawing samples, is scaled with the
-    rest: a much longer training takes less than this, a much shorter one more.
+    rest: a much longer training takes less than this, a much shorter one more. Those that were
+    paused or lost say nothing of the time, and one that ended early saw fewer images than it says.
     """
     rows = session.scalars(
         select(JobRow)
-        .where(JobRow.kind == JobKind.TRAINING.value, JobRow.state == JobState.SUCCEEDED.value)
+        .where(
+            JobRow.project == project,
+            JobRow.kind == JobKind.TRAINING.value,
+            JobRow.state == JobState.SUCCEEDED.value,
+            JobRow.attempt == 1,
+        )
         .order_by(JobRow.end_time.desc())
         .limit(LOOKED_AT)
     )

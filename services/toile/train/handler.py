@@ -110,7 +110,7 @@ class TrainHandler:
         config = self._config(request)
         with self._catalog.reading() as session:
             base, _ = self._inputs(session, parent, request, config)
-            return estimate(session, base.name, config)
+            return estimate(session, parent.project, base.name, config)
 
     def bases(self) -> Sequence[BaseRow]:
         """Return all bases, by name."""

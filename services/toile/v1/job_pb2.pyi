@@ -63,7 +63,7 @@ class _JobStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     JOB_STATE_CANCELLED: _JobState.ValueType  # 5
     """Ended because somebody asked for it; nothing was published."""
     JOB_STATE_PAUSED: _JobState.ValueType  # 6
-    """Stopped for now because somebody asked for it; waits to be resumed or cancelled."""
+    """Stopped for now because somebody asked for it or its budget is spent; waits to be resumed or cancelled."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """JobState is where a job is in its life."""
@@ -81,7 +81,7 @@ JOB_STATE_FAILED: JobState.ValueType  # 4
 JOB_STATE_CANCELLED: JobState.ValueType  # 5
 """Ended because somebody asked for it; nothing was published."""
 JOB_STATE_PAUSED: JobState.ValueType  # 6
-"""Stopped for now because somebody asked for it; waits to be resumed or cancelled."""
+"""Stopped for now because somebody asked for it or its budget is spent; waits to be resumed or cancelled."""
 Global___JobState: typing_extensions.TypeAlias = JobState
 
 @typing.final

@@ -124,7 +124,7 @@ class JobServiceServicer(object):
     def ResumeJob(self, request, context):
         """ResumeJob queues a paused job again. It goes on from its last checkpoint and ends with the
         weights that it would have had without the pause. FAILED_PRECONDITION: the job is not
-        paused, or not yet (JOB_NOT_PAUSED).
+        paused, or not yet (JOB_NOT_PAUSED), or its budget is spent (BUDGET_SPENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -234,7 +234,7 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
     ResumeJob: _JobServiceResumeJobType
     """ResumeJob queues a paused job again. It goes on from its last checkpoint and ends with the
     weights that it would have had without the pause. FAILED_PRECONDITION: the job is not
-    paused, or not yet (JOB_NOT_PAUSED).
+    paused, or not yet (JOB_NOT_PAUSED), or its budget is spent (BUDGET_SPENT).
     """
 
     GetJobLogs: _JobServiceGetJobLogsType
@@ -337,7 +337,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[toile.v1.job_pb2.ResumeJobResponse, collections.abc.Awaitable[toile.v1.job_pb2.ResumeJobResponse]]:
         """ResumeJob queues a paused job again. It goes on from its last checkpoint and ends with the
         weights that it would have had without the pause. FAILED_PRECONDITION: the job is not
-        paused, or not yet (JOB_NOT_PAUSED).
+        paused, or not yet (JOB_NOT_PAUSED), or its budget is spent (BUDGET_SPENT).
         """
 
     @abc.abstractmethod

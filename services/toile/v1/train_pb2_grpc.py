@@ -120,8 +120,8 @@ class TrainServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EstimateTrainingJob(self, request, context):
-        """EstimateTrainingJob says what a training would take, by what an earlier one of the same
-        recipe on the same base took for each image. Mistakes are answered as by CreateTrainingJob.
+        """EstimateTrainingJob says what a training would take, by what an earlier one of the
+        project, of the same recipe on the same base, took for each image. Mistakes are answered as by CreateTrainingJob.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -378,8 +378,8 @@ class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _Train
     """
 
     EstimateTrainingJob: _TrainServiceEstimateTrainingJobType
-    """EstimateTrainingJob says what a training would take, by what an earlier one of the same
-    recipe on the same base took for each image. Mistakes are answered as by CreateTrainingJob.
+    """EstimateTrainingJob says what a training would take, by what an earlier one of the
+    project, of the same recipe on the same base, took for each image. Mistakes are answered as by CreateTrainingJob.
     """
 
     GetModel: _TrainServiceGetModelType
@@ -502,8 +502,8 @@ class TrainServiceServicer(metaclass=abc.ABCMeta):
         request: toile.v1.train_pb2.EstimateTrainingJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[toile.v1.train_pb2.EstimateTrainingJobResponse, collections.abc.Awaitable[toile.v1.train_pb2.EstimateTrainingJobResponse]]:
-        """EstimateTrainingJob says what a training would take, by what an earlier one of the same
-        recipe on the same base took for each image. Mistakes are answered as by CreateTrainingJob.
+        """EstimateTrainingJob says what a training would take, by what an earlier one of the
+        project, of the same recipe on the same base, took for each image. Mistakes are answered as by CreateTrainingJob.
         """
 
     @abc.abstractmethod

@@ -13,13 +13,13 @@ from toile.train.handler import TrainHandler
 from unit.train.test_handler import request_of
 
 
-def ended(catalog: Catalog, name: str, *, state: str = "SUCCEEDED", minutes: float = 10) -> None:
+def ended(catalog: Catalog, name: str, *, state: str = "SUCCEEDED", attempt: int = 1) -> None:
     """Let a job have ended, and taken something."""
     with catalog.transaction() as session:
         row = session.get_one(JobRow, name)
-        row.state = state
+        row.state, row.attempt = state, attempt
         row.start_time = datetime(2026, 1, 1, tzinfo=UTC)
-        row.end_time = row.start_time + timedelta(minutes=minutes)
+        row.end_time = row.start_time + timedelta(minutes=10)
         row.cpu_seconds, row.gpu_seconds = 60.0, 600.0
 
 
@@ -42,6 +42,19 @@ def test_what_one_took_is_scaled_by_the_images_to_see(
     assert (found.usage.cpu_seconds, found.usage.gpu_seconds) == (120.0, 1200.0)
     with catalog.reading() as session:
         assert session.query(JobRow).count() == 1, "an estimate starts nothing"
+
+
+def test_other_projects_and_interrupted_trainings_say_nothing(
+    handler: TrainHandler, catalog: Catalog
+) -> None:
+    name = handler.create(request_of()).name
+    ended(catalog, name, attempt=2)
+    assert handler.estimate(request_of()) is None
+    ended(catalog, name)
+    assert handler.estimate(request_of()) is not None
+    with catalog.transaction() as session:
+        session.get_one(JobRow, name).project = "another"
+    assert handler.estimate(request_of()) is None
 
 
 def test_another_recipe_says_nothing(handler: TrainHandler, catalog: Catalog) -> None:

@@ -23,6 +23,10 @@ class Usage:
         total = self.cpu_seconds * prices.cpu_hour + self.gpu_seconds * prices.gpu_hour
         return total / _SECONDS_PER_HOUR
 
+    def __add__(self, other: "Usage") -> "Usage":
+        """Both together."""
+        return Usage(self.cpu_seconds + other.cpu_seconds, self.gpu_seconds + other.gpu_seconds)
+
     def scaled(self, factor: float) -> "Usage":
         """So many times as much."""
         return Usage(self.cpu_seconds * factor, self.gpu_seconds * factor)

@@ -1,6 +1,6 @@
 """What a job's failure is called.
 
-The class names of Ray, torch and safetensors are compared as text: neither is imported here.
+The class names of Ray, torch and safetensors are compared as text: none is imported here.
 """
 
 import errno

@@ -26,7 +26,7 @@ from toile.core import logging as core_logging
 from toile.core.artifacts import ArtifactStore, open_store
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.errors import CancelledError, ToileError, UnavailableError
-from toile.core.jobs.costs import Meter
+from toile.core.jobs.costs import Meter, Usage
 from toile.core.jobs.failures import describe
 from toile.core.jobs.records import JobState, JobStore, SupersededError, progress_dict
 from toile.core.names import JobName
@@ -151,11 +151,14 @@ class JobContext:
             thread.join()
 
     def _beat(self, stop: threading.Event, meter: Meter) -> None:
+        untold = Usage()
         while not stop.wait(HEARTBEAT_INTERVAL_SECONDS):
+            untold += meter.read()
             try:
                 self._pausing = self.jobs.heartbeat(
-                    self.name, self.attempt, meter.read(), self.settings.prices
+                    self.name, self.attempt, untold, self.settings.prices
                 )
+                untold = Usage()
             except CancelledError as error:
                 self._lost = error
                 if isinstance(error, SupersededError) and not stop.wait(SUPERSEDED_GRACE_SECONDS):
