@@ -7,6 +7,7 @@ from typing import TypeVar
 import tenacity
 
 from toile.core.errors import DiskFullError, UnavailableError
+from toile.core.jobs.failures import is_disk_full
 from toile.core.jobs.runtime import JobContext
 
 PATIENCE_SECONDS = 90.0
@@ -33,13 +34,17 @@ def patiently(job: JobContext, phase: str, work: Callable[[], R]) -> R:
         report(job, phase, 0, 1, message=f"{error}; trying again")
 
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(PASSING),
+        retry=tenacity.retry_if_exception(_may_pass),
         wait=tenacity.wait_fixed(PAUSE_SECONDS),
         stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
         before_sleep=tell,
         reraise=True,
     )
     return retrying(work)
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, PASSING) or is_disk_full(error)
 
 
 def report(

@@ -96,8 +96,12 @@ def publish(job: JobContext, trained: Trained) -> None:
         CancelledError: The job was cancelled meanwhile; nothing is published.
     """
     folder = job.scratch_path / f"export-{job.attempt}"
-    shutil.rmtree(folder, ignore_errors=True)
-    _export(job, trained, folder)
+
+    def export() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        _export(job, trained, folder)
+
+    patiently(job, "publish", export)
     report(job, "verify", 0, 1)
     difference = reproduction_difference(trained, folder, job)
     if difference > REPRODUCTION_TOLERANCE_LEVELS:

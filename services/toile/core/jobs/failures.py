@@ -22,7 +22,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     for cause in _chain(error):
         if isinstance(cause, ToileError):
             return cause.reason, cause.message
-        if _is_disk(cause):
+        if is_disk_full(cause):
             return "DISK_FULL", "no space is left for the job's files"
         if _is_memory(cause):
             return OUT_OF_MEMORY, "the job needs more memory than there is; try a smaller batch"
@@ -39,7 +39,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
-def _is_disk(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of the system or of safetensors says that no space is left."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors writes files by itself, and says what went wrong as text alone.
