@@ -1,5 +1,6 @@
 """A store that is away, or full, in the middle of a training costs time and nothing else."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from integration.training_platform import prepare, request_of, settings_for
 from toile.core.artifacts import fetch, open_store
@@ -19,7 +21,7 @@ from toile.core.jobs.runtime import JobContext, execute
 from toile.core.settings import Settings
 from toile.diffusion.adapters import load_lora
 from toile.train.handler import TrainHandler
-from toile.training import patience, run
+from toile.training import patience, publish, run
 from toile.training.caches import remembered
 from toile.training.run import train_and_publish
 
@@ -131,6 +133,31 @@ def test_a_full_disk_costs_checkpoints_and_a_wait(
     assert [phase for phase, _ in told] == ["publish"]
     assert "space" in told[0][1]
     assert "no checkpoint at step 2" in caplog.text
+    catalog.close()
+
+
+def test_a_full_disk_under_a_finished_training_is_waited_for(
+    settings: Settings, told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The version's files are written beside the store, by libraries with errors of their own."""
+    catalog = open_catalog(settings)
+    export, failures = (
+        publish._export,
+        [
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+        ],
+    )
+
+    def full(*arguments: object) -> None:
+        export(*arguments)  # type: ignore[arg-type]
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(publish, "_export", full)
+    when_told(monkeypatch, told, lambda: None)
+    assert weights(settings, catalog, trained(settings, catalog), tmp_path / "fetched")
+    assert [phase for phase, _ in told] == ["publish"] * 2
     catalog.close()
 
 
