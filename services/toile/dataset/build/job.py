@@ -91,9 +91,10 @@ def build_version(job: JobContext) -> None:
         job.report("publish", len(items), len(items), message=_summary(items, rejected))
         metadata = _metadata(plan, usable[0]["mask_labels"])
         manifest = publish_folder(job.store, _prefix(job), folder, metadata)
-        _publish_rows(job, plan, items, rejected, manifest)
     finally:
         shutil.rmtree(job.scratch_path, ignore_errors=True)
+    # Last: whoever sees the job succeed finds nothing left behind.
+    _publish_rows(job, plan, items, rejected, manifest)
 
 
 def _plan(job: JobContext) -> Plan:
