@@ -11,7 +11,7 @@ export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton train-job lace-samples bench-demo bench-serve bench-train clean
+.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton triton-gpu train-job lace-samples bench-demo bench-serve bench-train clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ $(TRITON_VENV)/.setup: $(VENV)/.python constraints-triton.txt
 	@touch $@
 
 triton: $(TRITON_VENV)/.setup ## Make .venv-triton, which holds the Triton server
+
+triton-gpu: triton ## Add to .venv-triton what engines of TensorRT for RTX need
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-triton.txt -r constraints-triton-gpu.txt
 
 demo: setup ## Run the whole loop on the sample lace photographs; writes out/demo
 	$(BIN)/toile run examples/lace/loop.yaml
@@ -94,7 +97,7 @@ engine: setup-dev ## Export the tiny base's networks, compile and check them; BU
 engine-full: setup-dev ## Export and compile SDXL's UNet at full size, random weights; needs about 20 GB of memory
 	$(BIN)/python benchmarks/engine_full/__main__.py
 
-gpu-check: setup-dev ## On a GPU: run the tests that need one, and compare fresh engines with torch
+gpu-check: setup-dev triton-gpu ## On a GPU: run the tests that need one, and compare fresh engines with torch
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU, or a CPU build of torch.")'
 	$(BIN)/pytest tests/gpu -m gpu
 	$(MAKE) engine BUILDER=$(BUILDER) COMPUTE_CAPABILITY="$$($(BIN)/python -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")')"

@@ -8,7 +8,10 @@ Says first how much memory the engine will want on a GPU (see `toile.diffusion.e
 import argparse
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from toile.core.bases import bundle_digest
 from toile.core.errors import ToileError
@@ -18,22 +21,24 @@ from toile.diffusion.engines import EngineProfile
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
 
+RANGES = tuple(field.name for field in fields(EngineProfile))
+
 
 def main() -> None:
     """Write the engine, and its fingerprint beside it."""
-    default = EngineProfile()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--onnx", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="the engine; beside the ONNX file if not given")
     parser.add_argument("--builder", choices=(TENSORRT_RTX, TENSORRT), default=TENSORRT_RTX)
     parser.add_argument("--compute-capability", nargs="*", default=[], metavar="8.6")
-    for name in ("batch", "rank", "latent_size", "tokens"):
+    for name in RANGES:
         parser.add_argument(
             "--" + name.replace("_", "-"),
             type=int,
             nargs=3,
+            action="append",
             metavar=("LEAST", "TUNED", "MOST"),
-            default=getattr(default, name),
+            help="given again: of a further profile, which has the last of what it is not given",
         )
     parser.add_argument(
         "--base", type=Path, default=shipped_bundle_path(), help="bundle folder it was exported of"
@@ -43,20 +48,15 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
-        profile = EngineProfile(
-            batch=tuple(arguments.batch),
-            rank=tuple(arguments.rank),
-            latent_size=tuple(arguments.latent_size),
-            tokens=tuple(arguments.tokens),
-        )
-        memory = estimate_memory(arguments.onnx, profile)
+        profiles = _profiles(vars(arguments))
+        memory = estimate_memory(arguments.onnx, profiles)
         print(f"estimated GPU memory: {memory}", file=sys.stderr)  # noqa: T201
         if arguments.vram_limit:
             memory.check(int(arguments.vram_limit * 1e9))
         built = open_builder(arguments.builder).build(
             arguments.onnx,
             arguments.out or arguments.onnx.with_suffix(".engine"),
-            profile=profile,
+            profiles=profiles,
             compute_capabilities=arguments.compute_capability,
             base_digest=bundle_digest(arguments.base),
         )
@@ -71,6 +71,18 @@ def main() -> None:
         "estimated_memory_bytes": memory.total,
     }
     print(json.dumps(facts))  # noqa: T201 - the script's output
+
+
+def _profiles(given: Mapping[str, Any]) -> list[EngineProfile]:
+    """Return as many as the range has that was given most often."""
+    default = EngineProfile()
+    ranges = {name: given[name] or [getattr(default, name)] for name in RANGES}
+    return [
+        EngineProfile(
+            **{name: tuple(many[min(index, len(many) - 1)]) for name, many in ranges.items()}
+        )
+        for index in range(max(len(many) for many in ranges.values()))
+    ]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from toile.core.errors import ToileError
 from toile.diffusion.engine_runner import EngineRunner
 from toile.diffusion.engines import Fingerprint, check_plan, onnx_digest
 from toile.diffusion.networks import PARTS, PRECISIONS, Sizes, open_network
+from toile.diffusion.quantization import FP8
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.verification import LEAST_PSNR_DB, check, onnx_evaluator
 
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="an .engine or an .onnx")
     parser.add_argument("--base", type=Path, default=shipped_bundle_path(), help="bundle folder")
     parser.add_argument("--part", choices=PARTS, default="unet")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the file")
+    parser.add_argument(
+        "--precision", choices=(*PRECISIONS, FP8), default="fp16", help="of the file"
+    )
     parser.add_argument("--feed-forward", action="store_true", help="adapters there, too")
     parser.add_argument("--controlnet", type=Path, nargs="*", default=[], help="of unet_control")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
@@ -66,7 +69,7 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {"feed_forward": arguments.feed_forward, "controlnets": arguments.controlnet}
     reference = open_network(arguments.base, arguments.part, **options).to(device)
     network = open_network(
-        arguments.base, arguments.part, dtype=PRECISIONS[arguments.precision], **options
+        arguments.base, arguments.part, dtype=_dtype(arguments.precision), **options
     ).to(device)
     least = arguments.least_psnr
     if least is None:
@@ -89,6 +92,11 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         "least_psnr_db": least,
         "checks": [asdict(one) for one in checks],
     }
+
+
+def _dtype(precision: str) -> torch.dtype:
+    """Return what a file's inputs are of."""
+    return PRECISIONS["fp16" if precision == FP8 else precision]
 
 
 def without_gpu(arguments: argparse.Namespace) -> dict[str, Any]:

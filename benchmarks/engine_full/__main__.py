@@ -61,11 +61,11 @@ def build(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     profile = EngineProfile(
         batch=(1, 2, 8), rank=(1, 16, 16), latent_size=(side, side, side), tokens=(77, 77, 77)
     )
-    memory = estimate_memory(folder / "unet.onnx", profile)
+    memory = estimate_memory(folder / "unet.onnx", [profile])
     built = open_builder(TENSORRT_RTX).build(
         folder / "unet.onnx",
         folder / "unet.engine",
-        profile=profile,
+        profiles=[profile],
         compute_capabilities=arguments.compute_capability,
     )
     return {

@@ -194,10 +194,10 @@ def serving(
         modules: Folder of modules that the front finds before those of the environment.
     """
     folder.mkdir(parents=True)
-    written = write_model(
+    write_model(
         folder / "models",
         MODEL,
-        onnx=exported.onnx,
+        engine=exported.onnx,
         layout=exported.layout,
         unet_config=exported.unet_config,
         time_ids=TIME_IDS,
@@ -205,7 +205,7 @@ def serving(
         config=config,
     )
     if modules is not None:  # the backend's Python takes no notice of PYTHONPATH
-        front = written / VERSION / "model.py"
+        front = folder / "models" / MODEL / VERSION / "model.py"
         first = f"import sys\n\nsys.path.insert(0, {str(modules)!r})\n"
         front.write_text(first + front.read_text(encoding="utf-8"), encoding="utf-8")
     ports = TritonPorts(*free_ports("127.0.0.1", 3))

@@ -50,7 +50,7 @@ def built(
     engine = builder.build(
         onnx,
         folder / f"{part}.engine",
-        profile=EngineProfile(),
+        profiles=[EngineProfile()],
         compute_capabilities=[capability_here()],
         base_digest=bundle_digest(BASE),
     )

@@ -150,7 +150,7 @@ def test_tensorrt_for_rtx_compiles_controlnets(
 ) -> None:
     onnx = controlled[1]
     engine = tmp_path / "unet_control.engine"
-    built = rtx.build(onnx, engine, profile=EngineProfile(), compute_capabilities=["8.9"])
+    built = rtx.build(onnx, engine, profiles=[EngineProfile()], compute_capabilities=["8.9"])
     assert built.size_bytes > onnx.stat().st_size
 
 
@@ -168,7 +168,7 @@ def test_the_other_networks_are_exported_and_compiled(
         built = rtx.build(
             write_onnx(other, tmp_path / f"{part}-{dtype}.onnx"),
             tmp_path / f"{part}-{dtype}.engine",
-            profile=EngineProfile(),
+            profiles=[EngineProfile()],
             compute_capabilities=["8.6", "12.0"],
         )
         assert built.size_bytes > 1 << 20
@@ -181,7 +181,7 @@ def test_tensorrt_for_rtx_compiles_it_without_a_gpu(
     built = rtx.build(
         half,
         tmp_path / "unet.engine",
-        profile=EngineProfile(),
+        profiles=[EngineProfile()],
         compute_capabilities=capabilities,
         base_digest="b" * 64,
     )
@@ -204,7 +204,7 @@ def test_what_cannot_be_compiled_is_refused_and_leaves_nothing(
     onnx.parent.mkdir()
     onnx.write_bytes(b"no network")
     with pytest.raises(InvalidArgumentError, match=r"broken\.onnx is not parsed") as caught:
-        rtx.build(onnx, engine, profile=EngineProfile(), compute_capabilities=["8.6"])
+        rtx.build(onnx, engine, profiles=[EngineProfile()], compute_capabilities=["8.6"])
     assert caught.value.reason == "BAD_NETWORK"
     assert not engine.parent.exists()
 
@@ -217,7 +217,7 @@ def test_a_gpu_that_is_not_built_for_is_named_with_those_that_are(
         rtx.build(
             half,
             tmp_path / "unet.engine",
-            profile=EngineProfile(),
+            profiles=[EngineProfile()],
             compute_capabilities=wanted,
         )
     assert caught.value.reason == "BAD_COMPUTE_CAPABILITY"

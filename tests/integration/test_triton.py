@@ -1,6 +1,7 @@
 """One UNet in a real Triton serves every LoRA, with the images of the in-process pipeline."""
 
 import contextlib
+import shutil
 import tempfile
 import threading
 import time
@@ -31,8 +32,10 @@ from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.engines import EngineProfile, Fingerprint
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
+from toile.diffusion.tensorrt_library import TENSORRT
 from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.packed import PackedFiles
 from toile.diffusion.triton.repository import FrontConfig, write_model
@@ -43,6 +46,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 BANK_BYTES = 6 << 20
 """Of the front under test: one adapter of rank 40 fits, two do not."""
+PLANNED = "planned"
+"""A front whose engine is a model of the server's; here that is not a plan of TensorRT's."""
 FRONTS = {
     "unet": FrontConfig(bank_bytes=BANK_BYTES),
     "narrow": FrontConfig(max_batch=2, batch_pixels=2 * 16 * 16),
@@ -88,7 +93,7 @@ def repository(
                 write_model(
                     folder / "models",
                     front if name == "unet" else name,
-                    onnx=onnx,
+                    engine=onnx,
                     layout=layout,
                     unet_config=unet.config,
                     time_ids=time_ids,
@@ -96,7 +101,44 @@ def repository(
                     controls=int(name == UNET_CONTROL),
                     config=config,
                 )
+    write_planned(folder / "models", bundle, shipped_onnx.file("unet"), folder)
     return folder / "models"
+
+
+def write_planned(models: Path, bundle: Bundle, onnx: Path, folder: Path) -> None:
+    """A front of an engine of TensorRT proper, and in the plan's place the ONNX file."""
+    engine = folder / "unet.engine"
+    engine.write_bytes(b"a plan")
+    Fingerprint(
+        builder=TENSORRT,
+        builder_version="10",
+        compute_capabilities=("9.0",),
+        profiles=(EngineProfile(batch=(1, 2, 4)),),
+        onnx_digest="",
+        precision="fp32",
+    ).save(engine)
+    names = write_model(
+        models,
+        PLANNED,
+        engine=engine,
+        layout=bank_layout(bundle.unet),
+        unet_config=bundle.unet.config,
+        time_ids=6,
+        pooled_width=128,
+    )
+    assert names == (f"{PLANNED}-plan", PLANNED)
+    plan = models / names[0]
+    assert (plan / "1" / "model.plan").read_bytes() == b"a plan"
+    config = (plan / "config.pbtxt").read_text()
+    for theirs, ours in (
+        ('platform: "tensorrt_plan"', 'backend: "python"'),
+        ('kind: KIND_GPU profile: [ "0" ]', "kind: KIND_CPU"),
+    ):
+        assert theirs in config
+        config = config.replace(theirs, ours)
+    (plan / "config.pbtxt").write_text(config)
+    shutil.copyfile(onnx, plan / "1" / "unet.onnx")
+    shutil.copyfile(Path(__file__).parent / "onnx_plan.py", plan / "1" / "model.py")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +149,7 @@ def server(
         environment,
         repository,
         TritonPorts(*free_ports("127.0.0.1", 3)),
-        (*FRONTS, "refiner", UNET_CONTROL),
+        (*FRONTS, "refiner", UNET_CONTROL, f"{PLANNED}-plan", PLANNED),
         repository.parent / "triton.log",
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -331,6 +373,61 @@ def test_steps_of_one_caller_follow_each_other_at_once(bundle, server):
             seconds.append(time.monotonic() - started)
     stalls = [one for one in seconds if 0.49 < one - sorted(seconds)[75] < 0.6]
     assert len(stalls) < 3, stalls
+
+
+def test_an_engine_that_is_a_model_of_the_server_is_called_in_place(
+    bundle, in_process, server, store
+):
+    layout = bank_layout(bundle.unet)
+    planned = TritonDenoiser(
+        server.address,
+        unet_config=dict(bundle.unet.config),
+        layout=layout,
+        link=PackedFiles(store, layout).link,
+        unet_model=PLANNED,
+    )
+    before = metrics(server, PLANNED)
+    with contextlib.closing(planned), ThreadPoolExecutor(4) as pool:
+        wanted = [request_for([adapter(bundle, seed)], seed=seed) for seed in range(80, 84)]
+        ours = list(pool.map(lambda one: next(diffuse(bundle, planned, one)), wanted))
+    for one, picture in zip(wanted, ours, strict=True):
+        (alone,) = diffuse(bundle, in_process, one)
+        assert decibels(picture, alone) >= 50
+    after = metrics(server, PLANNED)
+    samples = after["toile_engine_samples_total"] - before.get("toile_engine_samples_total", 0)
+    calls = after["toile_engine_calls_total"] - before.get("toile_engine_calls_total", 0)
+    assert samples == 2 * 6 * len(wanted)
+    assert 2 < samples / calls <= 4, "batches are shared, up to the profile's"
+
+
+def test_an_adapter_is_unloaded_by_name_while_others_draw(bundle, denoiser, server):
+    """It costs those who use it a reading, and changes no picture."""
+    one, other = adapter(bundle, 70), adapter(bundle, 71)
+    with denoiser.session([one]) as first, denoiser.session([other]) as second:
+        wanted = first(**ARGUMENTS).sample, second(**ARGUMENTS).sample
+        before = metrics(server)
+        stop = threading.Event()
+
+        def drop() -> None:
+            while not stop.wait(0.02):
+                denoiser.unload(one.key)
+
+        dropping = threading.Thread(target=drop)
+        dropping.start()
+        try:
+            for _ in range(30):
+                assert torch.equal(first(**ARGUMENTS).sample, wanted[0])
+                assert torch.equal(second(**ARGUMENTS).sample, wanted[1])
+        finally:
+            stop.set()
+            dropping.join()
+    denoiser.unload(one.key)
+    denoiser.unload(other.key)
+    after = metrics(server)
+    assert after["toile_bank_unloads_total"] - before.get("toile_bank_unloads_total", 0) >= 5
+    assert after["toile_bank_loads_total"] - before["toile_bank_loads_total"] >= 3
+    size = 8 * bank_layout(bundle.unet).bytes_per_rank(itemsize=4)
+    assert after["toile_bank_bytes"] <= before["toile_bank_bytes"] - 2 * size
 
 
 def test_who_waits_too_long_in_the_queue_is_told(bundle, server):

@@ -72,6 +72,27 @@ class Prices(BaseModel):
     currency: str = Field("", max_length=8, description="Such as EUR; for people alone.")
 
 
+class EngineSettings(BaseModel):
+    """What the Triton server evaluates UNets with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    builder: Literal["onnxruntime", "tensorrt-rtx", "tensorrt"] = Field(
+        "onnxruntime",
+        description="ONNX Runtime on processors; or the library that compiles engines for GPUs.",
+    )
+    precision: Literal["fp16", "fp32", "fp8"] = Field(
+        "fp16",
+        description="Of compiled engines. ONNX Runtime computes in fp32. With fp8 the base's UNet "
+        "has it, and the others have fp16.",
+    )
+    compute_capability: str = Field(
+        "",
+        pattern=r"^(\d+\.\d)?$",
+        description="Of the server's GPUs, such as 8.9; of this machine's when empty.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings of all processes."""
 
@@ -120,6 +141,7 @@ class Settings(BaseSettings):
         description="Environment that holds the Triton server of the one-machine platform; "
         "`.venv-triton` beside Toile's own if unset.",
     )
+    engine: EngineSettings = EngineSettings()
     ray_jobs_url: str = Field("", description="URL of the Ray dashboard, for the Jobs API.")
     ray_auth_token: SecretStr = Field(
         SecretStr(""), description="Token that the Ray cluster asks for; none when empty."
@@ -134,6 +156,11 @@ class Settings(BaseSettings):
     )
     model_replicas: PositiveInt = Field(
         1, description="Most replicas of the models; more come as their queues grow."
+    )
+    model_gpus: NonNegativeFloat = Field(
+        0.0,
+        description="GPUs of a replica, or a share of one, for text encoders, decoder and vision; "
+        "it computes on processors when 0.",
     )
     train_workers: PositiveInt = Field(1, description="Ray Train workers of a training job.")
     train_gpu: bool | None = Field(

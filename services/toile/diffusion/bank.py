@@ -6,11 +6,11 @@ that it leaves alone is zeros. For a batch they become `down [B, n, R, in]` and 
 the ranks of a sample's adapters stand behind one another, their weights multiplied into `up`, and
 zeros fill what is left, so a sample computes `W x + up (down x)`, and one without adapters `W x`.
 
-NumPy alone, because a server's Python has no torch.
+NumPy alone, because a server's Python has no torch; with one that has, the arrays may be tensors.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +27,9 @@ _FORMAT = "1"
 
 FloatArray = npt.NDArray[Any]
 """float16 or float32."""
+
+Zeros = Callable[[tuple[int, ...]], Any]
+"""Makes an array of a shape, filled with zeros: NumPy's, or a tensor where an engine wants it."""
 
 
 class BankError(ValueError):
@@ -91,8 +94,8 @@ class BankLayout:
 class PackedAdapter:
     """An adapter in the arrays of a layout, at its own rank."""
 
-    arrays: Mapping[str, FloatArray]
-    """By the engine's input names: down `[n, r, in]`, up `[n, out, r]`."""
+    arrays: Mapping[str, Any]
+    """By the engine's input names: down `[n, r, in]`, up `[n, out, r]`; of NumPy, or tensors."""
     base_digest: str = ""
     """Digest of the base it was trained on; empty when unknown."""
 
@@ -106,7 +109,7 @@ class PackedAdapter:
     @property
     def size_bytes(self) -> int:
         """Bytes that its arrays take."""
-        return sum(array.nbytes for array in self.arrays.values())
+        return sum(int(array.nbytes) for array in self.arrays.values())
 
     def save(self, path: Path, layout: BankLayout) -> None:
         """Write the packed file."""
@@ -189,16 +192,27 @@ WeightedAdapters = Sequence[tuple[PackedAdapter, float]]
 """The adapters of one sample with their weights; ranks stack."""
 
 
+def host_zeros(shape: tuple[int, ...]) -> FloatArray:
+    """Make an array of zeros, float32."""
+    return np.zeros(shape, np.float32)
+
+
 def gather(
     samples: Sequence[WeightedAdapters],
     layout: BankLayout,
     *,
     max_rank: int = MAX_RANK,
-    dtype: npt.DTypeLike = np.float32,
-) -> dict[str, FloatArray]:
+    zeros: Zeros = host_zeros,
+) -> dict[str, Any]:
     """Return the bank inputs of a batch, by name: down `[B, n, R, in]`, up `[B, n, out, R]`.
 
     R is the highest sum of ranks in the batch, at least 1.
+
+    Args:
+        samples: The adapters of each sample.
+        layout: Of the UNet.
+        max_rank: Highest sum of ranks that the engine takes.
+        zeros: Makes the inputs, of the kind that the adapters' arrays are of.
 
     Raises:
         BankError: A sample's ranks add up to more than `max_rank`.
@@ -207,22 +221,19 @@ def gather(
     if max(ranks) > max_rank:
         raise BankError(f"ranks add up to {max(ranks)}; this engine takes at most {max_rank}")
     rank, batch = max(1, *ranks), len(samples)
-    inputs: dict[str, FloatArray] = {}
+    inputs: dict[str, Any] = {}
     for group in layout.groups:
         count = len(group.targets)
-        downs = np.zeros((batch, count, rank, group.in_features), dtype)
-        ups = np.zeros((batch, count, group.out_features, rank), dtype)
+        downs = zeros((batch, count, rank, group.in_features))
+        ups = zeros((batch, count, group.out_features, rank))
         for row, sample in enumerate(samples):
             start = 0
             for adapter, weight in sample:
                 stop = start + adapter.rank
                 downs[row, :, start:stop] = adapter.arrays[f"down_{group.name}"]
-                np.multiply(
-                    adapter.arrays[f"up_{group.name}"],
-                    np.asarray(weight, dtype),
-                    out=ups[row, ..., start:stop],
-                    casting="same_kind",
-                )
+                part = ups[row, ..., start:stop]
+                part[...] = adapter.arrays[f"up_{group.name}"]
+                part *= weight
                 start = stop
         inputs[f"down_{group.name}"], inputs[f"up_{group.name}"] = downs, ups
     return inputs

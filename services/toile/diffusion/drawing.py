@@ -53,6 +53,11 @@ class Drawing:
         self.show: Callable[[Image.Image], Image.Image] = lambda preview: preview
 
     @property
+    def device(self) -> torch.device:
+        """Where its latents are."""
+        return self._bundle.device
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the base's latents."""
         return int(self._bundle.vae.config.latent_channels)

@@ -18,6 +18,8 @@ from toile.core.errors import InvalidArgumentError
 from toile.diffusion.engines import EngineProfile, Fingerprint, onnx_digest
 from toile.diffusion.tensorrt_library import TENSORRT, capability_here, keep_messages, load_library
 
+_PRECISIONS = {"HALF": "fp16", "BF16": "bf16", "FLOAT": "fp32"}
+
 
 @dataclass(frozen=True)
 class BuiltEngine:
@@ -58,7 +60,7 @@ class EngineBuilder:
         onnx: Path,
         engine: Path,
         *,
-        profile: EngineProfile,
+        profiles: Sequence[EngineProfile],
         compute_capabilities: Sequence[str] = (),
         base_digest: str = "",
     ) -> BuiltEngine:
@@ -67,7 +69,7 @@ class EngineBuilder:
         Args:
             onnx: From `export_onnx`; its types are the engine's precision.
             engine: Where to; appears when it is whole.
-            profile: Shapes it takes.
+            profiles: Shapes it takes.
             compute_capabilities: GPUs it is for, such as `8.6`.
             base_digest: Digest of the base that the network comes from.
 
@@ -82,11 +84,12 @@ class EngineBuilder:
         network, parser = self._parse(builder, onnx)
         config = builder.create_builder_config()
         capabilities = self._target(config, compute_capabilities)
-        shapes = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            shapes.set_shape(tensor.name, *profile.shapes(tensor.name, tuple(tensor.shape)))
-        config.add_optimization_profile(shapes)
+        for profile in profiles:
+            shapes = builder.create_optimization_profile()
+            for index in range(network.num_inputs):
+                tensor = network.get_input(index)
+                shapes.set_shape(tensor.name, *profile.shapes(tensor.name, tuple(tensor.shape)))
+            config.add_optimization_profile(shapes)
         serialized = builder.build_serialized_network(network, config)
         del parser
         if serialized is None:
@@ -99,9 +102,10 @@ class EngineBuilder:
                 builder=self.name,
                 builder_version=self.version,
                 compute_capabilities=capabilities,
-                profile=profile,
+                profiles=tuple(profiles),
                 onnx_digest=onnx_digest(onnx),
                 base_digest=base_digest,
+                precision=_PRECISIONS.get(network.get_output(0).dtype.name, ""),
             )
             fingerprint.save(engine)
             partial.replace(engine)

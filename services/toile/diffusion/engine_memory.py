@@ -59,16 +59,20 @@ class EngineMemory:
             )
 
 
-def estimate_memory(path: Path, profile: EngineProfile) -> EngineMemory:
+def estimate_memory(path: Path, profiles: Sequence[EngineProfile]) -> EngineMemory:
     """Estimate the memory of the engine that a file from `write_onnx` becomes.
 
     Args:
         path: The ONNX file; weights beside it are not read.
-        profile: The engine's.
+        profiles: The engine's; one is in use at a time, and the most that one wants counts.
     """
     import onnx  # heavy, and not in every installation
 
     graph = onnx.load(str(path), load_external_data=False).graph
+    return max((_of_profile(graph, one) for one in profiles), key=lambda memory: memory.total)
+
+
+def _of_profile(graph: Any, profile: EngineProfile) -> EngineMemory:
     constants = {tensor.name for tensor in graph.initializer}
     weights = sum(_bytes(tensor.data_type, tensor.dims) for tensor in graph.initializer)
     sizes: dict[str, int] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
-from toile.diffusion.engines import Fingerprint, check_plan
+from toile.diffusion.engines import CACHE_SUFFIX, Fingerprint, check_plan
 from toile.diffusion.tensorrt_library import (
     TENSORRT_RTX,
     capability_here,
@@ -20,7 +20,6 @@ from toile.diffusion.tensorrt_library import (
     load_library,
 )
 
-CACHE_SUFFIX = ".cache"
 _DTYPES = {
     "FLOAT": torch.float32,
     "HALF": torch.float16,
@@ -37,6 +36,7 @@ class EngineRunner:
         fingerprint: What it was built from and for.
         input_names: Names that a call needs.
         output_names: Names that it returns.
+        dtypes: Types of both, by name.
     """
 
     def __init__(self, engine: Path, *, base_digest: str = "", device: str = "cuda") -> None:
@@ -82,9 +82,10 @@ class EngineRunner:
         inputs = {n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT}
         self.input_names = tuple(name for name in names if name in inputs)
         self.output_names = tuple(name for name in names if name not in inputs)
-        self._dtypes = {name: _DTYPES[self._engine.get_tensor_dtype(name).name] for name in names}
+        self.dtypes = {name: _DTYPES[self._engine.get_tensor_dtype(name).name] for name in names}
         self._cache: Any = None
-        self._context = self._new_context()
+        self._profile = 0
+        self._context = self._new_context(trt)
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Evaluate on torch's current stream, which nothing waits for here.
@@ -96,15 +97,16 @@ class EngineRunner:
             New tensors on the engine's device, by name.
 
         Raises:
-            InvalidArgumentError: An input is missing, or a shape is not in the engine's profile
-                (`SHAPE_OUT_OF_PROFILE`).
+            InvalidArgumentError: An input is missing, or a shape is in none of the engine's
+                profiles (`SHAPE_OUT_OF_PROFILE`).
         """
+        self._choose_profile(inputs)
         # Freed on the stream that reads them, so torch gives their memory to nobody too early.
         held = {name: self._input(name, inputs) for name in self.input_names}
         outputs = {}
         for name in self.output_names:
             shape = tuple(self._context.get_tensor_shape(name))
-            outputs[name] = torch.empty(shape, dtype=self._dtypes[name], device=self._device)
+            outputs[name] = torch.empty(shape, dtype=self.dtypes[name], device=self._device)
         for name, tensor in {**held, **outputs}.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
         if not self._context.execute_async_v3(self._stream()):
@@ -117,22 +119,41 @@ class EngineRunner:
         if self._cache is not None:
             self._cache_path.write_bytes(bytes(self._cache.serialize()))
 
+    def _choose_profile(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        missing = [name for name in self.input_names if name not in inputs]
+        if missing:
+            raise InvalidArgumentError(f"the engine needs the input {missing[0]}", field=missing[0])
+        shapes = {name: tuple(inputs[name].shape) for name in self.input_names}
+        for index, profile in enumerate(self.fingerprint.profiles):
+            if profile.takes(shapes):
+                if index != self._profile:
+                    self._context.set_optimization_profile_async(index, self._stream())
+                    self._profile = index
+                return
+        shown = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:3])
+        raise InvalidArgumentError(
+            f"this engine was not built for inputs of the shapes {shown}",
+            field="shape",
+            reason="SHAPE_OUT_OF_PROFILE",
+        )
+
     def _input(self, name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if name not in inputs:
-            raise InvalidArgumentError(f"the engine needs the input {name}", field=name)
-        tensor = inputs[name].to(self._device, self._dtypes[name]).contiguous()
+        tensor = inputs[name].to(self._device, self.dtypes[name]).contiguous()
         if not self._context.set_input_shape(name, tuple(tensor.shape)):
             raise InvalidArgumentError(
-                f"{name} has the shape {tuple(tensor.shape)}, which this engine was not built for",
+                f"the engine does not take {name} of the shape {tuple(tensor.shape)}",
                 field=name,
                 reason="SHAPE_OUT_OF_PROFILE",
             )
         return tensor
 
-    def _new_context(self) -> Any:
+    def _new_context(self, trt: Any) -> Any:
+        # A profile's memory is there while it is in use.
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         if self.fingerprint.builder != TENSORRT_RTX:
-            return self._engine.create_execution_context()
+            return self._engine.create_execution_context(strategy)
         config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
         self._cache = config.create_runtime_cache()
         if self._cache_path.is_file() and not self._cache.deserialize(
             self._cache_path.read_bytes()

@@ -5,6 +5,7 @@ Free of TensorRT, which `engine_builders` and `engine_runner` alone touch.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any, Self
 from toile.core.errors import FailedPreconditionError
 from toile.diffusion.sdxl import PIXELS_PER_LATENT
 
-FINGERPRINT_SUFFIX = ".json"
+ENGINE_SUFFIX, FINGERPRINT_SUFFIX = ".engine", ".json"
+CACHE_SUFFIX = ".cache"
+"""Of the kernels that were compiled on a GPU for an engine, beside it."""
+ENCODED_CHUNK = 77
+"""Tokens of an encoded prompt come in whole chunks of so many."""
+LEAST_LATENT_SIZE = 8
 
 Range = tuple[int, int, int]
 """Least, what it is tuned for, most."""
-
-"""How much smaller than pictures latents are, each way."""
 
 
 def open_axes(name: str) -> dict[int, str]:
@@ -46,7 +50,7 @@ def open_axes(name: str) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """The shapes that an engine takes. One engine takes all within them."""
+    """Shapes that an engine takes: all within them. An engine may have several profiles."""
 
     batch: Range = (1, 2, 16)
     """Samples; classifier-free guidance makes two of an image."""
@@ -74,12 +78,60 @@ class EngineProfile:
             for which in range(3)
         )
 
+    def takes(self, shapes: Mapping[str, Sequence[int]]) -> bool:
+        """Say whether inputs of these shapes, by name, are within the profile."""
+        for name, shape in shapes.items():
+            for axis, counts in open_axes(name).items():
+                least, _, most = self._range(counts)
+                if not least <= shape[axis] <= most:
+                    return False
+        return True
+
     def _range(self, counts: str) -> Range:
         if counts == "picture_size":
             least, tuned, most = (size * PIXELS_PER_LATENT for size in self.latent_size)
             return least, tuned, most
         found: Range = getattr(self, counts)
         return found
+
+
+def serving_profiles(
+    *,
+    native_size: int,
+    largest_size: int,
+    batch: int,
+    batch_pixels: int,
+    tokens: int = 8 * ENCODED_CHUNK,
+) -> tuple[EngineProfile, ...]:
+    """Return the profiles of an engine that serves pictures of all sizes up to the largest.
+
+    An engine has memory for the most that a profile allows, and a batch of small pictures may be
+    larger than one of large ones. So the first profile takes whole batches, and each that follows
+    pictures of twice the side in a quarter of the batch.
+
+    Args:
+        native_size: Side of the latents that the base was trained for, which it is tuned for.
+        largest_size: Longest side of the latents that are asked for.
+        batch: Most samples of a batch.
+        batch_pixels: Most latent pixels of a batch.
+        tokens: Most tokens of an encoded prompt.
+    """
+    profiles: list[EngineProfile] = []
+    most = max(native_size, math.isqrt(batch_pixels // batch))
+    while True:
+        most = min(most, largest_size)
+        many = max(2, min(batch, batch_pixels // (most * most)))
+        tuned = most if profiles else native_size
+        profiles.append(
+            EngineProfile(
+                batch=(1, 2, many),
+                latent_size=(LEAST_LATENT_SIZE, tuned, most),
+                tokens=(ENCODED_CHUNK, ENCODED_CHUNK, tokens),
+            )
+        )
+        if most == largest_size:
+            return tuple(profiles)
+        most *= 2
 
 
 @dataclass(frozen=True)
@@ -92,10 +144,13 @@ class Fingerprint:
     """An engine runs with the very version that built it."""
     compute_capabilities: tuple[str, ...]
     """GPUs it runs on, such as `8.6`."""
-    profile: EngineProfile
+    profiles: tuple[EngineProfile, ...]
+    """In the engine's order."""
     onnx_digest: str
     """SHA-256 of the ONNX file and its data."""
     base_digest: str = ""
+    precision: str = ""
+    """Of what it computes and gives: `fp16`, `bf16` or `fp32`."""
 
     def save(self, engine: Path) -> None:
         """Write it beside an engine."""
@@ -112,15 +167,18 @@ class Fingerprint:
         path = engine.with_suffix(FINGERPRINT_SUFFIX)
         try:
             values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            ranges = {name: tuple(value) for name, value in values["profile"].items()}
+            profiles = tuple(
+                EngineProfile(**{name: tuple(value) for name, value in profile.items()})
+                for profile in values["profiles"]
+            )
             return cls(
                 **{
                     **values,
-                    "profile": EngineProfile(**ranges),
+                    "profiles": profiles,
                     "compute_capabilities": tuple(values["compute_capabilities"]),
                 }
             )
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise FailedPreconditionError(
                 f"{engine.name} has no readable fingerprint: {error}",
                 reason="ENGINE_UNKNOWN",

@@ -24,7 +24,8 @@ def window(
     """Return a window `[..., *size]` on the plane that a tile `[..., H, W]` fills by repeating."""
     height, width = tensor.shape[-2:]
     rows, columns = seams.window(repeat, (height, width), corner, size)
-    return tensor[..., torch.from_numpy(rows), torch.from_numpy(columns)]
+    down, across = (torch.from_numpy(one).to(tensor.device) for one in (rows, columns))
+    return tensor[..., down, across]
 
 
 def decode(bundle: Bundle, latents: torch.Tensor, repeat: Repeat | None = None) -> Image.Image:

@@ -76,9 +76,9 @@ class Segmenter(nn.Module):
         for image in images:
             small = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
             batch = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 127.5 - 1.0
-            logits = self(batch.to(self.head.weight.dtype)).float()
+            logits = self(batch.to(self.head.weight)).float()
             full = F.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
-            maps.append(full.argmax(dim=1)[0].to(torch.uint8).numpy())
+            maps.append(full.argmax(dim=1)[0].to(torch.uint8).cpu().numpy())
         return maps
 
     @classmethod

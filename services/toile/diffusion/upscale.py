@@ -46,6 +46,7 @@ def upscale(drawing: Drawing, request: DiffusionRequest, native_size: int) -> Im
     lattice = request.repeat or Repeat.STRAIGHT
     sketch = _Sketch(start, lattice)
     noise = torch.randn((1, drawing.latent_channels, *_small(size)), generator=drawing.generator)
+    noise = noise.to(drawing.device)
     pixels, weights = np.asarray(start), _feather(tile, overlap)
     total = np.zeros((*size, 3), np.float32)
     weight = np.zeros((*size, 1), np.float32)

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from toile.core.errors import FailedPreconditionError
+from toile.diffusion.bundle import CPU
 from toile.diffusion.segmenter import Segmenter
 from toile.imaging import masks
 from toile.imaging.colours import dominant_colour, nearest_colour_name
@@ -42,14 +43,23 @@ _BATCH = 32
 
 
 class Vision:
-    """The seeing half of a bundle. Models load on first use and stay on the CPU in fp32.
-
-    `text_encoder` is the bundle's second one, when the caller has it loaded already.
-    """
+    """The seeing half of a bundle. Models load on first use and are in fp32."""
 
     def __init__(
-        self, bundle_path: Path, *, text_encoder: CLIPTextModelWithProjection | None = None
+        self,
+        bundle_path: Path,
+        *,
+        text_encoder: CLIPTextModelWithProjection | None = None,
+        device: torch.device = CPU,
     ) -> None:
+        """Make it; nothing is loaded yet.
+
+        Args:
+            bundle_path: Folder of the bundle.
+            text_encoder: The bundle's second one, when the caller has it loaded already.
+            device: Where the models are.
+        """
+        self._device = device
         self._path = bundle_path
         self._shared_text_encoder = text_encoder
         self._text_cache: dict[str, Float32Array] = {}
@@ -75,7 +85,7 @@ class Vision:
         for start in range(0, len(images), _BATCH):
             batch = [image.convert("RGB") for image in images[start : start + _BATCH]]
             pixels = self._image_processor(images=batch, return_tensors="pt")["pixel_values"]
-            parts.append(_unit(self._image_encoder(pixels).image_embeds))
+            parts.append(_unit(self._image_encoder(pixels.to(self._device)).image_embeds))
         return np.concatenate(parts) if parts else self._nothing
 
     @torch.inference_mode()
@@ -90,7 +100,8 @@ class Vision:
                 max_length=self._tokenizer.model_max_length,
                 return_tensors="pt",
             )
-            parts.append(_unit(self._text_encoder(tokens.input_ids).text_embeds))
+            ids = tokens.input_ids.to(self._text_encoder.device)
+            parts.append(_unit(self._text_encoder(ids).text_embeds))
         return np.concatenate(parts) if parts else self._nothing
 
     def segment(self, image: Image.Image) -> tuple[UInt8Array, list[str]]:
@@ -175,12 +186,14 @@ class Vision:
         if self._shared_text_encoder is not None:
             return self._shared_text_encoder
         folder = self._folder("text_encoder_2")
-        return CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32).eval()
+        encoder = CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+        return encoder.to(self._device).eval()
 
     @cached_property
     def _image_encoder(self) -> CLIPVisionModelWithProjection:
         folder = self._folder("image_encoder")
-        return CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32).eval()
+        encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+        return encoder.to(self._device).eval()
 
     @cached_property
     def _image_processor(self) -> CLIPImageProcessorPil:
@@ -188,7 +201,7 @@ class Vision:
 
     @cached_property
     def _segmenter(self) -> Segmenter:
-        return Segmenter.load(self._folder("segmenter"))
+        return Segmenter.load(self._folder("segmenter")).to(self._device)
 
     def _folder(self, name: str) -> Path:
         folder = self._path / name
@@ -199,7 +212,7 @@ class Vision:
 
 def _unit(embeddings: torch.Tensor) -> Float32Array:
     values = torch.nn.functional.normalize(embeddings.float(), dim=-1)
-    return np.asarray(values.numpy(), np.float32)
+    return np.asarray(values.cpu().numpy(), np.float32)
 
 
 def _blind(lack: str) -> FailedPreconditionError:

@@ -52,7 +52,8 @@ class InferenceReplica:
     def __init__(self, settings: Settings, warm_base: str = "") -> None:
         logs.configure(settings, DEPLOYMENT)
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray would have it be one
-        self._models = Models(settings, open_store(settings))
+        device = torch.device("cuda" if settings.model_gpus else "cpu")
+        self._models = Models(settings, open_store(settings), device=device)
         self._threads = ThreadPoolExecutor(
             settings.limits.running_generations, thread_name_prefix="models"
         )
@@ -213,7 +214,7 @@ def build_app(settings: Settings, *, warm_base: str = "") -> serve.Application:
             # The engine has room for the steps of so many; more means that the loops are the brake.
             target_ongoing_requests=settings.limits.running_generations / 2,
         ),
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 1, "num_gpus": settings.model_gpus},
         max_ongoing_requests=settings.limits.running_generations,
         max_queued_requests=settings.limits.queued_generations,
         health_check_period_s=HEALTH_PERIOD_SECONDS,

@@ -58,7 +58,8 @@ class ControlNets:
     def _version(self, bundle: Bundle, artifact: str) -> ControlNetModel:
         def load() -> ControlNetModel:
             folder = fetch(self._store, artifact, self._cache)
-            return load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet.config)
+            network = load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet.config)
+            return network.to(bundle.device)
 
         # Whether it fits is checked as it is loaded, so once for each base.
         return self._versions.get(f"{bundle.digest} {artifact}", load)

@@ -1,13 +1,18 @@
 """A base's UNets as engines: exported once into the artifact store, then served by Triton."""
 
+import copy
+import filecmp
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 import tenacity
+import torch
 import tritonclient.grpc as triton
 from diffusers import ControlNetModel
 from tritonclient.utils import InferenceServerException
@@ -27,12 +32,24 @@ from toile.diffusion.bank import BankLayout
 from toile.diffusion.banked_unet import BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import CONTROLNET_FOLDER
+from toile.diffusion.engine_builders import open_builder
+from toile.diffusion.engines import CACHE_SUFFIX, ENGINE_SUFFIX, serving_profiles
 from toile.diffusion.export import export_onnx
-from toile.diffusion.networks import BASE_TIME_IDS, REFINER, REFINER_TIME_IDS, UNET
-from toile.diffusion.triton.repository import write_model
+from toile.diffusion.networks import (
+    BASE_TIME_IDS,
+    PRECISIONS,
+    REFINER,
+    REFINER_TIME_IDS,
+    UNET,
+)
+from toile.diffusion.quantization import FP8, calibration, quantize_fp8
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
+from toile.diffusion.tensorrt_library import capability_here
+from toile.diffusion.triton.repository import VERSION, FrontConfig, write_model
 
 EXPORT_FORMAT = 2
 """Counts changes of what an export takes or gives; engines of another number are not used."""
+ONNX_RUNTIME = "onnxruntime"
 SERVER_SECONDS = 120.0
 """How long to wait for a server that is not up, and for it to open an engine."""
 
@@ -53,14 +70,58 @@ def serve_engines(settings: Settings, repository: Path) -> list[str]:
     finally:
         catalog.close()
     os.nice(10)  # an export takes a processor for half a minute or more
+    kind = EngineKind.of(settings)
     names = []
     for part in parts_of(read_manifest(store, base.artifact).files):
-        if not is_exported(store, base.digest, part):
+        prefix = kind.prefix(base.digest, part)
+        if not is_exported(store, prefix):
             folder = fetch(store, base.artifact, cache)
-            export_engine(store, Bundle.load(folder, digest=base.digest), part)
-        names.append(sync_repository(store, base.digest, part, repository, cache))
-        load_models(settings.triton_address, names[-1:])
+            export_engine(store, Bundle.load(folder, digest=base.digest), part, kind)
+        own = sync_repository(store, prefix, model_name(base.digest, part), repository, cache)
+        load_models(settings.triton_address, own)
+        names.append(own[-1])
     return names
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """What a base's engines are, beside their base and part."""
+
+    builder: str = ONNX_RUNTIME
+    builder_version: str = ""
+    precision: str = "fp32"
+    compute_capability: str = ""
+    largest_side: int = 2048
+    """Pixels."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return what the settings ask for.
+
+        Raises:
+            FailedPreconditionError: Its library is not installed (`NO_ENGINE_BUILDER`), or the
+                compute capability is not set and there is no GPU to ask (`NO_GPU`).
+        """
+        wanted = settings.engine
+        if wanted.builder == ONNX_RUNTIME:
+            return cls()
+        return cls(
+            builder=wanted.builder,
+            builder_version=open_builder(wanted.builder).version,
+            precision=wanted.precision,
+            compute_capability=wanted.compute_capability or capability_here(),
+            largest_side=settings.limits.image_side_pixels,
+        )
+
+    def prefix(self, base_digest: str, part: str) -> str:
+        """Return where the artifact store has a base's engine of this kind."""
+        folder = f"onnx-fp32-{EXPORT_FORMAT}"
+        if self.builder != ONNX_RUNTIME:
+            folder = (
+                f"{self.builder}-{self.builder_version}-{self.compute_capability}-"
+                f"{self.precision}-{self.largest_side}-{EXPORT_FORMAT}"
+            )
+        return f"engines/{base_digest[:12]}/{folder}/{part}"
 
 
 def parts_of(files: Iterable[str]) -> list[str]:
@@ -81,30 +142,29 @@ def model_name(base_digest: str, part: str) -> str:
     return f"{part}-{base_digest[:12]}"
 
 
-def engine_prefix(base_digest: str, part: str) -> str:
-    """Return where the artifact store has a base's engine."""
-    return f"engines/{base_digest[:12]}/onnx-fp32-{EXPORT_FORMAT}/{part}"
-
-
-def is_exported(store: ArtifactStore, base_digest: str, part: str) -> bool:
-    """Say whether the artifact store has a base's engine.
+def is_exported(store: ArtifactStore, prefix: str) -> bool:
+    """Say whether the artifact store has an engine.
 
     Raises:
         StoreUnavailableError: The artifact store does not answer.
     """
     try:
-        read_manifest(store, engine_prefix(base_digest, part))
+        read_manifest(store, prefix)
     except NotFoundError:
         return False
     return True
 
 
-def export_engine(store: ArtifactStore, bundle: Bundle, part: str) -> None:
+def export_engine(
+    store: ArtifactStore, bundle: Bundle, part: str, kind: EngineKind | None = None
+) -> None:
     """Export a base's UNet, its refiner's, or the UNet with a ControlNet to the artifact store.
 
     Raises:
         StoreUnavailableError: The artifact store does not answer.
+        InvalidArgumentError: It cannot be compiled for the GPUs (`BAD_COMPUTE_CAPABILITY`).
     """
+    kind = kind or EngineKind()
     nets: list[ControlNetModel] = []
     if part == REFINER:
         unet, time_ids = bundle.refiner_unet, REFINER_TIME_IDS
@@ -114,8 +174,17 @@ def export_engine(store: ArtifactStore, bundle: Bundle, part: str) -> None:
             nets = [bundle.controlnet(part.removeprefix(control_part("")))]
     layout = bank_layout(unet)
     with tempfile.TemporaryDirectory(prefix="toile-engines-") as scratch:
-        folder = Path(scratch)
-        export_onnx(BankedUNet(unet, layout, nets), folder / "unet.onnx", time_ids=time_ids)
+        onnx, folder = Path(scratch) / "unet.onnx", Path(scratch) / "engine"
+        folder.mkdir()
+        if kind.builder == ONNX_RUNTIME:
+            onnx = folder / onnx.name
+        dtype = PRECISIONS["fp16" if kind.precision == FP8 else kind.precision]
+        banked = BankedUNet(_typed(unet, dtype), layout, [_typed(net, dtype) for net in nets])
+        export_onnx(banked, onnx, time_ids=time_ids)
+        if kind.precision == FP8 and part == UNET:
+            onnx = quantize_fp8(onnx, onnx.with_name("unet-fp8.onnx"), layout, calibration(bundle))
+        if kind.builder != ONNX_RUNTIME:
+            _compile(onnx, folder / "unet.engine", bundle, kind)
         facts = {
             "unet_config": dict(unet.config),
             "time_ids": time_ids,
@@ -124,36 +193,67 @@ def export_engine(store: ArtifactStore, bundle: Bundle, part: str) -> None:
         }
         (folder / "facts.json").write_text(json.dumps(facts, default=str), encoding="utf-8")
         (folder / "layout.json").write_text(layout.to_json(), encoding="utf-8")
-        publish_folder(store, engine_prefix(bundle.digest, part), folder, {"base": bundle.digest})
+        prefix = kind.prefix(bundle.digest, part)
+        publish_folder(store, prefix, folder, {"base": bundle.digest})
+
+
+def _typed(network: Any, dtype: torch.dtype) -> Any:
+    """Return a network in a type; a copy unless it is of that type."""
+    return network if network.dtype == dtype else copy.deepcopy(network).to(dtype)
+
+
+def _compile(onnx: Path, engine: Path, bundle: Bundle, kind: EngineKind) -> None:
+    front = FrontConfig()
+    open_builder(kind.builder).build(
+        onnx,
+        engine,
+        profiles=serving_profiles(
+            native_size=bundle.native_size // PIXELS_PER_LATENT,
+            largest_size=kind.largest_side // PIXELS_PER_LATENT,
+            batch=front.max_batch,
+            batch_pixels=front.batch_pixels,
+        ),
+        compute_capabilities=[kind.compute_capability],
+        base_digest=bundle.digest,
+    )
 
 
 def sync_repository(
-    store: ArtifactStore, base_digest: str, part: str, repository: Path, cache: Path
-) -> str:
-    """Write a base's model into a server's repository, and return its name.
+    store: ArtifactStore, prefix: str, name: str, repository: Path, cache: Path
+) -> tuple[str, ...]:
+    """Write an engine's models into a server's repository; return their names as `write_model`.
+
+    Kernels that were compiled on the server's GPU are kept if the engine is the same.
 
     Raises:
         NotFoundError: It was not exported.
         DataLossError: The engine is damaged.
     """
-    source = fetch(store, engine_prefix(base_digest, part), cache)
-    name = model_name(base_digest, part)
+    source = fetch(store, prefix, cache)
     facts = json.loads((source / "facts.json").read_text(encoding="utf-8"))
+    (engine,) = (path for path in source.iterdir() if path.suffix in (".onnx", ENGINE_SUFFIX))
+    placed = repository / name / VERSION / engine.name
+    kernels = placed.with_suffix(CACHE_SUFFIX)
+    kept = None
+    if kernels.is_file() and placed.is_file() and filecmp.cmp(placed, engine, shallow=False):
+        kept = kernels.read_bytes()
     shutil.rmtree(repository / name, ignore_errors=True)
-    write_model(
+    names = write_model(
         repository,
         name,
-        onnx=source / "unet.onnx",
+        engine=engine,
         layout=BankLayout.from_json((source / "layout.json").read_text(encoding="utf-8")),
         unet_config=facts["unet_config"],
         time_ids=facts["time_ids"],
         pooled_width=facts["pooled_width"],
         controls=facts["controls"],
     )
-    return name
+    if kept is not None:
+        kernels.write_bytes(kept)
+    return names
 
 
-def load_models(address: str, names: list[str]) -> None:
+def load_models(address: str, names: Iterable[str]) -> None:
     """Have a server open models of its repository; wait until it is up.
 
     Raises:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeVar
 
+import torch
 from PIL import Image
 
 from toile.core.artifacts import ArtifactStore, fetch
@@ -16,7 +17,7 @@ from toile.core.errors import InvalidArgumentError
 from toile.core.settings import Settings
 from toile.diffusion.adapters import AdapterWeights, linear_targets, load_lora
 from toile.diffusion.banked_unet import bank_layout
-from toile.diffusion.bundle import Bundle
+from toile.diffusion.bundle import CPU, Bundle
 from toile.diffusion.denoiser import Denoiser, LoadedAdapter
 from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
 from toile.diffusion.request import RefinerMode, UpscaleTiles
@@ -57,7 +58,17 @@ class Models:
     folder, verified, and kept in memory until others push it out.
     """
 
-    def __init__(self, settings: Settings, store: ArtifactStore) -> None:
+    def __init__(
+        self, settings: Settings, store: ArtifactStore, *, device: torch.device = CPU
+    ) -> None:
+        """Make it; nothing is loaded yet.
+
+        Args:
+            settings: Limits, the cache folder, and where Triton is.
+            store: Of bases and adapters.
+            device: Where networks are, but for UNets that Triton has.
+        """
+        self._device = device
         self._limits = settings.limits
         self._cache = settings.home_path / "cache"
         self._triton_address = settings.triton_address
@@ -187,13 +198,13 @@ class Models:
             if artifact not in self._bases:
                 folder = fetch(self._store, artifact, self._cache)
                 # The folder is named after the manifest's digest, which is the base's.
-                bundle = Bundle.load(folder, digest=folder.name)
+                bundle = Bundle.load(folder, digest=folder.name, device=self._device)
                 unet = empty_unet(folder)
                 denoiser = open_denoiser(
                     bundle, bank_layout(unet), self._store, self._triton_address
                 )
                 self._bases[artifact] = LoadedBase(
-                    bundle, linear_targets(unet), denoiser, Vision(folder)
+                    bundle, linear_targets(unet), denoiser, Vision(folder, device=self._device)
                 )
                 if len(self._bases) > BASES_IN_MEMORY:
                     self._bases.popitem(last=False)

@@ -34,6 +34,10 @@ class TensorIOMode(enum.Enum):
     OUTPUT = 1
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    ON_PROFILE_CHANGE = 1
+
+
 class _Cache:
     def __init__(self) -> None:
         self.kernels = b""
@@ -54,6 +58,11 @@ class _RuntimeConfig:
 
     def create_runtime_cache(self) -> _Cache:
         return _Cache()
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self.strategy = strategy
 
     def set_runtime_cache(self, cache: _Cache) -> None:
         self.cache = cache
@@ -103,7 +112,12 @@ class Context:
     def __init__(self, engine: Engine, config: _RuntimeConfig) -> None:
         self._engine, self._cache = engine, config.cache
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self.profile = 0
         self._addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.profile = index
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shapes[name] = shape

@@ -28,7 +28,7 @@ def test_values_count_while_they_are_needed(tmp_path: Path):
     path = save(tmp_path / "toy.onnx", nodes, "float[batch,4] latents", values)
     row = 4 * 4 * 4  # batch, width, bytes
     # a stays until the end, so b and c are there beside it.
-    assert estimate_memory(path, PROFILE) == EngineMemory(0, row, 3 * row)
+    assert estimate_memory(path, [PROFILE]) == EngineMemory(0, row, 3 * row)
 
 
 def test_attention_scores_are_not_counted(tmp_path: Path):
@@ -43,13 +43,13 @@ def test_attention_scores_are_not_counted(tmp_path: Path):
     values = f"float[batch,4,1,s1] query, {square} scores, {square} scaled, {square} weights"
     path = save(tmp_path / "toy.onnx", nodes, "float[batch,4,1,s1] latents", values)
     query, out = 4 * 4 * 16 * 4, 4 * 4 * 4
-    assert estimate_memory(path, PROFILE).activations == max(query, out)
+    assert estimate_memory(path, [PROFILE]).activations == max(query, out)
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder_2"])
 def test_weights_and_inputs_are_those_of_the_network(tmp_path: Path, part: str):
     network = open_network(shipped_bundle_path(), part, dtype=torch.float16)
-    memory = estimate_memory(write_onnx(network, tmp_path / "x.onnx"), PROFILE)
+    memory = estimate_memory(write_onnx(network, tmp_path / "x.onnx"), [PROFILE])
     inputs = network.example_inputs(Sizes(4, latent_size=16))
     assert memory.inputs == sum(tensor.nbytes for tensor in inputs.values())
     used = {"vae": ("vae.decoder.", "vae.post_quant"), "text_encoder_2": ("",)}[part]

@@ -35,7 +35,7 @@ def fingerprint(onnx: Path) -> Fingerprint:
         builder=TENSORRT_RTX,
         builder_version=fake_tensorrt.__version__,
         compute_capabilities=("8.9",),
-        profile=EngineProfile(),
+        profiles=(EngineProfile(),),
         onnx_digest=onnx_digest(onnx),
         base_digest="b" * 64,
     )
@@ -84,6 +84,20 @@ def test_inputs_that_it_was_not_built_for_are_refused(network: NamedNetwork, eng
         runner({})
     with pytest.raises(InvalidArgumentError) as caught:
         runner(network.example_inputs(Sizes(batch=5)))
+    assert caught.value.reason == "SHAPE_OUT_OF_PROFILE"
+
+
+def test_the_first_profile_that_takes_the_shapes_is_chosen(
+    network: NamedNetwork, engine: Path, fingerprint: Fingerprint
+):
+    profiles = (EngineProfile(batch=(1, 1, 2)), EngineProfile(batch=(1, 1, 3)))
+    replace(fingerprint, profiles=profiles).save(engine)
+    runner = EngineRunner(engine, device="cpu")
+    for batch, chosen in ((1, 0), (3, 1), (2, 0), (3, 1)):
+        runner(network.example_inputs(Sizes(batch=batch)))
+        assert runner._context.profile == chosen
+    with pytest.raises(InvalidArgumentError, match="not built for") as caught:
+        runner(network.example_inputs(Sizes(batch=4)))
     assert caught.value.reason == "SHAPE_OUT_OF_PROFILE"
 
 

@@ -4,14 +4,20 @@ import pytest
 
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.diffusion.engine_builders import open_builder
-from toile.diffusion.engines import EngineProfile, Fingerprint, check_plan, onnx_digest
+from toile.diffusion.engines import (
+    EngineProfile,
+    Fingerprint,
+    check_plan,
+    onnx_digest,
+    serving_profiles,
+)
 from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
 
 FINGERPRINT = Fingerprint(
     builder=TENSORRT_RTX,
     builder_version="1.7.1",
     compute_capabilities=("8.6", "8.9"),
-    profile=EngineProfile(batch=(1, 4, 8)),
+    profiles=(EngineProfile(batch=(1, 4, 8)), EngineProfile(batch=(1, 2, 2))),
     onnx_digest="a" * 64,
     base_digest="b" * 64,
 )
@@ -35,12 +41,36 @@ def test_a_profile_gives_each_input_its_shapes():
         EngineProfile(batch=(2, 1, 4))
 
 
+def test_small_pictures_are_served_in_large_batches_and_large_ones_in_small():
+    profiles = serving_profiles(
+        native_size=128, largest_size=256, batch=16, batch_pixels=16 * 128 * 128
+    )
+    assert [(one.batch[2], one.latent_size) for one in profiles] == [
+        (16, (8, 128, 128)),
+        (4, (8, 256, 256)),
+    ]
+    tiny = serving_profiles(native_size=16, largest_size=24, batch=16, batch_pixels=1 << 18)
+    assert [(one.batch[2], one.latent_size) for one in tiny] == [(16, (8, 16, 24))]
+    uneven = serving_profiles(
+        native_size=128, largest_size=300, batch=16, batch_pixels=16 * 128 * 128
+    )
+    assert [(one.batch[2], one.latent_size[2]) for one in uneven] == [(16, 128), (4, 256), (2, 300)]
+    for height, width in ((8, 300), (128, 300), (300, 300), (128, 128)):
+        shapes = {"sample": (2, 4, height, width)}
+        assert any(one.takes(shapes) for one in uneven)
+    assert not any(one.takes({"sample": (2, 4, 301, 300)}) for one in uneven)
+    assert not uneven[1].takes({"sample": (5, 4, 200, 200)})
+    assert not uneven[0].takes({"encoder_hidden_states": (1, 77 * 9, 64)})
+
+
 def test_a_fingerprint_comes_back_as_it_was(tmp_path: Path):
     FINGERPRINT.save(tmp_path / "unet.engine")
     assert Fingerprint.load(tmp_path / "unet.engine") == FINGERPRINT
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"profile": {"batch": [3, 2, 1]}}'])
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", "{}", '{"profiles": [{"batch": [3, 2, 1]}]}', '{"profiles": [1]}']
+)
 def test_an_engine_without_a_readable_fingerprint_is_refused(tmp_path: Path, text: str | None):
     if text is not None:
         (tmp_path / "unet.json").write_text(text)

@@ -5,7 +5,6 @@ forward that calls the server. Steps queue here for the server, which only batch
 """
 
 import contextlib
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 import tenacity
-import torch
 import tritonclient.grpc as triton
 from diffusers import UNet2DConditionModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from tritonclient.utils import InferenceServerException
 
 from toile.core.errors import (
@@ -28,12 +25,16 @@ from toile.core.errors import (
 from toile.diffusion.bank import MAX_RANK, BankLayout
 from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter
+from toile.diffusion.engines import ENCODED_CHUNK, LEAST_LATENT_SIZE
+from toile.diffusion.networks import BASE_TIME_IDS
 from toile.diffusion.triton.packed import check_adapter
+from toile.diffusion.triton.remote_unet import remote, without_weights
 from toile.diffusion.triton.repository import FrontConfig
+from toile.diffusion.triton.resident import LOADING, MISSING
 from toile.diffusion.turns import NO_HURRY, Turns, Urgency
 
-MISSING = "ADAPTER_NOT_RESIDENT"
-LOADING = "ADAPTER_LOADING"
+UNLOAD = "unload"
+"""The parameter of a request that has the front drop an adapter."""
 STEP_SECONDS = 60.0
 """How long one step may take: its wait in the queue, and a server that is restarted, included."""
 LONGEST_PAUSE_SECONDS = 0.5
@@ -81,8 +82,8 @@ class TritonDenoiser:
         """
         front = front or FrontConfig()
         self._client = triton.InferenceServerClient(address)
-        self._unet = _without_weights(unet_config)
-        self._refiner = None if refiner_config is None else _without_weights(refiner_config)
+        self._unet = without_weights(unet_config)
+        self._refiner = None if refiner_config is None else without_weights(refiner_config)
         self._layout, self._link, self._base_digest = layout, link, base_digest
         self._unet_model = _Model(self._client, unet_model, front)
         self._refiner_model = _Model(self._client, refiner_model, front)
@@ -94,6 +95,33 @@ class TritonDenoiser:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def unload(self, adapter: str) -> None:
+        """Have the server drop an adapter, by its key, wherever it holds it.
+
+        A drawing under way that uses it costs the server a reading of it again.
+
+        Raises:
+            ComputeUnavailableError: The server does not answer.
+        """
+        nothing = _nothing(self._unet.config)
+        control = [
+            _input("control_image_0", np.zeros((1, 3, 64, 64), np.uint8), "UINT8"),
+            _input("control_scale_0", np.zeros((1, 1), np.float32), "FP32"),
+        ]
+        models = {self._unet_model.name: nothing}
+        models |= {model.name: nothing + control for model in self._control_models.values()}
+        try:
+            for name, inputs in models.items():
+                if self._are_ready(name):
+                    self._client.infer(
+                        name,
+                        inputs,
+                        parameters={UNLOAD: adapter},
+                        client_timeout=self._step_seconds,
+                    )
+        except InferenceServerException as error:
+            raise ComputeUnavailableError(f"Triton failed: {error.message()}") from error
 
     def is_ready(self) -> bool:
         """Say whether the server answers and has all models of the base."""
@@ -149,7 +177,7 @@ class TritonDenoiser:
         for adapter in adapters:
             check_adapter(adapter.weights, self._layout, base_digest=self._base_digest)
         step = _Call(model, adapters, self._link, urgency, self._step_seconds, controls)
-        yield _remote(self._unet, step)
+        yield remote(self._unet, step)
 
     @contextlib.contextmanager
     def refiner_session(self, urgency: Urgency = NO_HURRY) -> Iterator[UNet2DConditionModel]:
@@ -161,7 +189,7 @@ class TritonDenoiser:
         if self._refiner is None:
             raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
         step = _Call(self._refiner_model, [], self._link, urgency, self._step_seconds)
-        yield _remote(self._refiner, step)
+        yield remote(self._refiner, step)
 
 
 class _Model:
@@ -289,65 +317,6 @@ def _check_ranks(adapters: Sequence[LoadedAdapter]) -> None:
         )
 
 
-class _RemoteUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers has no types
-    """A UNet without weights; what pipelines ask of one is its config, its type and its forward."""
-
-    _call: _Call
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: Any,
-        encoder_hidden_states: torch.Tensor,
-        *,
-        added_cond_kwargs: dict[str, torch.Tensor],
-        return_dict: bool = True,
-        **unused: Any,
-    ) -> Any:
-        if foreign := [name for name, value in unused.items() if value is not None]:
-            raise TypeError(f"the remote UNet does not take {', '.join(foreign)}")
-        batch = sample.shape[0]
-        times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1, 1).expand(batch, 1)
-        arrays = {
-            "sample": sample,
-            "timestep": times,
-            "encoder_hidden_states": encoder_hidden_states,
-            "text_embeds": added_cond_kwargs["text_embeds"],
-            "time_ids": added_cond_kwargs["time_ids"],
-        }
-        predicted = torch.tensor(  # a copy: the answer's memory is the call's, and read-only
-            self._call(
-                {
-                    name: np.ascontiguousarray(tensor.to(torch.float32).numpy())
-                    for name, tensor in arrays.items()
-                }
-            )
-        )
-        return UNet2DConditionOutput(sample=predicted) if return_dict else (predicted,)
-
-
-def _without_weights(config: dict[str, Any]) -> _RemoteUNet:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    unet.__class__ = _RemoteUNet
-    return cast("_RemoteUNet", unet)
-
-
-def _remote(unet: _RemoteUNet, call: _Call) -> UNet2DConditionModel:
-    """Return a UNet of its own for a session: making one of SDXL's size takes a second."""
-    own = copy.copy(unet)
-    own._call = call
-    return own
-
-
 def _pause(state: tenacity.RetryCallState) -> float:
     """Return the seconds before a step is asked for again: none for who can give a link now."""
     if state.outcome is not None and isinstance(state.outcome.exception(), _AbsentError):
@@ -359,6 +328,21 @@ def _input(name: str, array: "np.ndarray[Any, Any]", kind: str) -> Any:
     made = triton.InferInput(name, list(array.shape), kind)
     made.set_data_from_numpy(array)
     return made
+
+
+def _nothing(config: Any) -> list[Any]:
+    """Return a sample for a request whose tensors are not looked at, but must be there."""
+    time_ids = BASE_TIME_IDS
+    together = config.projection_class_embeddings_input_dim
+    shapes = {
+        "sample": (1, config.in_channels, LEAST_LATENT_SIZE, LEAST_LATENT_SIZE),
+        "timestep": (1, 1),
+        "encoder_hidden_states": (1, ENCODED_CHUNK, config.cross_attention_dim),
+        "text_embeds": (1, together - time_ids * config.addition_time_embed_dim),
+        "time_ids": (1, time_ids),
+    }
+    tensors = [_input(name, np.zeros(s, np.float32), "FP32") for name, s in shapes.items()]
+    return [*tensors, _names("[]", 1)]
 
 
 def _names(text: str, batch: int) -> Any:
@@ -374,6 +358,8 @@ def _meaning(error: InferenceServerException) -> Exception:
         return _NotYetError(message)
     if "DEADLINE_EXCEEDED" in status:
         return DeadlineError("the UNet did not answer in time")
+    if "SHAPE_OUT_OF_PROFILE" in message:
+        return InvalidArgumentError(message, field="size", reason="SHAPE_OUT_OF_PROFILE")
     # A server that is gone, or back and still without the model.
     if "UNAVAILABLE" in status or "unknown model" in message or "is not ready" in message:
         return _NotYetError(message)

@@ -1,116 +1,34 @@
 """The model `unet` in Triton: the front that gathers adapters and makes one engine call a batch.
 
-This file is copied as `model.py` into the model repository and runs in Triton's Python backend, in
-an environment with NumPy, ONNX Runtime and safetensors alone. `bank.py` lies beside it.
+This file is copied as `model.py` into the model repository and runs in Triton's Python backend,
+with copies of the modules of this package that it needs (`repository.SERVER_MODULES`) beside it.
+Its environment holds NumPy, safetensors, grpcio and ONNX Runtime, or, for engines, torch and
+TensorRT.
 
 Triton's dynamic batcher hands over requests of one shape that wait at the same time, whatever their
 adapters, prompts and timesteps: that is continuous batching, a step at a time.
+
+A request with the parameter `unload` drops the adapter of that name instead; its tensors are not
+looked at, and its prediction is zeros.
 """
 
 import json
-import os
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bank import BankError, BankLayout, PackedAdapter, gather
+from toile.diffusion.bank import BankError, BankLayout, PackedAdapter
+from toile.diffusion.triton.evaluators import open_evaluator
+from toile.diffusion.triton.resident import ResidentAdapters
 
-MISSING = "ADAPTER_NOT_RESIDENT"
-"""How an error begins that the caller answers by calling again with a link to the adapter."""
-LOADING = "ADAPTER_LOADING"
-"""How an error begins after which the caller calls again in a moment."""
 ADAPTERS = "adapters"
 """The input that names them; the others are the graph's."""
-LOADERS = 2
-LOAD_SECONDS = 30.0
-
-
-class Bank:
-    """Packed adapters in memory, within a budget of bytes; the least recently used go first.
-
-    They are read in threads: the batches of those who have theirs do not wait for it.
-    """
-
-    def __init__(self, layout: BankLayout, budget_bytes: int) -> None:
-        self._layout, self._budget = layout, budget_bytes
-        self._adapters: OrderedDict[str, PackedAdapter] = OrderedDict()
-        self._loading: dict[str, Future[tuple[PackedAdapter, float]]] = {}
-        self._threads = ThreadPoolExecutor(LOADERS, thread_name_prefix="bank")
-        self.bytes = 0
-        self.loaded: list[float] = []
-        """Seconds that each load took since somebody last emptied the list."""
-
-    def get(self, key: str, link: str = "") -> PackedAdapter:
-        """Return an adapter that is in memory; with a link, begin to read one that is not.
-
-        Raises:
-            BankError: It is not there (`ADAPTER_NOT_RESIDENT`), not yet (`ADAPTER_LOADING`), or
-                what the link leads to is no adapter for this UNet.
-        """
-        found = self._adapters.get(key)
-        if found is not None:
-            self._adapters.move_to_end(key)
-            return found
-        under_way = self._loading.get(key)
-        if under_way is None:
-            if not link:
-                raise BankError(f"{MISSING} {key}")
-            self._loading[key] = self._threads.submit(_read, link, self._layout)
-            raise BankError(f"{LOADING} {key}")
-        if not under_way.done():
-            raise BankError(f"{LOADING} {key}")
-        del self._loading[key]
-        adapter, seconds = under_way.result()
-        self.loaded.append(seconds)
-        self._adapters[key] = adapter
-        self.bytes += adapter.size_bytes
-        return adapter
-
-    def shrink(self) -> int:
-        """Drop what is over the budget; returns how many."""
-        dropped = 0
-        while self.bytes > self._budget and len(self._adapters) > 1:
-            _, adapter = self._adapters.popitem(last=False)
-            self.bytes -= adapter.size_bytes
-            dropped += 1
-        return dropped
-
-
-def _read(link: str, layout: BankLayout) -> tuple[PackedAdapter, float]:
-    """Return what a `file:` or `https:` link leads to, and the seconds it took.
-
-    Raises:
-        BankError: It cannot be read, or is no packed adapter for this layout.
-    """
-    started = time.monotonic()
-    parts = urllib.parse.urlsplit(link)
-    if parts.scheme == "file":
-        adapter = PackedAdapter.load(Path(urllib.parse.unquote(parts.path)), layout)
-    elif parts.scheme in {"http", "https"}:
-        with tempfile.TemporaryDirectory(prefix="toile-bank-") as folder:
-            path = Path(folder) / "adapter.safetensors"
-            try:
-                with urllib.request.urlopen(link, timeout=LOAD_SECONDS) as answer:  # noqa: S310
-                    path.write_bytes(answer.read())
-            except (urllib.error.URLError, OSError) as error:
-                raise BankError(f"the adapter could not be read: {error}") from error
-            adapter = PackedAdapter.load(path, layout)
-    else:
-        raise BankError(f"{parts.scheme or 'no scheme'}: is no link to an adapter")
-    return adapter, time.monotonic() - started
-
+UNLOAD = "unload"
+"""The parameter of a request that drops an adapter."""
 
 _Member = tuple[int, dict[str, Any], list[Any]]
 """A request: its index, its inputs, and the adapters of each of its samples."""
@@ -124,17 +42,17 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(given["threads"]) or len(os.sched_getaffinity(0))
-        options.inter_op_num_threads = 1
-        self._engine = onnxruntime.InferenceSession(
-            folder / given["engine"], options, providers=["CPUExecutionProvider"]
+        layout = BankLayout.from_json((folder / "layout.json").read_text(encoding="utf-8"))
+        self._max_rank = int(given["max_rank"])
+        self._engine = open_evaluator(
+            folder / given["engine"],
+            layout,
+            max_rank=self._max_rank,
+            threads=int(given["threads"]),
         )
         self._inputs = [one["name"] for one in config["input"] if one["name"] != ADAPTERS]
-        self._layout = BankLayout.from_json((folder / "layout.json").read_text(encoding="utf-8"))
-        self._max_rank = int(given["max_rank"])
         self._batch_pixels = int(given["batch_pixels"])
-        self._bank = Bank(self._layout, int(given["bank_bytes"]))
+        self._bank = ResidentAdapters(layout, int(given["bank_bytes"]), self._engine.place)
         self._metrics = _Metrics(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -142,6 +60,11 @@ class TritonPythonModel:
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[Any, ...], list[_Member]] = {}
         for index, request in enumerate(requests):
+            unwanted = json.loads(request.parameters() or "{}").get(UNLOAD)
+            if unwanted:
+                self._metrics.unloaded(self._bank.unload(unwanted))
+                responses[index] = _prediction(_zeros_like_answer(request))
+                continue
             inputs = {
                 name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
                 for name in self._inputs
@@ -164,6 +87,8 @@ class TritonPythonModel:
         """Split requests of one shape into batches that hold at most so many latent pixels."""
         height, width = members[0][1]["sample"].shape[2:]
         most = max(1, self._batch_pixels // (height * width))
+        if (allowed := self._engine.most_samples(height, width)) is not None:
+            most = min(most, allowed)
         batches: list[list[_Member]] = [[]]
         samples = 0
         for member in members:
@@ -207,19 +132,31 @@ class TritonPythonModel:
                 joined[name] = array.astype(np.float32) / np.float32(255)
         samples = [sample for _, _, given in members for sample in given]
         try:
-            bank = gather(samples, self._layout, max_rank=self._max_rank)
-            predicted = self._engine.run(None, {**joined, **bank})[0]
+            predicted = self._engine.run(joined, samples)
         except Exception as error:  # noqa: BLE001 - as above
             for index, _, _ in members:
-                out[index] = _error(f"the engine failed: {error}")
+                # The reason, where there is one, says to the caller what kind of error it is.
+                out[index] = _error(f"the engine failed: {getattr(error, 'reason', '')} {error}")
             return
         self._metrics.batch(len(samples))
         start = 0
         for index, inputs, _ in members:
             stop = start + len(inputs["sample"])
-            tensor = pb_utils.Tensor("prediction", predicted[start:stop])
-            out[index] = pb_utils.InferenceResponse(output_tensors=[tensor])
+            out[index] = _prediction(predicted[start:stop])
             start = stop
+
+    def finalize(self) -> None:
+        """Be told that the server unloads the model."""
+        self._engine.close()
+
+
+def _prediction(array: "np.ndarray[Any, Any]") -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("prediction", array)])
+
+
+def _zeros_like_answer(request: Any) -> "np.ndarray[Any, Any]":
+    sample = pb_utils.get_input_tensor_by_name(request, "sample").as_numpy()
+    return np.zeros(sample.shape, np.float32)
 
 
 class _Metrics:
@@ -234,6 +171,9 @@ class _Metrics:
         self._evictions = _metric(
             "toile_bank_evictions_total", "Adapters dropped for room.", "COUNTER", model
         )
+        self._unloads = _metric(
+            "toile_bank_unloads_total", "Adapters dropped by name.", "COUNTER", model
+        )
         self._calls = _metric("toile_engine_calls_total", "Calls of the engine.", "COUNTER", model)
         self._samples = _metric(
             "toile_engine_samples_total", "Samples in the engine's calls.", "COUNTER", model
@@ -242,6 +182,10 @@ class _Metrics:
     def batch(self, samples: int) -> None:
         self._calls.increment(1)
         self._samples.increment(samples)
+
+    def unloaded(self, was_there: bool) -> None:
+        if was_there:
+            self._unloads.increment(1)
 
     def bank(self, loads: list[float], evicted: int, held_bytes: int) -> None:
         if loads:

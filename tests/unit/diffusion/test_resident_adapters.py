@@ -1,0 +1,97 @@
+"""The server's adapters: read in the background, dropped for room and by name."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toile.diffusion.bank import BankError, BankLayout, PackedAdapter, pack
+from toile.diffusion.triton.resident import LOADING, MISSING, ResidentAdapters
+
+LAYOUT = BankLayout.of({"a": (8, 4), "b": (8, 4)})
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> str:
+    layers = {"a": (np.ones((2, 8)), np.ones((4, 2)), 2.0)}
+    pack(layers, LAYOUT).save(tmp_path / "an adapter.safetensors", LAYOUT)
+    return (tmp_path / "an adapter.safetensors").as_uri()
+
+
+def made(budget_bytes: int = 1 << 20, place=lambda adapter: adapter) -> ResidentAdapters:
+    return ResidentAdapters(LAYOUT, budget_bytes, place)
+
+
+def loaded(adapters: ResidentAdapters, key: str, link: str) -> PackedAdapter:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            return adapters.get(key, link)
+        except BankError as error:
+            if not str(error).startswith(LOADING):
+                raise
+            time.sleep(0.001)
+    raise TimeoutError
+
+
+def test_an_adapter_is_asked_for_by_link_once(link: str) -> None:
+    adapters = made()
+    with pytest.raises(BankError, match=MISSING):
+        adapters.get("x")
+    adapter = loaded(adapters, "x", link)
+    assert adapters.get("x") is adapter
+    assert (adapters.bytes, len(adapters.loaded)) == (adapter.size_bytes, 1)
+
+
+def test_it_is_placed_where_the_engine_wants_it(link: str) -> None:
+    placed: list[PackedAdapter] = []
+
+    def place(adapter: PackedAdapter) -> PackedAdapter:
+        placed.append(adapter)
+        return PackedAdapter({n: a.astype(np.float32) for n, a in adapter.arrays.items()})
+
+    found = loaded(made(place=place), "x", link)
+    assert found.size_bytes == 2 * placed[0].size_bytes
+
+
+def test_an_adapter_is_dropped_by_name(link: str) -> None:
+    adapters = made()
+    assert not adapters.unload("x")
+    loaded(adapters, "x", link)
+    loaded(adapters, "y", link)
+    assert adapters.unload("x")
+    assert adapters.bytes == adapters.get("y").size_bytes
+    with pytest.raises(BankError, match=MISSING):
+        adapters.get("x")
+    loaded(adapters, "x", link)
+
+
+def test_one_that_is_being_read_is_dropped_too(link: str) -> None:
+    adapters = made()
+    with pytest.raises(BankError, match=LOADING):
+        adapters.get("x", link)
+    assert adapters.unload("x")
+    with pytest.raises(BankError, match=MISSING):
+        adapters.get("x")
+    assert adapters.bytes == 0
+
+
+def test_the_least_recently_used_goes_for_room(link: str) -> None:
+    one = loaded(made(), "x", link).size_bytes
+    adapters = made(2 * one)
+    for key in "xyz":
+        loaded(adapters, key, link)
+        adapters.get("x", link)
+    assert adapters.shrink() == 1
+    with pytest.raises(BankError, match=MISSING):
+        adapters.get("y")
+    assert {adapters.get("x").rank, adapters.get("z").rank} == {2}
+
+
+@pytest.mark.parametrize("link", ["ftp://x/y", "no link", "file:///no/such/file"])
+def test_what_leads_to_no_adapter_is_an_error_each_time(link: str) -> None:
+    adapters = made()
+    for _ in range(2):
+        with pytest.raises(BankError, match=r"no link|not a packed|No such"):
+            loaded(adapters, "x", link)
