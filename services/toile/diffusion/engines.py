@@ -5,7 +5,6 @@ Free of TensorRT, which `engine_builders` and `engine_runner` alone touch.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -106,32 +105,43 @@ def serving_profiles(
     """Return the profiles of an engine that serves pictures of all sizes up to the largest.
 
     An engine has memory for the most that a profile allows, and a batch of small pictures may be
-    larger than one of large ones. So the first profile takes whole batches, and each that follows
-    pictures of twice the side in a quarter of the batch.
+    larger than one of large ones. So there is a profile for each cap of a batch, among the sides
+    that are the native one, its halves and its doubles: it takes all up to the longest of that cap.
 
     Args:
-        native_size: Side of the latents that the base was trained for, which it is tuned for.
+        native_size: Side of the latents that the base was trained for.
         largest_size: Longest side of the latents that are asked for.
         batch: Most samples of a batch.
         batch_pixels: Most latent pixels of a batch.
         tokens: Most tokens of an encoded prompt.
     """
-    profiles: list[EngineProfile] = []
-    most = max(native_size, math.isqrt(batch_pixels // batch))
-    while True:
-        most = min(most, largest_size)
-        many = max(2, min(batch, batch_pixels // (most * most)))
-        tuned = most if profiles else native_size
+
+    def cap(side: int) -> int:
+        return max(2, min(batch, batch_pixels // side**2))
+
+    side = min(native_size, largest_size)
+    while cap(side) < batch and side > LEAST_LATENT_SIZE:
+        side //= 2
+    longest: dict[int, int] = {}  # by cap
+    while side < largest_size:
+        longest[cap(side)] = side
+        side *= 2
+    longest[cap(largest_size)] = largest_size
+    profiles, shorter = [], 0
+    for many, most in longest.items():
         profiles.append(
             EngineProfile(
                 batch=(1, 2, many),
-                latent_size=(LEAST_LATENT_SIZE, tuned, most),
+                latent_size=(
+                    LEAST_LATENT_SIZE,
+                    native_size if shorter < native_size <= most else most,
+                    most,
+                ),
                 tokens=(ENCODED_CHUNK, ENCODED_CHUNK, tokens),
             )
         )
-        if most == largest_size:
-            return tuple(profiles)
-        most *= 2
+        shorter = most
+    return tuple(profiles)
 
 
 @dataclass(frozen=True)

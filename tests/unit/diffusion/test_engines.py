@@ -41,26 +41,36 @@ def test_a_profile_gives_each_input_its_shapes():
         EngineProfile(batch=(2, 1, 4))
 
 
-def test_small_pictures_are_served_in_large_batches_and_large_ones_in_small():
+@pytest.mark.parametrize(
+    ("native", "largest", "wanted"),
+    [
+        (128, 256, [(16, (8, 64, 64)), (8, (8, 128, 128)), (2, (8, 256, 256))]),
+        (128, 300, [(16, (8, 64, 64)), (8, (8, 128, 128)), (2, (8, 300, 300))]),
+        (128, 128, [(16, (8, 64, 64)), (8, (8, 128, 128))]),
+        (16, 256, [(16, (8, 16, 64)), (8, (8, 128, 128)), (2, (8, 256, 256))]),
+        (16, 24, [(16, (8, 16, 24))]),
+        (16, 16, [(16, (8, 16, 16))]),
+    ],
+)
+def test_small_pictures_are_served_in_large_batches_and_large_ones_in_small(
+    native: int, largest: int, wanted: list[tuple[int, tuple[int, int, int]]]
+) -> None:
     profiles = serving_profiles(
-        native_size=128, largest_size=256, batch=16, batch_pixels=16 * 128 * 128
+        native_size=native, largest_size=largest, batch=16, batch_pixels=8 * 128 * 128
     )
-    assert [(one.batch[2], one.latent_size) for one in profiles] == [
-        (16, (8, 128, 128)),
-        (4, (8, 256, 256)),
-    ]
-    tiny = serving_profiles(native_size=16, largest_size=24, batch=16, batch_pixels=1 << 18)
-    assert [(one.batch[2], one.latent_size) for one in tiny] == [(16, (8, 16, 24))]
-    uneven = serving_profiles(
-        native_size=128, largest_size=300, batch=16, batch_pixels=16 * 128 * 128
-    )
-    assert [(one.batch[2], one.latent_size[2]) for one in uneven] == [(16, 128), (4, 256), (2, 300)]
-    for height, width in ((8, 300), (128, 300), (300, 300), (128, 128)):
-        shapes = {"sample": (2, 4, height, width)}
-        assert any(one.takes(shapes) for one in uneven)
-    assert not any(one.takes({"sample": (2, 4, 301, 300)}) for one in uneven)
-    assert not uneven[1].takes({"sample": (5, 4, 200, 200)})
-    assert not uneven[0].takes({"encoder_hidden_states": (1, 77 * 9, 64)})
+    assert [(one.batch[2], one.latent_size) for one in profiles] == wanted
+    for height, width in ((8, largest), (largest, largest), (native, native), (8, 8)):
+        assert any(one.takes({"sample": (2, 4, height, width)}) for one in profiles)
+    assert not any(one.takes({"sample": (2, 4, largest + 1, 8)}) for one in profiles)
+
+
+def test_a_profile_takes_shapes_within_it() -> None:
+    profile = EngineProfile(batch=(1, 2, 4), latent_size=(8, 16, 32), tokens=(77, 77, 154))
+    assert profile.takes({"sample": (4, 4, 8, 32), "encoder_hidden_states": (4, 154, 64)})
+    assert not profile.takes({"sample": (5, 4, 8, 32)})
+    assert not profile.takes({"sample": (4, 4, 8, 40)})
+    assert not profile.takes({"encoder_hidden_states": (4, 231, 64)})
+    assert not profile.takes({"down_64_64": (1, 30, 65, 64)})
 
 
 def test_a_fingerprint_comes_back_as_it_was(tmp_path: Path):

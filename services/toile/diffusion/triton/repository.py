@@ -23,8 +23,9 @@ class FrontConfig:
     """Samples in one engine call; classifier-free guidance makes two of an image."""
     queue_delay_microseconds: int = 0
     """How long an idle engine waits for others after a first request; a busy one collects them."""
-    batch_pixels: int = 16 * 128 * 128
-    """Latent pixels in one engine call: 16 samples of 1024 x 1024 pixels, 4 of 2048 x 2048."""
+    batch_pixels: int = 8 * 128 * 128
+    """Latent pixels in one engine call: 8 samples of 1024 x 1024 pixels, 2 of 2048 x 2048. More of
+    1024 pixels would add 2 % to what a modelled A100 draws (`benchmarks/README.md`)."""
     bank_bytes: int = 512 << 20
     max_rank: int = MAX_RANK
     threads: int = 0
