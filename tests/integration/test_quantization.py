@@ -55,8 +55,8 @@ def evaluated(
     torch.manual_seed(0)
     inputs = network.example_inputs(Sizes(len(sample["sample"]), rank=4))
     inputs |= {name: torch.from_numpy(array.copy()) for name, array in sample.items()}
-    if not adapters:
-        inputs |= {n: torch.zeros_like(t) for n, t in inputs.items() if n.startswith("up_")}
+    strength = 10.0 if adapters else 0.0
+    inputs |= {name: strength * t for name, t in inputs.items() if name.startswith("up_")}
     return evaluate(inputs)["prediction"]
 
 
@@ -81,8 +81,8 @@ def test_adapters_change_it_as_they_did(
             evaluated(evaluate, network, drawing[2], adapters=there) for there in (True, False)
         )
         changes.append(with_them - without)
-    assert changes[1].abs().max() > 0.1
-    assert Parity.of(*changes).psnr_db > 30
+    assert changes[1].abs().max() > 0.4
+    assert Parity.of(*changes).psnr_db > 25
 
 
 def test_what_matters_most_and_costs_least_is_left_alone(
