@@ -30,7 +30,7 @@ $(VENV)/.setup: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.setup-dev: $(VENV)/.setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,engine,rtx,report,postgres,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compute,engine,rtx,report,postgres,kubernetes,dev]'
 	@touch $@
 
 setup: $(VENV)/.setup ## Make .venv and .venv-triton: all that runs Toile on this machine

@@ -4,6 +4,7 @@ Every setting is an environment variable with the prefix `TOILE_`; nested settin
 underscores (`TOILE_S3__ENDPOINT`). Defaults make everything run on one machine.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,9 @@ from pydantic import (
     SecretStr,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CREDENTIALS = frozenset({"TOILE_CATALOG_URL", "TOILE_S3__ACCESS_KEY"})
+"""Variables that hold a password or the like, though they are no `SecretStr`."""
 
 
 class S3Settings(BaseModel):
@@ -60,6 +64,26 @@ class Limits(BaseModel):
     queued_generations: PositiveInt = Field(
         32, description="Generations that may wait in one replica before more are refused."
     )
+
+
+class KubeRaySettings(BaseModel):
+    """How jobs become RayJob objects, where `job_launcher` is `kuberay`."""
+
+    template: Path | None = Field(
+        None, description="YAML file of a RayJob: the cluster that every job gets for itself."
+    )
+    namespace: str = Field("default", description="Namespace that the RayJobs are made in.")
+    context: str = Field(
+        "",
+        description="Context of the kubeconfig. When empty, the account of the pod that this is, "
+        "or the current context.",
+    )
+    secret: str = Field(
+        "",
+        description="Kubernetes Secret with the settings that must not stand in a RayJob, "
+        "each under the name of its variable.",
+    )
+    queue: str = Field("", description="LocalQueue of Kueue that the RayJobs wait in.")
 
 
 class Prices(BaseModel):
@@ -113,6 +137,7 @@ class Settings(BaseSettings):
     s3: S3Settings = S3Settings()
     limits: Limits = Limits()
     prices: Prices = Prices()
+    kuberay: KubeRaySettings = KubeRaySettings()
 
     host: str = Field("127.0.0.1", description="Address that servers listen on.")
     port: int = Field(0, description="Port of this process's gRPC server; 0 takes a free one.")
@@ -167,6 +192,11 @@ class Settings(BaseSettings):
         None,
         description="Whether each of them takes a GPU; if the cluster has enough when unset.",
     )
+    job_launcher: Literal["ray", "kuberay"] = Field(
+        "ray",
+        description="What starts jobs: `ray` sends them to the cluster at `ray_jobs_url`, "
+        "`kuberay` makes a RayJob of each.",
+    )
     job_max_attempts: PositiveInt = Field(
         3, description="Starts of a job whose compute was lost, before it is given up."
     )
@@ -191,16 +221,22 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """Return the variables that give another process these very settings."""
-        variables: dict[str, str] = {}
+        return {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name, value in self._variables()
+        }
+
+    def secret_names(self) -> frozenset[str]:
+        """Name those of the variables that only the processes themselves may read."""
+        secrets = {name for name, value in self._variables() if isinstance(value, SecretStr)}
+        return CREDENTIALS | secrets
+
+    def _variables(self) -> Iterator[tuple[str, object]]:
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, SecretStr):
-                variables[f"TOILE_{name}".upper()] = value.get_secret_value()
-            elif isinstance(value, BaseModel):
+            if isinstance(value, BaseModel):
                 for key in type(value).model_fields:
-                    inner = getattr(value, key)
-                    text = inner.get_secret_value() if isinstance(inner, SecretStr) else str(inner)
-                    variables[f"TOILE_{name}__{key}".upper()] = text
+                    if (inner := getattr(value, key)) is not None:
+                        yield f"TOILE_{name}__{key}".upper(), inner
             elif value is not None:
-                variables[f"TOILE_{name}".upper()] = str(value)
-        return variables
+                yield f"TOILE_{name}".upper(), value

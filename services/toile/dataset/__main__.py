@@ -3,7 +3,7 @@
 from toile.core.artifacts import open_store
 from toile.core.catalog.engine import open_catalog
 from toile.core.jobs import JobKind
-from toile.core.jobs.ray_jobs import RayJobs
+from toile.core.jobs.launcher import open_launcher
 from toile.core.jobs.servicer import JOB_SERVICE_NAME, add_job_service
 from toile.core.jobs.supervisor import JobSupervisor
 from toile.core.rpc.server import Service, run
@@ -32,7 +32,7 @@ def build_service(settings: Settings) -> Service:
             "catalog": catalog.check,
             "artifacts": store.check,
             "base": handler.check_base,
-            "ray": RayJobs.of(settings).check,
+            "ray": open_launcher(settings).check,
         },
         background=[supervisor.run],
     )

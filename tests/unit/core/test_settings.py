@@ -41,6 +41,7 @@ def test_another_process_gets_the_very_same(
         log_level="debug",
         s3={"endpoint": "e", "secret_key": "s", "secure": False},  # type: ignore[arg-type]
         limits={"steps": 9},  # type: ignore[arg-type]
+        kuberay={"template": "rayjob.yaml", "queue": "designers"},  # type: ignore[arg-type]
     )
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
@@ -69,7 +70,10 @@ def test_a_bad_value_is_refused(name: str, value: str, monkeypatch: pytest.Monke
 
 
 def test_every_setting_says_what_it_is() -> None:
-    for model in (Settings, *(type(v) for v in (Settings().s3, Settings().limits))):
+    for model in (
+        Settings,
+        *(type(v) for v in (Settings().s3, Settings().limits, Settings().kuberay)),
+    ):
         for name, field in model.model_fields.items():
             nested = isinstance(getattr(Settings(), name, None), pydantic.BaseModel)
             assert nested or field.description, f"{model.__name__}.{name}"
@@ -79,3 +83,13 @@ def test_settings_do_not_change() -> None:
     settings = Settings()
     with pytest.raises(pydantic.ValidationError):
         settings.port = 1
+
+
+def test_secrets_are_told_from_the_rest() -> None:
+    settings = Settings(
+        catalog_url="postgresql+psycopg://toile:hush@database/toile",
+        ray_auth_token="hush",  # type: ignore[arg-type]
+        s3={"endpoint": "e", "access_key": "hush", "secret_key": "hush"},  # type: ignore[arg-type]
+    )
+    told = {name for name, value in settings.environment().items() if "hush" in value}
+    assert told == settings.secret_names()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from toile.training.worker import scaling
+from toile.core.jobs.rayjob import GRACE_SECONDS, STOP_SECONDS
+from toile.training.worker import LEAVE_SECONDS, scaling
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,7 @@ def test_workers_take_gpus_where_there_is_one_for_each(
 ) -> None:
     config = scaling(2, wants, gpus)
     assert (config.num_workers, config.use_gpu) == (2, takes)
+
+
+def test_a_checkpoint_can_be_kept_before_pods_are_killed() -> None:
+    assert LEAVE_SECONDS < STOP_SECONDS < GRACE_SECONDS

@@ -1,6 +1,7 @@
-"""What a job's processes printed, as Ray keeps it.
+"""What a job's processes printed, as compute keeps it.
 
-Ray has the log of each attempt for as long as its head lives and the machine that ran it is there.
+Ray has the log of each attempt for as long as its head lives and the machine that ran it is there;
+Kubernetes for as long as there is the RayJob.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple
 
 from toile.core.errors import ComputeUnavailableError
-from toile.core.jobs.ray_jobs import RayJobs
+from toile.core.jobs.launcher import JobLauncher
 from toile.core.jobs.records import FINAL_STATES, JobState, JobStore
 from toile.core.jobs.supervisor import submission_id
 
@@ -30,9 +31,9 @@ class LogChunk(NamedTuple):
 class JobLogs:
     """Reads the logs of jobs."""
 
-    def __init__(self, jobs: JobStore, ray: RayJobs) -> None:
+    def __init__(self, jobs: JobStore, launcher: JobLauncher) -> None:
         self._jobs = jobs
-        self._ray = ray
+        self._launcher = launcher
 
     async def read(self, name: str, *, follow: bool, tail_lines: int) -> AsyncIterator[LogChunk]:
         """Yield what was printed, the oldest attempt first; nothing where nothing is kept.
@@ -44,7 +45,7 @@ class JobLogs:
 
         Raises:
             NotFoundError: There is no such job.
-            ComputeUnavailableError: Ray does not answer; while following it is waited for.
+            ComputeUnavailableError: Compute does not answer; while following it is waited for.
         """
         row = await asyncio.to_thread(self._jobs.get, name)
         texts = [
@@ -81,13 +82,13 @@ class JobLogs:
                 await asyncio.sleep(FOLLOW_INTERVAL_SECONDS)
 
     async def _text(self, name: str, attempt: int) -> str:
-        return await asyncio.to_thread(self._ray.logs, submission_id(name, attempt)) or ""
+        return await asyncio.to_thread(self._launcher.logs, submission_id(name, attempt)) or ""
 
     async def _left(self, name: str, attempt: int) -> None:
         """Wait, not for ever, until the process of an attempt has gone."""
         deadline = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < deadline:
-            known = await asyncio.to_thread(self._ray.get, submission_id(name, attempt))
+            known = await asyncio.to_thread(self._launcher.get, submission_id(name, attempt))
             if known is None or known.ended:
                 return
             await asyncio.sleep(FOLLOW_INTERVAL_SECONDS)

@@ -9,34 +9,25 @@ import ipaddress
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 import httpx
 
 from toile.core.errors import ComputeUnavailableError
+from toile.core.jobs.launcher import Submission
 from toile.core.settings import Settings
 
 _TIMEOUT_SECONDS = 10.0
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
 
-@dataclass(frozen=True)
-class RayJob:
-    """What Ray knows of a submission."""
-
-    status: str
-    message: str
-
-    @property
-    def ended(self) -> bool:
-        """Whether its process is gone."""
-        return self.status in _ENDED
-
-
 class RayJobs:
-    """Submits, looks up and stops jobs of one Ray cluster. Safe to share between threads."""
+    """The launcher of jobs on one Ray cluster."""
+
+    compute: ClassVar[str] = "Ray"
+    forgotten: ClassVar[str] = "Ray was restarted"
+    poll_interval_seconds: ClassVar[float] = 0.5
 
     def __init__(self, url: str, token: str = "") -> None:
         """Point at a dashboard.
@@ -74,7 +65,7 @@ class RayJobs:
         arguments: Sequence[str],
         *,
         environment: Mapping[str, str],
-        metadata: Mapping[str, str],
+        labels: Mapping[str, str],
     ) -> None:
         """Start `python -m module arguments…`; nothing happens when the id is already known.
 
@@ -85,13 +76,13 @@ class RayJobs:
             "submission_id": submission_id,
             "entrypoint": shlex.join([self._interpreter(), "-P", "-m", module, *arguments]),
             "runtime_env": {"env_vars": dict(environment)},
-            "metadata": dict(metadata),
+            "metadata": {f"toile_{key}": value for key, value in labels.items()},
         }
         response = self._send("POST", "/api/jobs/", json=body)
         if response.is_error and self.get(submission_id) is None:
             raise ComputeUnavailableError(f"Ray did not take the job: {_last_line(response.text)}")
 
-    def get(self, submission_id: str) -> RayJob | None:
+    def get(self, submission_id: str) -> Submission | None:
         """Look a submission up; None if Ray does not know it, as after a restart of Ray.
 
         Raises:
@@ -102,7 +93,9 @@ class RayJobs:
             return None
         _raise_for(response)
         details = response.json()
-        return RayJob(status=details["status"], message=str(details.get("message") or ""))
+        return Submission(
+            ended=details["status"] in _ENDED, message=str(details.get("message") or "")
+        )
 
     def logs(self, submission_id: str) -> str | None:
         """Return all that a job's process and its workers printed; None where Ray keeps none.

@@ -13,8 +13,8 @@ from toile.core.catalog.paging import page
 from toile.core.errors import InvalidArgumentError
 from toile.core.jobs.convert import event_message, job_message
 from toile.core.jobs.costs import check_budget
+from toile.core.jobs.launcher import JobLauncher, open_launcher
 from toile.core.jobs.logs import JobLogs
-from toile.core.jobs.ray_jobs import RayJobs
 from toile.core.jobs.records import FINAL_STATES, JobState, JobStore
 from toile.core.names import JobName, ProjectName
 from toile.core.settings import Prices, Settings
@@ -27,13 +27,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class JobServicer(job_pb2_grpc.JobServiceServicer):
-    """Answers from the catalog, and for logs from Ray, so any replica can answer for any job."""
+    """Answers from the catalog, and for logs from compute, so every replica can answer."""
 
-    def __init__(self, catalog: Catalog, ray: RayJobs, prices: Prices) -> None:
+    def __init__(self, catalog: Catalog, launcher: JobLauncher, prices: Prices) -> None:
         self._catalog = catalog
         self._prices = prices
         self._jobs = JobStore(catalog)
-        self._logs = JobLogs(self._jobs, ray)
+        self._logs = JobLogs(self._jobs, launcher)
 
     async def GetJob(
         self, request: job_pb2.GetJobRequest, context: Context
@@ -148,5 +148,5 @@ def add_job_service(
 ) -> tuple[Callable[[JobServicer, grpc.aio.Server], None], JobServicer]:
     """What a service adds to its server to answer for jobs."""
     return job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(
-        catalog, RayJobs.of(settings), settings.prices
+        catalog, open_launcher(settings), settings.prices
     )

@@ -1,7 +1,7 @@
-"""Keeps jobs and the compute they run on in step. Not a scheduler: Ray places and runs them.
+"""Keeps jobs and the compute they run on in step. Not a scheduler: compute places and runs them.
 
-Every replica of a service may run one: what they decide is settled by the job's row, and Ray
-takes a submission id once.
+Every replica of a service may run one: what they decide is settled by the job's row, and a
+launcher takes a submission id once.
 """
 
 import asyncio
@@ -13,18 +13,18 @@ from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import JobRow
 from toile.core.errors import ComputeUnavailableError, ToileError
 from toile.core.jobs.failures import COMPUTE_LOST
-from toile.core.jobs.ray_jobs import RayJobs
+from toile.core.jobs.launcher import open_launcher
 from toile.core.jobs.records import JobKind, JobState, JobStore, heartbeat_age_seconds
+from toile.core.names import JobName
 from toile.core.settings import Settings
 
-POLL_INTERVAL_SECONDS = 0.5
-# A younger heartbeat proves that the process lives, so Ray need not be asked.
+# A younger heartbeat proves that the process lives, so nobody need be asked.
 FRESH_SECONDS = 5.0
-# Without a heartbeat for so long the process hangs or its machine is cut off, whatever Ray says.
+# Without a heartbeat for so long the process hangs or its machine is cut off, whatever they say.
 SILENT_SECONDS = 120.0
-# The same while Ray is away: there is nobody to ask, and the attempt number keeps it safe. On a
+# The same while compute is away: there is nobody to ask, and the attempt number keeps it safe. On a
 # machine that is overloaded both are slow to answer and yet alive.
-SILENT_WITHOUT_RAY_SECONDS = 60.0
+SILENT_WITHOUT_COMPUTE_SECONDS = 60.0
 # A cancelled process has so long to notice by itself.
 CANCEL_GRACE_SECONDS = 15.0
 _log = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ class JobSupervisor:
         self._kind = kind
         self._module = entrypoint_module
         self._jobs = JobStore(catalog)
-        self._ray = RayJobs.of(settings)
+        self._launcher = open_launcher(settings)
         self._cancel_seen: dict[str, float] = {}  # job → monotonic time
-        self._ray_away = False
+        self._compute_away = False
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
@@ -52,9 +52,9 @@ class JobSupervisor:
                     await asyncio.to_thread(self.reconcile)
                 except Exception:  # noqa: BLE001 - a loop that dies silently strands every job
                     _log.exception("supervising %s jobs", self._kind)
-                await asyncio.sleep(POLL_INTERVAL_SECONDS)
+                await asyncio.sleep(self._launcher.poll_interval_seconds)
         finally:
-            self._ray.close()
+            self._launcher.close()
 
     def reconcile(self) -> None:
         """Bring every unfinished job one step further."""
@@ -67,12 +67,12 @@ class JobSupervisor:
         for row in rows:
             try:
                 self._reconcile_one(row)
-                self._ray_away = False
+                self._compute_away = False
             except ComputeUnavailableError as error:
-                if not self._ray_away:
+                if not self._compute_away:
                     _log.warning("jobs wait for compute: %s", error.message)
-                self._ray_away = True
-                self._without_ray(row)
+                self._compute_away = True
+                self._without_compute(row)
             except ToileError as error:
                 _log.warning("%s: %s", row.name, error.message)
 
@@ -91,41 +91,45 @@ class JobSupervisor:
             attempt = 1
         else:
             attempt = row.attempt
-            known = self._ray.get(submission_id(row.name, attempt))
+            known = self._launcher.get(submission_id(row.name, attempt))
             if known is not None:
                 if known.ended:
                     self._lost(row, known.message)
                 return
             self._stop_if_running(submission_id(row.name, attempt - 1))
-        self._ray.submit(
+        self._launcher.submit(
             submission_id(row.name, attempt),
             self._module,
             [row.name, str(attempt)],
             environment=self._environment(),
-            metadata={"toile_job": row.name},
+            labels=self._labels(row.name),
         )
         _log.info("submitted attempt %d of %s", attempt, row.name)
 
     def _stop_if_running(self, submission: str) -> None:
         """End an attempt that was given up but lives: it would use what its successor needs."""
-        known = self._ray.get(submission)
+        known = self._launcher.get(submission)
         if known is not None and not known.ended:
-            self._ray.stop(submission)
+            self._launcher.stop(submission)
 
     def _look_after(self, row: JobRow) -> None:
-        known = self._ray.get(submission_id(row.name, row.attempt))
+        known = self._launcher.get(submission_id(row.name, row.attempt))
         if known is None:
-            self._lost(row, "Ray was restarted")
+            self._lost(row, self._launcher.forgotten)
         elif known.ended:
             self._lost(row, known.message)
+        elif known.suspended:
+            # Once resumed, the same attempt would start again, which it may not.
+            self._launcher.stop(submission_id(row.name, row.attempt))
+            self._lost(row, known.message)
         elif heartbeat_age_seconds(row) > SILENT_SECONDS:
-            self._ray.stop(submission_id(row.name, row.attempt))
+            self._launcher.stop(submission_id(row.name, row.attempt))
             self._lost(row, "the process gave no sign of life")
 
-    def _without_ray(self, row: JobRow) -> None:
+    def _without_compute(self, row: JobRow) -> None:
         running = row.state == JobState.RUNNING
-        if running and heartbeat_age_seconds(row) > SILENT_WITHOUT_RAY_SECONDS:
-            self._lost(row, "Ray went away")
+        if running and heartbeat_age_seconds(row) > SILENT_WITHOUT_COMPUTE_SECONDS:
+            self._lost(row, f"{self._launcher.compute} went away")
 
     def _lost(self, row: JobRow, why: str) -> None:
         """Give the job another attempt, or up. `row` may be stale: it may just have ended."""
@@ -155,8 +159,12 @@ class JobSupervisor:
             return True
         # The row first: whatever happens to the process, it cannot publish any more.
         self._jobs.finish(row.name, JobState.CANCELLED, attempt=row.attempt)
-        self._ray.stop(submission_id(row.name, row.attempt))
+        self._launcher.stop(submission_id(row.name, row.attempt))
         return True
+
+    def _labels(self, name: str) -> Mapping[str, str]:
+        job = JobName.parse(name)
+        return {"project": job.project, "job": job.job, "kind": self._kind.value}
 
     def _environment(self) -> Mapping[str, str]:
         own = self._settings.environment()
@@ -173,11 +181,11 @@ class JobSupervisor:
 
 
 def submission_id(name: str, attempt: int) -> str:
-    """Ray's id of an attempt of a job."""
+    """The id that an attempt of a job is submitted under."""
     return f"{name.rpartition('/')[2]}-{attempt}"
 
 
 def first_line(text: str) -> str:
-    """The first sentence of Ray's message; what follows it is the tail of the log."""
+    """The first sentence of a message of Ray; what follows it is the tail of the log."""
     lines = text.strip().splitlines()
     return lines[0].split(", last available logs")[0][:200] if lines else "no reason given"

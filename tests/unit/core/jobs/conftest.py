@@ -8,6 +8,8 @@ import pytest
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.jobs import JobKind, JobStore
 from toile.core.settings import Settings
+from unit.core.jobs.fake_compute import FakeCompute
+from unit.core.jobs.fake_kubernetes import FakeKubernetes, fake_kubernetes
 from unit.core.jobs.fake_ray import FakeRay, fake_ray
 
 
@@ -15,6 +17,23 @@ from unit.core.jobs.fake_ray import FakeRay, fake_ray
 def ray() -> Iterator[FakeRay]:
     with fake_ray() as ray:
         yield ray
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
+    pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
+    # It is read from the environment once, when the client is imported.
+    location = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+    monkeypatch.setattr(location, str(tmp_path / "kubeconfig"))
+    with fake_kubernetes(tmp_path) as kubernetes:
+        yield kubernetes
+
+
+@pytest.fixture(params=["ray", "kubernetes"])
+def compute(request: pytest.FixtureRequest) -> FakeCompute:
+    """Each thing that jobs can be submitted to."""
+    compute: FakeCompute = request.getfixturevalue(request.param)
+    return compute
 
 
 @pytest.fixture

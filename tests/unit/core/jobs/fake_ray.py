@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
+
+from toile.core.settings import Settings
 
 
 @dataclass
 class FakeRay:
     """The cluster: submissions by id, and what was stopped."""
+
+    forgotten: ClassVar[str] = "Ray was restarted"
 
     url: str = ""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -20,8 +24,28 @@ class FakeRay:
     logs: dict[str, str] = field(default_factory=dict)
     lost_machines: set[str] = field(default_factory=set)  # ids of what ran there
 
+    def pointed_at(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"ray_jobs_url": self.url})
+
+    def away(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"ray_jobs_url": "http://127.0.0.1:9"})
+
+    def submitted(self) -> list[str]:
+        return list(self.jobs)
+
+    def command(self, submission_id: str) -> str:
+        return str(self.jobs[submission_id]["entrypoint"])
+
+    def variables(self, submission_id: str) -> dict[str, str]:
+        return dict(self.jobs[submission_id]["runtime_env"]["env_vars"])
+
+    def say(self, submission_id: str, status: str, message: str = "") -> None:
+        self.jobs[submission_id].update(status=status, message=message)
+
+    def write_log(self, submission_id: str, text: str) -> None:
+        self.logs[submission_id] = self.logs.get(submission_id, "") + text
+
     def restart(self) -> None:
-        """Forget everything."""
         self.jobs.clear()
 
 

@@ -1,4 +1,4 @@
-"""What the supervisor makes of its jobs' records and of what Ray says."""
+"""What the supervisor makes of its jobs' records and of what compute says: any compute."""
 
 from datetime import timedelta
 
@@ -7,17 +7,15 @@ import pytest
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import JobRow
 from toile.core.clock import now
-from toile.core.errors import ComputeUnavailableError
 from toile.core.jobs import JobKind, JobState, JobStore
-from toile.core.jobs.ray_jobs import RayJobs
 from toile.core.jobs.supervisor import JobSupervisor, submission_id
 from toile.core.settings import Settings
-from unit.core.jobs.fake_ray import FakeRay
+from unit.core.jobs.fake_compute import FakeCompute
 
 
 @pytest.fixture
-def supervisor(settings: Settings, catalog: Catalog, ray: FakeRay) -> JobSupervisor:
-    settings = settings.model_copy(update={"ray_jobs_url": ray.url, "port": 1234})
+def supervisor(settings: Settings, catalog: Catalog, compute: FakeCompute) -> JobSupervisor:
+    settings = compute.pointed_at(settings.model_copy(update={"port": 1234}))
     return JobSupervisor(settings, catalog, JobKind.TRAINING, "toile.training")
 
 
@@ -35,13 +33,13 @@ def silence(jobs: JobStore, job: str, seconds: float) -> None:
 
 
 def test_queued_job_is_submitted_once(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
     supervisor.reconcile()
     supervisor.reconcile()
-    (submitted,) = ray.jobs.values()
-    assert submitted["entrypoint"].endswith(f" -m toile.training {job} 1")
-    variables = submitted["runtime_env"]["env_vars"]
+    (submitted,) = compute.submitted()
+    assert compute.command(submitted).endswith(f" -P -m toile.training {job} 1")
+    variables = compute.variables(submitted)
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
     assert variables["TOILE_JOB_MAX_ATTEMPTS"] == "2"
     assert "TOILE_PORT" not in variables
@@ -49,56 +47,58 @@ def test_queued_job_is_submitted_once(
 
 
 def test_another_kind_is_left_alone(
-    settings: Settings, catalog: Catalog, ray: FakeRay, job: str
+    settings: Settings, catalog: Catalog, compute: FakeCompute, job: str
 ) -> None:
-    settings = settings.model_copy(update={"ray_jobs_url": ray.url})
+    settings = compute.pointed_at(settings)
     JobSupervisor(settings, catalog, JobKind.DATASET_BUILD, "toile.dataset.build").reconcile()
-    assert not ray.jobs
+    assert not compute.submitted()
 
 
-def test_submission_that_ray_refuses_is_tried_again(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+def test_submission_that_is_refused_is_tried_again(
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
-    ray.refuse = True
+    compute.refuse = True
     supervisor.reconcile()
     assert jobs.get(job).state == JobState.QUEUED
-    ray.refuse = False
+    compute.refuse = False
     supervisor.reconcile()
-    assert list(ray.jobs) == [submission_id(job, 1)]
+    assert compute.submitted() == [submission_id(job, 1)]
 
 
 def test_living_process_is_left_alone(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
     supervisor.reconcile()
     run(jobs, job, 1)
-    ray.restart()
+    compute.restart()
     supervisor.reconcile()
     assert (jobs.get(job).state, jobs.get(job).attempt) == ("RUNNING", 1)
 
 
-def test_job_is_submitted_again_after_ray_was_restarted(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+def test_job_is_submitted_again_that_compute_forgot(
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
     supervisor.reconcile()
     run(jobs, job, 1, heartbeat_seconds_ago=6)
-    ray.restart()
+    compute.restart()
     supervisor.reconcile()
     row = jobs.get(job)
     assert (row.state, row.attempt) == ("QUEUED", 2)
-    assert "Ray was restarted" in row.progress["message"]
+    assert compute.forgotten in row.progress["message"]
     supervisor.reconcile()
-    assert list(ray.jobs) == [submission_id(job, 2)]
+    assert compute.submitted() == [submission_id(job, 2)]
 
 
 def test_job_is_given_up_after_its_last_attempt(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
     for attempt in (1, 2):
         supervisor.reconcile()
         run(jobs, job, attempt, heartbeat_seconds_ago=6)
-        ray.jobs[submission_id(job, attempt)].update(
-            status="FAILED", message="exit code -9, last available logs (truncated):\nTraceback"
+        compute.say(
+            submission_id(job, attempt),
+            "FAILED",
+            "exit code -9, last available logs (truncated):\nTraceback",
         )
         supervisor.reconcile()
     row = jobs.get(job)
@@ -108,29 +108,30 @@ def test_job_is_given_up_after_its_last_attempt(
 
 
 def test_process_that_dies_before_it_starts_counts_as_an_attempt(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
     supervisor.reconcile()
-    ray.jobs[submission_id(job, 1)].update(status="FAILED", message="no module")
+    compute.say(submission_id(job, 1), "FAILED", "no module")
     supervisor.reconcile()
     assert jobs.get(job).attempt == 2
 
 
-def test_ended_job_stays_ended_whatever_ray_says(
-    supervisor: JobSupervisor, ray: FakeRay, catalog: Catalog, jobs: JobStore, job: str
+def test_ended_job_stays_ended_whatever_compute_says(
+    supervisor: JobSupervisor, compute: FakeCompute, catalog: Catalog, jobs: JobStore, job: str
 ) -> None:
     supervisor.reconcile()
     run(jobs, job, 1)
     with catalog.transaction() as session:
         jobs.succeed(session, job, 1)
-    ray.restart()
+    compute.restart()
     supervisor.reconcile()
     assert jobs.get(job).state == JobState.SUCCEEDED
 
 
-def test_ray_away(settings: Settings, catalog: Catalog, jobs: JobStore, job: str) -> None:
-    settings = settings.model_copy(update={"ray_jobs_url": "http://127.0.0.1:9"})
-    supervisor = JobSupervisor(settings, catalog, JobKind.TRAINING, "toile.training")
+def test_compute_that_is_away(
+    settings: Settings, catalog: Catalog, compute: FakeCompute, jobs: JobStore, job: str
+) -> None:
+    supervisor = JobSupervisor(compute.away(settings), catalog, JobKind.TRAINING, "toile.training")
     supervisor.reconcile()
     assert jobs.get(job).state == JobState.QUEUED
     run(jobs, job, 1, heartbeat_seconds_ago=6)
@@ -143,20 +144,20 @@ def test_ray_away(settings: Settings, catalog: Catalog, jobs: JobStore, job: str
 
 
 def test_silent_process_is_stopped_before_its_successor_starts(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
     supervisor.reconcile()
     run(jobs, job, 1, heartbeat_seconds_ago=61)
     jobs.next_attempt(job, after=1, message="Ray went away")  # as while Ray did not answer
-    ray.jobs[submission_id(job, 1)].update(status="RUNNING")
+    compute.say(submission_id(job, 1), "RUNNING")
     supervisor.reconcile()
-    assert ray.stopped == [submission_id(job, 1)]
-    assert submission_id(job, 2) in ray.jobs
+    assert compute.stopped == [submission_id(job, 1)]
+    assert submission_id(job, 2) in compute.submitted()
 
 
 def test_cancelled_process_that_hangs_is_stopped(
     supervisor: JobSupervisor,
-    ray: FakeRay,
+    compute: FakeCompute,
     jobs: JobStore,
     job: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -169,46 +170,38 @@ def test_cancelled_process_that_hangs_is_stopped(
     monkeypatch.setattr("toile.core.jobs.supervisor.CANCEL_GRACE_SECONDS", 0.0)
     supervisor.reconcile()
     assert jobs.get(job).state == JobState.CANCELLED
-    assert ray.stopped == [submission_id(job, 1)]
+    assert compute.stopped == [submission_id(job, 1)]
 
 
 def test_pausing_process_that_dies_leaves_a_paused_job(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
     supervisor.reconcile()
     run(jobs, job, 1)
     jobs.request_pause(job)
     supervisor.reconcile()
     assert jobs.get(job).state == JobState.RUNNING  # it saves a checkpoint
-    ray.jobs[submission_id(job, 1)].update(status="FAILED", message="exit code -9")
+    compute.say(submission_id(job, 1), "FAILED", "exit code -9")
     silence(jobs, job, 6)
     supervisor.reconcile()
     assert (jobs.get(job).state, jobs.get(job).attempt) == ("PAUSED", 1)
 
 
 def test_resumed_job_is_submitted_and_may_be_lost_as_often_as_a_new_one(
-    supervisor: JobSupervisor, ray: FakeRay, jobs: JobStore, job: str
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
     supervisor.reconcile()
     run(jobs, job, 1)
     jobs.request_pause(job)
     jobs.stop(job, attempt=1)
     supervisor.reconcile()
-    assert list(ray.jobs) == [submission_id(job, 1)], "a paused job is not started"
+    assert compute.submitted() == [submission_id(job, 1)], "a paused job is not started"
     jobs.resume(job)
     for attempt in (2, 3):
         supervisor.reconcile()
         run(jobs, job, attempt, heartbeat_seconds_ago=6)
-        ray.jobs[submission_id(job, attempt)].update(status="FAILED", message="exit code -9")
+        compute.say(submission_id(job, attempt), "FAILED", "exit code -9")
         supervisor.reconcile()
     row = jobs.get(job)
     assert (row.state, row.attempt) == ("FAILED", 3)
     assert "lost 2 times" in row.error_message
-
-
-def test_check_names_the_trouble(ray: FakeRay) -> None:
-    RayJobs(ray.url).check()
-    with pytest.raises(ComputeUnavailableError, match="does not answer"):
-        RayJobs("http://127.0.0.1:9").check()
-    with pytest.raises(ComputeUnavailableError, match="no Ray cluster"):
-        RayJobs("").check()
