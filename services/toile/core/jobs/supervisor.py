@@ -42,6 +42,7 @@ class JobSupervisor:
         self._jobs = JobStore(catalog)
         self._launcher = open_launcher(settings)
         self._cancel_seen: dict[str, float] = {}  # job → monotonic time
+        self._waiting: dict[str, int] = {}  # job → attempt that was submitted and has not started
         self._compute_away = False
 
     async def run(self) -> None:
@@ -64,6 +65,7 @@ class JobSupervisor:
             for row in rows
             if row.cancel_requested
         }
+        self._give_back(rows)
         for row in rows:
             try:
                 self._reconcile_one(row)
@@ -104,6 +106,7 @@ class JobSupervisor:
             environment=self._environment(),
             labels=self._labels(row.name),
         )
+        self._waiting[row.name] = attempt
         _log.info("submitted attempt %d of %s", attempt, row.name)
 
     def _stop_if_running(self, submission: str) -> None:
@@ -111,6 +114,27 @@ class JobSupervisor:
         known = self._launcher.get(submission)
         if known is not None and not known.ended:
             self._launcher.stop(submission)
+
+    def _give_back(self, active: list[JobRow]) -> None:
+        """Stop what was submitted for jobs that were cancelled or paused before it started.
+
+        Such a process would leave by itself, but a cluster may be made for it first.
+        """
+        names = {row.name for row in active}
+        for name, attempt in list(self._waiting.items()):
+            if name in names:
+                continue
+            try:
+                if self._jobs.get(name).heartbeat_time is None:
+                    self._stop_if_running(submission_id(name, attempt))
+            except ComputeUnavailableError:
+                continue  # later
+            del self._waiting[name]
+        for row in active:
+            if row.state == JobState.QUEUED and row.attempt:
+                self._waiting[row.name] = row.attempt
+            else:
+                self._waiting.pop(row.name, None)
 
     def _look_after(self, row: JobRow) -> None:
         known = self._launcher.get(submission_id(row.name, row.attempt))

@@ -173,6 +173,28 @@ def test_cancelled_process_that_hangs_is_stopped(
     assert compute.stopped == [submission_id(job, 1)]
 
 
+@pytest.mark.parametrize("ask", ["request_cancel", "request_pause"])
+def test_what_waits_for_compute_is_taken_back(
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str, ask: str
+) -> None:
+    supervisor.reconcile()
+    getattr(jobs, ask)(job)
+    supervisor.reconcile()
+    supervisor.reconcile()
+    assert compute.stopped == [submission_id(job, 1)]
+
+
+def test_process_that_was_paused_between_two_looks_leaves_by_itself(
+    supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
+) -> None:
+    supervisor.reconcile()
+    run(jobs, job, 1)
+    jobs.request_pause(job)
+    jobs.stop(job, attempt=1)
+    supervisor.reconcile()
+    assert not compute.stopped
+
+
 def test_pausing_process_that_dies_leaves_a_paused_job(
     supervisor: JobSupervisor, compute: FakeCompute, jobs: JobStore, job: str
 ) -> None:
