@@ -176,15 +176,20 @@ class KubeRayJobs:
         }
 
     def _log(self, pod: Any) -> str:
-        response = self._ask(
-            self._core.read_namespaced_pod_log,
-            pod.metadata.name,
-            self._settings.namespace,
-            container=pod.spec.containers[0].name,
-            _preload_content=False,  # as bytes: what is cut in a character stays readable
-            but={HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST},  # gone, or not started
-        )
-        return "" if response is None else response.data.decode("utf-8", "replace")
+        def read(**options: Any) -> bytes:
+            # As bytes: the log may begin or end within a character.
+            response = self._core.read_namespaced_pod_log(
+                pod.metadata.name,
+                self._settings.namespace,
+                container=pod.spec.containers[0].name,
+                _preload_content=False,
+                **options,
+            )
+            return bytes(response.data)
+
+        gone_or_not_started = {HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST}
+        log: bytes | None = self._ask(read, but=gone_or_not_started)
+        return (log or b"").decode("utf-8", "replace")
 
     def _ask(
         self,

@@ -35,6 +35,7 @@ class FakeKubernetes:
         logs: For each RayJob, what its submitters printed; None of one that has not started.
         asked: API group, resource and verb of each request, as RBAC has them.
         status_code: Answer everything with this.
+        cuts_logs: Break off within a log.
     """
 
     forgotten: ClassVar[str] = "its RayJob was deleted"
@@ -47,6 +48,7 @@ class FakeKubernetes:
     logs: dict[str, list[str | None]] = field(default_factory=dict)
     asked: set[tuple[str, str, str]] = field(default_factory=set)
     status_code: int = 0
+    cuts_logs: bool = False
 
     def pointed_at(self, settings: Settings, **kuberay: Any) -> Settings:
         write_kubeconfig(self.folder / "kubeconfig", self.url)
@@ -208,7 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
         if text is None:
             self.fail(400, "BadRequest", f'container in pod "{pod}" is waiting to start')
         else:
-            self.send(200, text.encode(), "text/plain")
+            missing = 1 if self.cluster.cuts_logs else 0
+            self.send(200, text.encode(), "text/plain", missing)
 
     def answer_about(self, known: dict[str, Any] | None) -> None:
         if known is None:
@@ -244,10 +247,10 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: dict[str, Any]) -> None:
         self.send(status, json.dumps(body).encode(), "application/json")
 
-    def send(self, status: int, body: bytes, content_type: str) -> None:
+    def send(self, status: int, body: bytes, content_type: str, missing: int = 0) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + missing))
         self.end_headers()
         self.wfile.write(body)
 

@@ -280,6 +280,16 @@ def test_logs_of_submitters_come_in_their_order(
     assert launcher.logs(ID) == "step 1\nstep 1\nstep 2\n"
 
 
+def test_a_log_that_breaks_off_is_not_taken_for_all(
+    launcher: JobLauncher, kubernetes: FakeKubernetes
+) -> None:
+    submit(launcher)
+    kubernetes.write_log(ID, "step 1\n")
+    kubernetes.cuts_logs = True
+    with pytest.raises(ComputeUnavailableError):
+        launcher.logs(ID)
+
+
 def test_the_example_of_a_role_allows_what_is_asked_and_no_more(
     launcher: JobLauncher, kubernetes: FakeKubernetes
 ) -> None:
