@@ -19,7 +19,7 @@ from toile.core.bases import resolve_base
 from toile.core.catalog.engine import open_catalog
 from toile.core.settings import Settings
 from toile.diffusion.networks import UNET
-from toile.diffusion.triton.repository import ENGINE_FILE, VERSION
+from toile.diffusion.triton.repository import VERSION
 from toile.serving.engines import model_name
 
 ENGINES_SECONDS = 600.0
@@ -39,7 +39,7 @@ class Platform:
         """The engine that its Triton runs."""
         models = self.settings.home_path / "triton" / "models"
         digest = self.base_artifact.rpartition("/")[2]
-        return models / model_name(digest, UNET) / VERSION / ENGINE_FILE
+        return models / model_name(digest, UNET) / VERSION / "unet.onnx"
 
 
 @contextlib.contextmanager
