@@ -90,6 +90,22 @@ class JobProgress(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class SampleScoresEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     PHASE_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
     TOTAL_STEPS_FIELD_NUMBER: builtins.int
@@ -100,6 +116,9 @@ class JobProgress(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     VALIDATION_LOSS_FIELD_NUMBER: builtins.int
     GPU_MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    SAMPLES_STEP_FIELD_NUMBER: builtins.int
+    SAMPLE_SCORES_FIELD_NUMBER: builtins.int
+    BEST_SAMPLES_STEP_FIELD_NUMBER: builtins.int
     phase: builtins.str
     """Stage of the job, such as "validate", "caption", "cache" or "train"."""
     step: builtins.int
@@ -120,6 +139,14 @@ class JobProgress(google.protobuf.message.Message):
     """Loss on the images held out, of a step after which it was computed."""
     gpu_memory_bytes: builtins.int
     """Most memory that a training took of a GPU so far, of the worker that leads; unset without one."""
+    samples_step: builtins.int
+    """Step of samples that were drawn, on the event that tells of them."""
+    best_samples_step: builtins.int
+    """Step of the best samples so far, of the same training."""
+    @property
+    def sample_scores(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """Their mean scores by scorer, of a training that publishes the weights of its best samples."""
+
     def __init__(
         self,
         *,
@@ -133,9 +160,14 @@ class JobProgress(google.protobuf.message.Message):
         message: builtins.str = ...,
         validation_loss: builtins.float | None = ...,
         gpu_memory_bytes: builtins.int | None = ...,
+        samples_step: builtins.int | None = ...,
+        sample_scores: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        best_samples_step: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_images_per_second", b"_images_per_second", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_seconds_left", b"_seconds_left", "_validation_loss", b"_validation_loss", "gpu_memory_bytes", b"gpu_memory_bytes", "images_per_second", b"images_per_second", "learning_rate", b"learning_rate", "loss", b"loss", "seconds_left", b"seconds_left", "validation_loss", b"validation_loss"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_images_per_second", b"_images_per_second", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_seconds_left", b"_seconds_left", "_validation_loss", b"_validation_loss", "gpu_memory_bytes", b"gpu_memory_bytes", "images_per_second", b"images_per_second", "learning_rate", b"learning_rate", "loss", b"loss", "message", b"message", "phase", b"phase", "seconds_left", b"seconds_left", "step", b"step", "total_steps", b"total_steps", "validation_loss", b"validation_loss"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_best_samples_step", b"_best_samples_step", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_images_per_second", b"_images_per_second", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_samples_step", b"_samples_step", "_seconds_left", b"_seconds_left", "_validation_loss", b"_validation_loss", "best_samples_step", b"best_samples_step", "gpu_memory_bytes", b"gpu_memory_bytes", "images_per_second", b"images_per_second", "learning_rate", b"learning_rate", "loss", b"loss", "samples_step", b"samples_step", "seconds_left", b"seconds_left", "validation_loss", b"validation_loss"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_best_samples_step", b"_best_samples_step", "_gpu_memory_bytes", b"_gpu_memory_bytes", "_images_per_second", b"_images_per_second", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_samples_step", b"_samples_step", "_seconds_left", b"_seconds_left", "_validation_loss", b"_validation_loss", "best_samples_step", b"best_samples_step", "gpu_memory_bytes", b"gpu_memory_bytes", "images_per_second", b"images_per_second", "learning_rate", b"learning_rate", "loss", b"loss", "message", b"message", "phase", b"phase", "sample_scores", b"sample_scores", "samples_step", b"samples_step", "seconds_left", b"seconds_left", "step", b"step", "total_steps", b"total_steps", "validation_loss", b"validation_loss"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_best_samples_step", b"_best_samples_step"]) -> typing.Literal["best_samples_step"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]) -> typing.Literal["gpu_memory_bytes"] | None: ...
     @typing.overload
@@ -144,6 +176,8 @@ class JobProgress(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_samples_step", b"_samples_step"]) -> typing.Literal["samples_step"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seconds_left", b"_seconds_left"]) -> typing.Literal["seconds_left"] | None: ...
     @typing.overload
@@ -633,3 +667,204 @@ class GetJobLogsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "text", b"text"]) -> None: ...
 
 Global___GetJobLogsResponse: typing_extensions.TypeAlias = GetJobLogsResponse
+
+@typing.final
+class RequestJobSamplesRequest(google.protobuf.message.Message):
+    """RequestJobSamplesRequest names a training."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/jobs/{job}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___RequestJobSamplesRequest: typing_extensions.TypeAlias = RequestJobSamplesRequest
+
+@typing.final
+class RequestJobSamplesResponse(google.protobuf.message.Message):
+    """RequestJobSamplesResponse holds the job as it is after the request."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: builtins.int
+    after_sequence: builtins.int
+    """Sequence number for WatchJob: the first event after it that has a samples_step is the answer."""
+    @property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        after_sequence: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["job", b"job"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["after_sequence", b"after_sequence", "job", b"job"]) -> None: ...
+
+Global___RequestJobSamplesResponse: typing_extensions.TypeAlias = RequestJobSamplesResponse
+
+@typing.final
+class ListJobSamplesRequest(google.protobuf.message.Message):
+    """ListJobSamplesRequest names a training."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/jobs/{job}"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___ListJobSamplesRequest: typing_extensions.TypeAlias = ListJobSamplesRequest
+
+@typing.final
+class ListJobSamplesResponse(google.protobuf.message.Message):
+    """ListJobSamplesResponse holds what was drawn."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: builtins.int
+    @property
+    def samples(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___JobSamples]:
+        """Samples, by step."""
+
+    def __init__(
+        self,
+        *,
+        samples: collections.abc.Iterable[Global___JobSamples] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["samples", b"samples"]) -> None: ...
+
+Global___ListJobSamplesResponse: typing_extensions.TypeAlias = ListJobSamplesResponse
+
+@typing.final
+class JobSamples(google.protobuf.message.Message):
+    """JobSamples is the sample prompts, drawn after one step of a training."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Step after which they were drawn."""
+    @property
+    def samples(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___JobSample]:
+        """One for each sample prompt, in their order."""
+
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        samples: collections.abc.Iterable[Global___JobSample] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["samples", b"samples", "step", b"step"]) -> None: ...
+
+Global___JobSamples: typing_extensions.TypeAlias = JobSamples
+
+@typing.final
+class JobSample(google.protobuf.message.Message):
+    """JobSample is one picture."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ScoresEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PROMPT_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
+    prompt: builtins.str
+    """Prompt."""
+    seed: builtins.int
+    """Seed; the same at every step."""
+    size_bytes: builtins.int
+    """Length of the PNG."""
+    digest: builtins.str
+    """SHA-256 of the PNG, in hexadecimal."""
+    @property
+    def scores(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """Scores by scorer, where they were judged; a scorer that has nothing to say is left out."""
+
+    def __init__(
+        self,
+        *,
+        prompt: builtins.str = ...,
+        seed: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        digest: builtins.str = ...,
+        scores: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "prompt", b"prompt", "scores", b"scores", "seed", b"seed", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___JobSample: typing_extensions.TypeAlias = JobSample
+
+@typing.final
+class DownloadJobSampleRequest(google.protobuf.message.Message):
+    """DownloadJobSampleRequest names a sample."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/jobs/{job}"""
+    step: builtins.int
+    """Step after which it was drawn."""
+    index: builtins.int
+    """Its place among the samples of that step, from 0."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        step: builtins.int = ...,
+        index: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "name", b"name", "step", b"step"]) -> None: ...
+
+Global___DownloadJobSampleRequest: typing_extensions.TypeAlias = DownloadJobSampleRequest
+
+@typing.final
+class DownloadJobSampleResponse(google.protobuf.message.Message):
+    """DownloadJobSampleResponse is the next piece of the PNG."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    """Bytes, at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk"]) -> None: ...
+
+Global___DownloadJobSampleResponse: typing_extensions.TypeAlias = DownloadJobSampleResponse

@@ -67,6 +67,21 @@ class JobServiceStub(object):
                 request_serializer=toile_dot_v1_dot_job__pb2.ResumeJobRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_job__pb2.ResumeJobResponse.FromString,
                 _registered_method=True)
+        self.RequestJobSamples = channel.unary_unary(
+                '/toile.v1.JobService/RequestJobSamples',
+                request_serializer=toile_dot_v1_dot_job__pb2.RequestJobSamplesRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_job__pb2.RequestJobSamplesResponse.FromString,
+                _registered_method=True)
+        self.ListJobSamples = channel.unary_unary(
+                '/toile.v1.JobService/ListJobSamples',
+                request_serializer=toile_dot_v1_dot_job__pb2.ListJobSamplesRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_job__pb2.ListJobSamplesResponse.FromString,
+                _registered_method=True)
+        self.DownloadJobSample = channel.unary_stream(
+                '/toile.v1.JobService/DownloadJobSample',
+                request_serializer=toile_dot_v1_dot_job__pb2.DownloadJobSampleRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_job__pb2.DownloadJobSampleResponse.FromString,
+                _registered_method=True)
         self.GetJobLogs = channel.unary_stream(
                 '/toile.v1.JobService/GetJobLogs',
                 request_serializer=toile_dot_v1_dot_job__pb2.GetJobLogsRequest.SerializeToString,
@@ -130,6 +145,31 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequestJobSamples(self, request, context):
+        """RequestJobSamples asks a running training to draw its sample prompts with the weights that it
+        has after its current step. It returns at once. A request that is still open when the training
+        is paused is answered when it goes on. FAILED_PRECONDITION: the job is no training
+        (JOB_HAS_NO_SAMPLES), or does not run (JOB_NOT_RUNNING).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobSamples(self, request, context):
+        """ListJobSamples returns the samples that a training has drawn so far, by step. Those of one
+        that succeeded are files of its model version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadJobSample(self, request, context):
+        """DownloadJobSample streams one sample as PNG.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetJobLogs(self, request, context):
         """GetJobLogs returns what the job's processes printed, attempt after attempt, as far as Ray
         still keeps it: nothing for a job that never started. It is for people; how the job stands
@@ -171,6 +211,21 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ResumeJob,
                     request_deserializer=toile_dot_v1_dot_job__pb2.ResumeJobRequest.FromString,
                     response_serializer=toile_dot_v1_dot_job__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'RequestJobSamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestJobSamples,
+                    request_deserializer=toile_dot_v1_dot_job__pb2.RequestJobSamplesRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_job__pb2.RequestJobSamplesResponse.SerializeToString,
+            ),
+            'ListJobSamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobSamples,
+                    request_deserializer=toile_dot_v1_dot_job__pb2.ListJobSamplesRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_job__pb2.ListJobSamplesResponse.SerializeToString,
+            ),
+            'DownloadJobSample': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadJobSample,
+                    request_deserializer=toile_dot_v1_dot_job__pb2.DownloadJobSampleRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_job__pb2.DownloadJobSampleResponse.SerializeToString,
             ),
             'GetJobLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.GetJobLogs,
@@ -343,6 +398,87 @@ class JobService(object):
             '/toile.v1.JobService/ResumeJob',
             toile_dot_v1_dot_job__pb2.ResumeJobRequest.SerializeToString,
             toile_dot_v1_dot_job__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestJobSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.JobService/RequestJobSamples',
+            toile_dot_v1_dot_job__pb2.RequestJobSamplesRequest.SerializeToString,
+            toile_dot_v1_dot_job__pb2.RequestJobSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.JobService/ListJobSamples',
+            toile_dot_v1_dot_job__pb2.ListJobSamplesRequest.SerializeToString,
+            toile_dot_v1_dot_job__pb2.ListJobSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadJobSample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/toile.v1.JobService/DownloadJobSample',
+            toile_dot_v1_dot_job__pb2.DownloadJobSampleRequest.SerializeToString,
+            toile_dot_v1_dot_job__pb2.DownloadJobSampleResponse.FromString,
             options,
             channel_credentials,
             insecure,

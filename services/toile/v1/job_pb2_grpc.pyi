@@ -121,6 +121,54 @@ _JobServiceResumeJobType = typing_extensions.TypeVar(
     ],
 )
 
+_JobServiceRequestJobSamplesType = typing_extensions.TypeVar(
+    '_JobServiceRequestJobSamplesType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.RequestJobSamplesRequest,
+        toile.v1.job_pb2.RequestJobSamplesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.RequestJobSamplesRequest,
+        toile.v1.job_pb2.RequestJobSamplesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.RequestJobSamplesRequest,
+        toile.v1.job_pb2.RequestJobSamplesResponse,
+    ],
+)
+
+_JobServiceListJobSamplesType = typing_extensions.TypeVar(
+    '_JobServiceListJobSamplesType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.ListJobSamplesRequest,
+        toile.v1.job_pb2.ListJobSamplesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.ListJobSamplesRequest,
+        toile.v1.job_pb2.ListJobSamplesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.ListJobSamplesRequest,
+        toile.v1.job_pb2.ListJobSamplesResponse,
+    ],
+)
+
+_JobServiceDownloadJobSampleType = typing_extensions.TypeVar(
+    '_JobServiceDownloadJobSampleType',
+    grpc.UnaryStreamMultiCallable[
+        toile.v1.job_pb2.DownloadJobSampleRequest,
+        toile.v1.job_pb2.DownloadJobSampleResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.job_pb2.DownloadJobSampleRequest,
+        toile.v1.job_pb2.DownloadJobSampleResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        toile.v1.job_pb2.DownloadJobSampleRequest,
+        toile.v1.job_pb2.DownloadJobSampleResponse,
+    ],
+)
+
 _JobServiceGetJobLogsType = typing_extensions.TypeVar(
     '_JobServiceGetJobLogsType',
     grpc.UnaryStreamMultiCallable[
@@ -137,7 +185,7 @@ _JobServiceGetJobLogsType = typing_extensions.TypeVar(
     ],
 )
 
-class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsType, _JobServiceWatchJobType, _JobServiceCancelJobType, _JobServicePauseJobType, _JobServiceResumeJobType, _JobServiceGetJobLogsType]):
+class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsType, _JobServiceWatchJobType, _JobServiceCancelJobType, _JobServicePauseJobType, _JobServiceResumeJobType, _JobServiceRequestJobSamplesType, _JobServiceListJobSamplesType, _JobServiceDownloadJobSampleType, _JobServiceGetJobLogsType]):
     """JobService follows long runs: dataset builds and trainings. Like
     google.longrunning.Operations it is declared once and served by every service that
     starts jobs; all of them read the same catalog, so any of them can answer for any job.
@@ -168,6 +216,18 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
         grpc.UnaryUnaryMultiCallable[
             toile.v1.job_pb2.ResumeJobRequest,
             toile.v1.job_pb2.ResumeJobResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.job_pb2.RequestJobSamplesRequest,
+            toile.v1.job_pb2.RequestJobSamplesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.job_pb2.ListJobSamplesRequest,
+            toile.v1.job_pb2.ListJobSamplesResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            toile.v1.job_pb2.DownloadJobSampleRequest,
+            toile.v1.job_pb2.DownloadJobSampleResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             toile.v1.job_pb2.GetJobLogsRequest,
@@ -200,6 +260,18 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
         grpc.aio.UnaryUnaryMultiCallable[
             toile.v1.job_pb2.ResumeJobRequest,
             toile.v1.job_pb2.ResumeJobResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.job_pb2.RequestJobSamplesRequest,
+            toile.v1.job_pb2.RequestJobSamplesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.job_pb2.ListJobSamplesRequest,
+            toile.v1.job_pb2.ListJobSamplesResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            toile.v1.job_pb2.DownloadJobSampleRequest,
+            toile.v1.job_pb2.DownloadJobSampleResponse,
         ],
         grpc.aio.UnaryStreamMultiCallable[
             toile.v1.job_pb2.GetJobLogsRequest,
@@ -237,6 +309,21 @@ class JobServiceStub(typing.Generic[_JobServiceGetJobType, _JobServiceListJobsTy
     paused, or not yet (JOB_NOT_PAUSED), or its budget is spent (BUDGET_SPENT).
     """
 
+    RequestJobSamples: _JobServiceRequestJobSamplesType
+    """RequestJobSamples asks a running training to draw its sample prompts with the weights that it
+    has after its current step. It returns at once. A request that is still open when the training
+    is paused is answered when it goes on. FAILED_PRECONDITION: the job is no training
+    (JOB_HAS_NO_SAMPLES), or does not run (JOB_NOT_RUNNING).
+    """
+
+    ListJobSamples: _JobServiceListJobSamplesType
+    """ListJobSamples returns the samples that a training has drawn so far, by step. Those of one
+    that succeeded are files of its model version.
+    """
+
+    DownloadJobSample: _JobServiceDownloadJobSampleType
+    """DownloadJobSample streams one sample as PNG."""
+
     GetJobLogs: _JobServiceGetJobLogsType
     """GetJobLogs returns what the job's processes printed, attempt after attempt, as far as Ray
     still keeps it: nothing for a job that never started. It is for people; how the job stands
@@ -267,6 +354,18 @@ JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.job_pb2.ResumeJobRequest,
         toile.v1.job_pb2.ResumeJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.RequestJobSamplesRequest,
+        toile.v1.job_pb2.RequestJobSamplesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.job_pb2.ListJobSamplesRequest,
+        toile.v1.job_pb2.ListJobSamplesResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        toile.v1.job_pb2.DownloadJobSampleRequest,
+        toile.v1.job_pb2.DownloadJobSampleResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         toile.v1.job_pb2.GetJobLogsRequest,
@@ -339,6 +438,36 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         weights that it would have had without the pause. FAILED_PRECONDITION: the job is not
         paused, or not yet (JOB_NOT_PAUSED), or its budget is spent (BUDGET_SPENT).
         """
+
+    @abc.abstractmethod
+    def RequestJobSamples(
+        self,
+        request: toile.v1.job_pb2.RequestJobSamplesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.job_pb2.RequestJobSamplesResponse, collections.abc.Awaitable[toile.v1.job_pb2.RequestJobSamplesResponse]]:
+        """RequestJobSamples asks a running training to draw its sample prompts with the weights that it
+        has after its current step. It returns at once. A request that is still open when the training
+        is paused is answered when it goes on. FAILED_PRECONDITION: the job is no training
+        (JOB_HAS_NO_SAMPLES), or does not run (JOB_NOT_RUNNING).
+        """
+
+    @abc.abstractmethod
+    def ListJobSamples(
+        self,
+        request: toile.v1.job_pb2.ListJobSamplesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.job_pb2.ListJobSamplesResponse, collections.abc.Awaitable[toile.v1.job_pb2.ListJobSamplesResponse]]:
+        """ListJobSamples returns the samples that a training has drawn so far, by step. Those of one
+        that succeeded are files of its model version.
+        """
+
+    @abc.abstractmethod
+    def DownloadJobSample(
+        self,
+        request: toile.v1.job_pb2.DownloadJobSampleRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[toile.v1.job_pb2.DownloadJobSampleResponse], collections.abc.AsyncIterator[toile.v1.job_pb2.DownloadJobSampleResponse]]:
+        """DownloadJobSample streams one sample as PNG."""
 
     @abc.abstractmethod
     def GetJobLogs(

@@ -101,7 +101,7 @@ def test_a_paused_training_publishes_the_weights_of_an_unpaused_one(
         report(job, phase, step, *rest, **figures)
         if phase == where and (phase == "sample" or step == 3):
             jobs.request_pause(job.name)
-            job._pausing = jobs.heartbeat(job.name, job.attempt)
+            job._pausing, _ = jobs.heartbeat(job.name, job.attempt)
 
     with monkeypatch.context() as patch:
         patch.setattr(JobContext, "report", pause)

@@ -162,6 +162,7 @@ class JobRow(Table):
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     pause_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
     leave_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
+    samples_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
     cpu_seconds: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
     gpu_seconds: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
     budget: Mapped[float | None] = mapped_column(Float)  # in the currency of the settings' prices

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from toile.core.catalog.models import JobEventRow, JobRow
 from toile.core.jobs.costs import Usage, usage_of
 from toile.core.jobs.records import JobState
+from toile.core.jobs.samples import KeptSamples
 from toile.core.settings import Prices
 from toile.v1 import job_pb2
 
@@ -60,6 +61,23 @@ def event_message(row: JobEventRow) -> job_pb2.JobEvent:
 def progress_message(progress: Mapping[str, Any]) -> job_pb2.JobProgress:
     """A report of progress; the row's keys are the message's fields."""
     return job_pb2.JobProgress(**progress)
+
+
+def samples_message(kept: KeptSamples) -> job_pb2.JobSamples:
+    """What a training drew after a step."""
+    return job_pb2.JobSamples(
+        step=kept.drawn.step,
+        samples=[
+            job_pb2.JobSample(
+                prompt=sample.prompt,
+                seed=sample.seed,
+                size_bytes=file.size_bytes,
+                digest=file.digest,
+                scores={name: score for name, score in sample.scores.items() if score is not None},
+            )
+            for sample, file in zip(kept.drawn.samples, kept.files, strict=True)
+        ],
+    )
 
 
 def state_value(state: str) -> job_pb2.JobState.ValueType:

@@ -15,7 +15,7 @@ whatever it was doing, and has published nothing.
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -31,17 +31,6 @@ from toile.core.settings import Prices
 
 NOTHING, FREE = Usage(), Prices()
 _MESSAGE_CHARACTERS = 1000
-PROGRESS_FIGURES = frozenset(
-    {
-        "loss",
-        "validation_loss",
-        "learning_rate",
-        "images_per_second",
-        "seconds_left",
-        "gpu_memory_bytes",
-        "message",
-    }
-)
 
 
 class JobKind(StrEnum):
@@ -74,14 +63,11 @@ class SupersededError(CancelledError):
     default_reason = "SUPERSEDED"
 
 
-def progress_dict(
-    phase: str, step: int, total_steps: int, **figures: float | str
-) -> dict[str, Any]:
-    """One report of progress, as rows hold it; the keys are those of `toile.v1.JobProgress`."""
-    unknown = figures.keys() - PROGRESS_FIGURES
-    if unknown:
-        raise TypeError(f"progress has no figure {sorted(unknown)}")
-    return {"phase": phase, "step": step, "total_steps": total_steps, **figures}
+class Asked(NamedTuple):
+    """What a running job is asked for: to stop for now, or to draw samples."""
+
+    to_stop: bool
+    for_samples: bool
 
 
 class JobStore:
@@ -180,8 +166,8 @@ class JobStore:
         *,
         state: JobState | None = None,
         progress: dict[str, Any] | None = None,
-    ) -> None:
-        """Add an entry to the history, and bring the row up to it."""
+    ) -> int:
+        """Add an entry to the history, and bring the row up to it; returns its sequence number."""
         if state is not None:
             row.state = state.value
         if progress is not None:
@@ -189,9 +175,11 @@ class JobStore:
         last = session.scalar(
             select(func.max(JobEventRow.sequence)).where(JobEventRow.job == row.name)
         )
+        sequence = (last or 0) + 1
         session.add(
-            JobEventRow(job=row.name, sequence=(last or 0) + 1, state=row.state, progress=progress)
+            JobEventRow(job=row.name, sequence=sequence, state=row.state, progress=progress)
         )
+        return sequence
 
     def request_cancel(self, name: str) -> JobRow:
         """Ask a job to stop; one that does not run ends at once, an ended one stays as it is."""
@@ -238,6 +226,27 @@ class JobStore:
                 return False
             row.leave_requested = True
             return True
+
+    def request_samples(self, name: str) -> tuple[JobRow, int]:
+        """Ask a training for samples; whoever asks while that is open gets the same ones.
+
+        Returns the job, and the sequence number of the event after which the answer comes.
+
+        Raises:
+            FailedPreconditionError: The job is no training (`JOB_HAS_NO_SAMPLES`), or does not
+                run (`JOB_NOT_RUNNING`).
+        """
+        with self._catalog.transaction() as session:
+            row = self._locked(session, name)
+            if row.kind != JobKind.TRAINING:
+                raise _refused(row, "only a training draws samples", "JOB_HAS_NO_SAMPLES")
+            if row.state != JobState.RUNNING or row.cancel_requested:
+                raise _refused(row, "the job does not run", "JOB_NOT_RUNNING")
+            row.samples_requested = True
+            # Without what was said of samples before, which would look like the answer.
+            progress = {k: v for k, v in row.progress.items() if k != "samples_step"}
+            progress["message"] = "samples were asked for"
+            return row, self.append_event(session, row, progress=progress)
 
     def resume(self, name: str, *, budget: float | None = None, prices: Prices = FREE) -> JobRow:
         """Queue a paused job again, under the next attempt, and with its attempts to lose again.
@@ -338,16 +347,18 @@ class JobStore:
             return row
 
     def report(self, name: str, attempt: int, progress: dict[str, Any]) -> None:
-        """Record progress of a running attempt."""
+        """Record progress of a running attempt; samples that it tells of are what was asked for."""
         with self._catalog.transaction() as session:
             row = self.fence(session, name, attempt)
             row.heartbeat_time = now()
+            if "samples_step" in progress:
+                row.samples_requested = False
             self.append_event(session, row, progress=progress)
 
     def heartbeat(
         self, name: str, attempt: int, usage: Usage = NOTHING, prices: Prices = FREE
-    ) -> bool:
-        """Show that the process of an attempt lives; returns whether it was asked to stop for now.
+    ) -> Asked:
+        """Show that the process of an attempt lives; returns what it is asked for.
 
         Raises:
             CancelledError: As `fence`.
@@ -358,7 +369,8 @@ class JobStore:
             row.cpu_seconds += usage.cpu_seconds
             row.gpu_seconds += usage.gpu_seconds
             row.pause_requested |= is_spent(row, prices)
-            return row.pause_requested or row.leave_requested
+            to_stop = row.pause_requested or row.leave_requested
+            return Asked(to_stop, row.samples_requested)
 
     def succeed(self, session: Session, name: str, attempt: int) -> None:
         """End a job in the transaction that publishes its target."""
@@ -404,6 +416,7 @@ class JobStore:
 
     def _end(self, session: Session, row: JobRow, state: JobState) -> None:
         row.end_time = now()
+        row.samples_requested = False
         self.append_event(session, row, state=state)
 
 

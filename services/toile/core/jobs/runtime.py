@@ -28,7 +28,8 @@ from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.errors import CancelledError, ToileError, UnavailableError
 from toile.core.jobs.costs import Meter, Usage
 from toile.core.jobs.failures import describe
-from toile.core.jobs.records import JobState, JobStore, SupersededError, progress_dict
+from toile.core.jobs.progress import Figure, progress_dict
+from toile.core.jobs.records import JobState, JobStore, SupersededError
 from toile.core.names import JobName
 from toile.core.settings import Settings
 
@@ -68,6 +69,7 @@ class JobContext:
         self.spec: dict[str, Any] = row.spec
         self._lost: CancelledError | None = None
         self._pausing = False
+        self._samples_wanted = False
 
     @property
     def scratch_path(self) -> Path:
@@ -83,8 +85,8 @@ class JobContext:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def report(self, phase: str, step: int, total_steps: int, **figures: float | str) -> None:
-        """Record progress; `PROGRESS_FIGURES` are the figures.
+    def report(self, phase: str, step: int, total_steps: int, **figures: Figure) -> None:
+        """Record progress; `progress.PROGRESS_FIGURES` are the figures.
 
         Raises:
             CancelledError: The job should stop.
@@ -92,6 +94,8 @@ class JobContext:
         self.jobs.report(
             self.name, self.attempt, progress_dict(phase, step, total_steps, **figures)
         )
+        if "samples_step" in figures:
+            self._samples_wanted = False
 
     def cancelled(self) -> bool:
         """Say whether the job should stop for good; cheap, at most a second behind."""
@@ -100,6 +104,22 @@ class JobContext:
     def stopping(self) -> bool:
         """Say whether the job should stop, for good or for now; as `cancelled`."""
         return self._pausing or self.cancelled()
+
+    def samples_wanted(self) -> bool:
+        """Say whether somebody asked for samples; cheap, at most a second behind.
+
+        So it may still say so of a request that was answered a moment ago: see `samples_asked`.
+        """
+        return self._samples_wanted
+
+    def samples_asked(self) -> bool:
+        """Say whether a request for samples is open, by the catalog.
+
+        Raises:
+            CatalogUnavailableError: The catalog does not answer.
+        """
+        self._samples_wanted = self.jobs.get(self.name).samples_requested
+        return self._samples_wanted
 
     def check(self) -> None:
         """Raise if the job should stop, for good or for now.
@@ -134,7 +154,7 @@ class JobContext:
 
     @contextlib.contextmanager
     def heartbeat(self, gpus: int = 0) -> Iterator[None]:
-        """Show life while the block runs, and what it takes; learn of cancels and pauses.
+        """Show life while the block runs, and what it takes; learn of what is asked of it.
 
         Args:
             gpus: That this process holds.
@@ -155,7 +175,7 @@ class JobContext:
         while not stop.wait(HEARTBEAT_INTERVAL_SECONDS):
             untold += meter.read()
             try:
-                self._pausing = self.jobs.heartbeat(
+                self._pausing, self._samples_wanted = self.jobs.heartbeat(
                     self.name, self.attempt, untold, self.settings.prices
                 )
                 untold = Usage()

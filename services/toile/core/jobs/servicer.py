@@ -1,21 +1,24 @@
 """JobService: declared once, served by every service that starts jobs."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 from sqlalchemy import select
 
+from toile.core.artifacts import ArtifactStore, open_store
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import JobRow
 from toile.core.catalog.paging import page
 from toile.core.errors import InvalidArgumentError
-from toile.core.jobs.convert import event_message, job_message
+from toile.core.jobs.convert import event_message, job_message, samples_message
 from toile.core.jobs.costs import check_budget
 from toile.core.jobs.launcher import JobLauncher, open_launcher
 from toile.core.jobs.logs import JobLogs
 from toile.core.jobs.records import FINAL_STATES, JobState, JobStore
+from toile.core.jobs.samples import JobSamples
 from toile.core.names import JobName, ProjectName
 from toile.core.settings import Prices, Settings
 from toile.v1 import job_pb2, job_pb2_grpc
@@ -27,10 +30,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class JobServicer(job_pb2_grpc.JobServiceServicer):
-    """Answers from the catalog, and for logs from compute, so every replica can answer."""
+    """Answers from catalog and store, and for logs from compute, so every replica can answer."""
 
-    def __init__(self, catalog: Catalog, launcher: JobLauncher, prices: Prices) -> None:
+    def __init__(
+        self, catalog: Catalog, store: ArtifactStore, launcher: JobLauncher, prices: Prices
+    ) -> None:
         self._catalog = catalog
+        self._store = store
         self._prices = prices
         self._jobs = JobStore(catalog)
         self._logs = JobLogs(self._jobs, launcher)
@@ -122,6 +128,37 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         )
         return job_pb2.ResumeJobResponse(job=await self._placed(row))
 
+    async def RequestJobSamples(
+        self, request: job_pb2.RequestJobSamplesRequest, context: Context
+    ) -> job_pb2.RequestJobSamplesResponse:
+        """Ask a running training for samples."""
+        row, sequence = await asyncio.to_thread(
+            self._jobs.request_samples, str(JobName.parse(request.name))
+        )
+        return job_pb2.RequestJobSamplesResponse(job=self._message(row), after_sequence=sequence)
+
+    async def ListJobSamples(
+        self, request: job_pb2.ListJobSamplesRequest, context: Context
+    ) -> job_pb2.ListJobSamplesResponse:
+        """Return what a training has drawn so far."""
+        row = await asyncio.to_thread(self._jobs.get, str(JobName.parse(request.name)))
+        kept = await asyncio.to_thread(JobSamples(self._store, row.name).all)
+        return job_pb2.ListJobSamplesResponse(samples=[samples_message(one) for one in kept])
+
+    async def DownloadJobSample(
+        self, request: job_pb2.DownloadJobSampleRequest, context: Context
+    ) -> AsyncIterator[job_pb2.DownloadJobSampleResponse]:
+        """Stream a sample."""
+        row = await asyncio.to_thread(self._jobs.get, str(JobName.parse(request.name)))
+        pieces = JobSamples(self._store, row.name).read(request.step, request.index)
+        try:
+            while chunk := await asyncio.to_thread(next, pieces, b""):
+                yield job_pb2.DownloadJobSampleResponse(chunk=chunk)
+        finally:
+            # A client that goes away while a piece is being read: the thread then closes the file.
+            with contextlib.suppress(ValueError):
+                pieces.close()
+
     async def GetJobLogs(
         self, request: job_pb2.GetJobLogsRequest, context: Context
     ) -> AsyncIterator[job_pb2.GetJobLogsResponse]:
@@ -148,5 +185,5 @@ def add_job_service(
 ) -> tuple[Callable[[JobServicer, grpc.aio.Server], None], JobServicer]:
     """What a service adds to its server to answer for jobs."""
     return job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(
-        catalog, open_launcher(settings), settings.prices
+        catalog, open_store(settings), open_launcher(settings), settings.prices
     )

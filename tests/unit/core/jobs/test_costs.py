@@ -48,7 +48,7 @@ def test_a_processor_counts_while_it_works_and_a_gpu_while_it_is_held() -> None:
 
 def test_what_all_processes_took_adds_up(jobs: JobStore, limited: str) -> None:
     for usage in (Usage(10, 0), Usage(30, 600)):  # the job's own and a worker's
-        assert not jobs.heartbeat(limited, 1, usage, PRICES)
+        assert not jobs.heartbeat(limited, 1, usage, PRICES).to_stop
     message = job_message(jobs.get(limited), prices=PRICES)
     assert (message.cost.cpu_seconds, message.cost.gpu_seconds) == (40, 600)
     assert message.cost.amount == pytest.approx(0.5, abs=0.001)
@@ -57,7 +57,7 @@ def test_what_all_processes_took_adds_up(jobs: JobStore, limited: str) -> None:
 
 
 def test_a_job_that_has_spent_its_budget_is_paused(jobs: JobStore, limited: str) -> None:
-    assert jobs.heartbeat(limited, 1, Usage(0, 1200), PRICES)
+    assert jobs.heartbeat(limited, 1, Usage(0, 1200), PRICES).to_stop
     assert jobs.stop(limited, attempt=1)
     assert jobs.get(limited).state == JobState.PAUSED
     for budget in (None, 0.5):
@@ -68,13 +68,13 @@ def test_a_job_that_has_spent_its_budget_is_paused(jobs: JobStore, limited: str)
     row = jobs.resume(limited, budget=2.5, prices=PRICES)
     assert (row.state, row.budget) == (JobState.QUEUED, 2.5)
     jobs.start(limited, 2)
-    assert not jobs.heartbeat(limited, 2, Usage(0, 60), PRICES)
+    assert not jobs.heartbeat(limited, 2, Usage(0, 60), PRICES).to_stop
 
 
 def test_a_job_without_a_budget_may_cost_anything(jobs: JobStore, job: str) -> None:
     jobs.next_attempt(job, after=0)
     jobs.start(job, 1)
-    assert not jobs.heartbeat(job, 1, Usage(1e9, 1e9), PRICES)
+    assert not jobs.heartbeat(job, 1, Usage(1e9, 1e9), PRICES).to_stop
 
 
 def test_a_process_tells_what_it_takes(

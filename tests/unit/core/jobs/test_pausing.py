@@ -5,7 +5,7 @@ import pytest
 from toile.core.catalog.engine import Catalog
 from toile.core.errors import FailedPreconditionError
 from toile.core.jobs import JobKind, JobState, JobStore, SupersededError
-from toile.core.jobs.records import progress_dict
+from toile.core.jobs.progress import progress_dict
 
 
 def started(jobs: JobStore, job: str) -> None:
@@ -29,7 +29,7 @@ def test_a_running_job_is_paused_when_its_process_has_stopped(jobs: JobStore, jo
         row = jobs.request_pause(job)
         assert (row.state, row.progress["message"]) == ("RUNNING", "pausing")
     jobs.report(job, 1, progress_dict("train", 4, 9))  # the step that it was in
-    assert jobs.heartbeat(job, 1)
+    assert jobs.heartbeat(job, 1).to_stop
     assert jobs.stop(job, attempt=1)
     events, row = jobs.events_after(job, 2)
     assert [event.state for event in events] == ["RUNNING", "RUNNING", "RUNNING", "PAUSED"]
@@ -48,7 +48,7 @@ def test_a_resumed_job_is_queued_under_the_next_attempt(jobs: JobStore, job: str
     with pytest.raises(SupersededError):
         jobs.report(job, 1, progress_dict("train", 5, 9))
     jobs.start(job, 2)
-    assert not jobs.heartbeat(job, 2), "the pause is over"
+    assert not jobs.heartbeat(job, 2).to_stop, "the pause is over"
 
 
 def test_a_job_that_was_about_to_end_ends(catalog: Catalog, jobs: JobStore, job: str) -> None:
@@ -109,16 +109,16 @@ def test_what_cannot_be_resumed(jobs: JobStore, job: str) -> None:
 def test_an_attempt_that_leaves_is_followed_by_the_next(jobs: JobStore, job: str) -> None:
     started(jobs, job)
     jobs.report(job, 1, progress_dict("train", 3, 9))
-    assert not jobs.heartbeat(job, 1)
+    assert not jobs.heartbeat(job, 1).to_stop
     assert jobs.request_leave(job, 1)
-    assert jobs.heartbeat(job, 1)
+    assert jobs.heartbeat(job, 1).to_stop
     assert jobs.stop(job, attempt=1)
     row = jobs.get(job)
     assert (row.state, row.attempt, row.leave_requested) == ("QUEUED", 2, False)
     assert row.attempts_before_resume == 1, "it was not lost"
     assert not jobs.next_attempt(job, after=1, message="its process ended")
     jobs.start(job, 2)
-    assert not jobs.heartbeat(job, 2)
+    assert not jobs.heartbeat(job, 2).to_stop
 
 
 def test_an_attempt_that_dies_as_it_leaves_was_lost(jobs: JobStore, job: str) -> None:
@@ -126,7 +126,7 @@ def test_an_attempt_that_dies_as_it_leaves_was_lost(jobs: JobStore, job: str) ->
     jobs.request_leave(job, 1)
     assert jobs.next_attempt(job, after=1)
     jobs.start(job, 2)
-    assert not jobs.heartbeat(job, 2)
+    assert not jobs.heartbeat(job, 2).to_stop
     assert jobs.get(job).attempts_before_resume == 0
 
 

@@ -6,7 +6,7 @@ from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import DatasetRow
 from toile.core.errors import CancelledError, NotFoundError
 from toile.core.jobs import JobState, JobStore, SupersededError
-from toile.core.jobs.records import progress_dict
+from toile.core.jobs.progress import progress_dict
 
 
 def started(jobs: JobStore, job: str, attempt: int = 1) -> None:

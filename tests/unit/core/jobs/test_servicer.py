@@ -8,7 +8,7 @@ import pytest
 
 from toile.core.catalog.engine import Catalog
 from toile.core.jobs import JobKind, JobState, JobStore
-from toile.core.jobs.records import progress_dict
+from toile.core.jobs.progress import progress_dict
 from toile.core.jobs.servicer import JOB_SERVICE_NAME, add_job_service
 from toile.core.jobs.supervisor import submission_id
 from toile.core.rpc.server import Service, start
