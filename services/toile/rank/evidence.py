@@ -16,10 +16,7 @@ from toile.core.settings import Settings
 from toile.imaging.decode import decode
 from toile.rank.plan import RankPlan
 from toile.scoring import Evidence, Need
-from toile.scoring.evidence import BoolArray, FloatArray
-
-JUDGED_SIDE_PIXELS = 512
-"""Images are judged at most this large: what the models see, and what a message holds."""
+from toile.scoring.evidence import JUDGED_SIDE_PIXELS, BoolArray, FloatArray
 
 _BATCH = 8  # images in hand at a time
 

@@ -11,6 +11,9 @@ UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
+JUDGED_SIDE_PIXELS = 512
+"""Images are judged at most this large: what the models see, and what a message holds."""
+
 
 class Need(Enum):
     """Evidence that a model must be asked for, so that nobody asks for what no scorer reads."""

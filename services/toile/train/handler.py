@@ -64,7 +64,8 @@ class TrainHandler:
             NotFoundError: The dataset or the base does not exist.
             FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
                 images to hold one out (`DATASET_TOO_SMALL`); or maps of parts are asked of a base
-                that finds none (`BASE_LACKS_PART`), or a masked loss of a dataset version that has
+                that finds none, or samples are to be judged by one that sees nothing
+                (`BASE_LACKS_PART`), or a masked loss of a dataset version that has
                 no masks (`DATASET_LACKS_MASKS`); or there is a budget and no prices (`NO_PRICES`).
             RequestReusedError: The request id was used for something else.
         """
@@ -164,6 +165,9 @@ class TrainHandler:
         """A training that needs what the base lacks is refused before it is queued."""
         if isinstance(config, ControlNetRecipeConfig) and config.control_kind == "parts":
             check_has_part(self._store, base, "segmenter", "controlnet.control_kind")
+        if config.publish_weights == "best_samples":
+            field = f"{config.RECIPE}.publish_weights"
+            check_has_part(self._store, base, "image_encoder", field)
 
     def _check_masks(self, dataset: DatasetVersionRow, config: RecipeConfig) -> None:
         """The same, of the dataset version."""

@@ -5,7 +5,7 @@ There is no state of random generators and no position in the data: both follow 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class Checkpoint:
         losses: Loss of every step done.
         average: Moving average of the parameters; empty if none is kept.
         validations: Loss of every validation, by its step.
-        best: Weights of the best of them; empty before the first.
+        judgements: Scores of every set of samples that was judged, by its step.
+        best: Weights of the best validation, or the best samples; empty before the first.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Checkpoint:
     losses: list[float] = field(default_factory=list)
     average: Mapping[str, Tensor] = field(default_factory=dict)
     validations: Mapping[int, float] = field(default_factory=dict)
+    judgements: Mapping[int, Sequence[Mapping[str, float | None]]] = field(default_factory=dict)
     best: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_files(self) -> dict[str, bytes]:
@@ -56,6 +58,7 @@ class Checkpoint:
             "step": self.step,
             "losses": self.losses,
             "validations": list(self.validations.items()),
+            "judgements": list(self.judgements.items()),
         }
         return {_TENSORS: save(tensors), _STATE: json.dumps(facts).encode()}
 
@@ -77,6 +80,8 @@ class Checkpoint:
             optimizer=optimizer,
             losses=[float(loss) for loss in state["losses"]],
             validations={int(step): float(loss) for step, loss in state["validations"]},
+            # Checkpoints of earlier versions have none.
+            judgements={int(step): scores for step, scores in state.get("judgements", [])},
             **sets,
         )
 

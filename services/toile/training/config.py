@@ -51,7 +51,7 @@ class RecipeConfig(BaseModel):
         50, ge=1, le=1_000_000, description="Steps between two checkpoints."
     )
     sample_prompts: tuple[Prompt, ...] = Field(
-        (), max_length=MAX_SAMPLE_PROMPTS, description="Prompts of the closing samples."
+        (), max_length=MAX_SAMPLE_PROMPTS, description="Prompts of the samples."
     )
 
     learning_rate_schedule: Literal["cosine", "constant", "linear"] = Field(
@@ -92,6 +92,12 @@ class RecipeConfig(BaseModel):
         {},
         max_length=MAX_PATTERNS,
         description="How often an epoch shows images, by patterns of the names they came with.",
+    )
+    sample_interval_steps: int = Field(
+        0, ge=0, le=1_000_000, description="Steps between two sets of samples; 0: the closing ones."
+    )
+    publish_weights: Literal["best_validation", "best_samples", "last"] = Field(
+        "best_validation", description="Which weights are published."
     )
 
     @model_validator(mode="before")
@@ -137,6 +143,13 @@ class RecipeConfig(BaseModel):
         if patience and info.data.get("validation_share") == 0:
             raise ValueError("needs a validation_share above 0")
         return patience
+
+    @field_validator("publish_weights")
+    @classmethod
+    def _best_samples_need_samples(cls, weights: str, info: ValidationInfo) -> str:
+        if weights == "best_samples" and info.data.get("sample_interval_steps") == 0:
+            raise ValueError("best_samples needs a sample_interval_steps above 0")
+        return weights
 
     @field_validator("adam_beta1", "adam_beta2")
     @classmethod

@@ -4,21 +4,24 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from toile.core.errors import CancelledError, ToileError
+from toile.core.jobs.samples import SampleSet
 from toile.training.batches import Batch, loss_sum, make_batch
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.data import batch_indices
 from toile.training.ema import replaced, to_parameters
-from toile.training.ranks import on_some_rank, over_ranks, place, wait_for_all
+from toile.training.judging import best_judged
+from toile.training.ranks import led, on_some_rank, over_ranks, place, wait_for_all
 from toile.training.schedules import learning_rate
 from toile.training.state import RunState
 from toile.training.validation import Validation, hold_out, is_exhausted
@@ -52,6 +55,22 @@ class StepReport:
     validation_loss: float | None = None
 
 
+class Samples(Protocol):
+    """Draws samples of a run, with the weights that its network has when it is asked to."""
+
+    def wanted(self) -> bool:
+        """Whether somebody seems to have asked for samples; cheap."""
+        ...
+
+    def draw(self, step: int, *, due: bool) -> Generator[None, None, SampleSet | None]:
+        """Draw those of a step, piece by piece; None where nobody asked, or the run is to stop."""
+        ...
+
+    def tell(self, drawn: SampleSet, best_step: int) -> None:
+        """Tell of what was drawn, and at which step the best so far was; 0 if none was judged."""
+        ...
+
+
 def train(
     network: nn.Module,
     cache: Cache,
@@ -65,11 +84,12 @@ def train(
     on_step: Callable[[StepReport], None],
     on_checkpoint: Callable[[Checkpoint], None],
     stopped: Callable[[], bool],
+    samples: Samples | None = None,
 ) -> Checkpoint:
     """Train what a network has to train, and return where the run ended.
 
     The network is left with the weights to publish: their moving average, if one is kept, and
-    those of the best validation, if there is any.
+    those of the best validation or the best samples, if there are any.
 
     Under torch.distributed every rank calls it; batches are shared out and gradients averaged.
 
@@ -85,6 +105,7 @@ def train(
         on_step: Told of each step.
         on_checkpoint: Given what to keep, on each rank, between steps and when it is stopped.
         stopped: Whether to end; asked before each step.
+        samples: Draws samples between steps; of the leading rank, None on the others.
 
     Raises:
         CancelledError: `stopped` said so on some rank.
@@ -105,12 +126,23 @@ def train(
     chosen, held_out = hold_out(names, config.validation_share, recipe=config.RECIPE)
     shown = [index for index in chosen for _ in range(repeats[index] if repeats else 1)]
     validation = Validation(cache, held_out, scheduler, config)
-    while state.step < config.steps and not _should_end_early(state, config):
-        if on_some_rank(stopped(), device):
+    while True:
+        ended = state.step == config.steps or _should_end_early(state, config)
+        wanted = samples is not None and samples.wanted()
+        told_to_stop, wanted = on_some_rank((stopped(), wanted), device)
+        if told_to_stop and not ended:
             if state.step:
                 on_checkpoint(state.checkpoint())
             wait_for_all()  # nobody records the stop before the leader has kept where it was
             raise CancelledError("the run was stopped")
+        due = _samples_are_due(state, config, ended=ended)
+        if state.step and (due or wanted):
+            with pace.paused():
+                _draw(samples, state, network, due=due)
+            if not ended and on_some_rank((stopped(), False), device)[0]:
+                continue  # the next attempt draws what this one could not
+        if ended:
+            break
         step = state.step
         places = batch_indices(len(shown), config.batch_size, step, config.seed)
         indices = [shown[place] for place in places]
@@ -134,6 +166,20 @@ def train(
     end = state.checkpoint()
     to_parameters(state.parameters, state.published())
     return end
+
+
+def _draw(samples: Samples | None, state: RunState, network: nn.Module, *, due: bool) -> None:
+    """Draw samples with the weights to judge the run by, on the leading rank."""
+    device = next(iter(state.parameters.values())).device
+    network.eval()
+    with replaced(state.parameters, state.current()):
+        drawn = led(samples.draw(state.step, due=due) if samples is not None else None, device)
+    network.train()
+    if samples is None or drawn is None:
+        return
+    if drawn.is_judged:
+        state.judged([sample.scores for sample in drawn.samples])
+    samples.tell(drawn, best_judged(state.judgements))
 
 
 def _backward(
@@ -171,6 +217,12 @@ def _is_due(step: int, config: RecipeConfig) -> bool:
     return step % config.validation_interval_steps == 0 or step == config.steps
 
 
+def _samples_are_due(state: RunState, config: RecipeConfig, *, ended: bool) -> bool:
+    """Whether to draw samples after a step; after the last one of those that are drawn at all."""
+    interval = config.sample_interval_steps
+    return interval > 0 and (ended or state.step % interval == 0)
+
+
 def _should_end_early(state: RunState, config: RecipeConfig) -> bool:
     return is_exhausted(state.validations, config.early_stopping_patience)
 
@@ -187,6 +239,14 @@ class _Pace:
     def __init__(self, config: RecipeConfig) -> None:
         self._config = config
         self._ends = deque([time.monotonic()], maxlen=SMOOTHING_STEPS + 1)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time that a block takes out of account."""
+        before = time.monotonic()
+        yield
+        away = time.monotonic() - before
+        self._ends = deque((end + away for end in self._ends), maxlen=self._ends.maxlen)
 
     def report(self, state: RunState, rate: float) -> StepReport:
         self._ends.append(time.monotonic())

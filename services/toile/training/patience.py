@@ -8,6 +8,7 @@ import tenacity
 
 from toile.core.errors import DiskFullError, UnavailableError
 from toile.core.jobs.failures import is_disk_full
+from toile.core.jobs.progress import Figure
 from toile.core.jobs.runtime import JobContext
 
 PATIENCE_SECONDS = 90.0
@@ -47,9 +48,7 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, PASSING) or is_disk_full(error)
 
 
-def report(
-    job: JobContext, phase: str, step: int, total_steps: int, **figures: float | str
-) -> None:
+def report(job: JobContext, phase: str, step: int, total_steps: int, **figures: Figure) -> None:
     """Report progress; where the catalog is away or full only the report is lost.
 
     Raises:

@@ -20,21 +20,23 @@ from toile.core.artifacts import Manifest, publish_folder
 from toile.core.catalog.models import DatasetVersionRow, ModelVersionRow
 from toile.core.errors import ToileError
 from toile.core.jobs.runtime import JobContext
+from toile.core.jobs.samples import SAMPLES_FOLDER, JobSamples, mean_scores
 from toile.core.names import ModelVersionName
 from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.events import EVENTS_FOLDER, copy_events, events_path
 from toile.training.loop import smoothed
 from toile.training.patience import patiently, report
 from toile.training.recipe import Recipe
+from toile.training.state import published_step
 
 REPRODUCTION_TOLERANCE_LEVELS = 2.0
 """Largest difference of a pixel, of 255: the arithmetic is the same, its order may differ."""
 
-SAMPLES_FOLDER = "samples"
 LOSS_FILE = "loss.jsonl"
 
 
@@ -44,8 +46,7 @@ class Trained:
 
     config: RecipeConfig
     recipe: Recipe
-    losses: list[float]
-    validations: Mapping[int, float]
+    end: Checkpoint
     samples: Sequence[Image.Image]
     judged: Mapping[str, bytes]
     base: str
@@ -81,10 +82,15 @@ def draw_sample(
     """
     request = DiffusionRequest(
         prompt=config.sample_prompts[index],
-        seeds=[(config.seed + index) % (1 << 63)],
+        seeds=[sample_seed(config, index)],
         **fields,
     )
     return next(diffuse(bundle, TorchDenoiser(bundle), request, cancelled=job.stopping))
+
+
+def sample_seed(config: RecipeConfig, index: int) -> int:
+    """The seed of one of the samples, the same whenever it is drawn."""
+    return (config.seed + index) % (1 << 63)
 
 
 def publish(job: JobContext, trained: Trained) -> None:
@@ -156,11 +162,14 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         tag_frequency=_counted(trained.captions),
         seed=config.seed,
         learning_rate=config.learning_rate,
-        steps=len(trained.losses),
+        steps=len(trained.end.losses),
         created=row.start_time,  # of the first attempt, whichever attempt ends
     )
     trained.recipe.export(folder, card)
-    (folder / SAMPLES_FOLDER).mkdir()
+    for path, content in JobSamples(job.store, job.name).files():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    (folder / SAMPLES_FOLDER).mkdir(exist_ok=True)
     for index, image in enumerate(trained.samples):
         image.save(folder / SAMPLES_FOLDER / f"{index:02d}.png")
     for path, content in trained.judged.items():
@@ -171,11 +180,16 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
 
 
 def _loss_lines(trained: Trained) -> Iterator[str]:
-    """A line of JSON for each step; those that were validated say how."""
-    for step, loss in enumerate(trained.losses, start=1):
-        entry = {"step": step, "loss": loss}
-        if step in trained.validations:
-            entry["validation_loss"] = trained.validations[step]
+    """A line of JSON for each step: its loss, how it was judged, and which one is published."""
+    end, published = trained.end, published_step(trained.end, trained.config)
+    for step, loss in enumerate(end.losses, start=1):
+        entry: dict[str, Any] = {"step": step, "loss": loss}
+        if step in end.validations:
+            entry["validation_loss"] = end.validations[step]
+        if step in end.judgements:
+            entry["sample_scores"] = mean_scores(end.judgements[step])
+        if step == published:
+            entry["published"] = True
         yield json.dumps(entry) + "\n"
 
 
@@ -195,7 +209,7 @@ def _version_row(
         dataset_digest=trained.dataset.digest,
         trigger_word=trained.dataset.trigger_word,
         config=trained.config.model_dump(mode="json"),
-        final_loss=smoothed(trained.losses),
+        final_loss=smoothed(trained.end.losses),
         reproduction_difference=difference,
         code_version=__version__,
         files=[

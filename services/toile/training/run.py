@@ -14,6 +14,7 @@ from toile.core.artifacts import fetch
 from toile.core.catalog.models import BaseRow, DatasetVersionRow
 from toile.core.errors import NotFoundError
 from toile.core.jobs.runtime import JobContext
+from toile.core.jobs.samples import SAMPLES_FOLDER
 from toile.diffusion.bundle import CPU, Bundle
 from toile.imaging.control_maps import ControlKind
 from toile.training import loop, publish
@@ -27,13 +28,15 @@ from toile.training.checkpoint import (
 from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig, RecipeConfig
 from toile.training.control_recipe import ControlNet
 from toile.training.data import Example, read_examples
-from toile.training.events import events_path, writing
+from toile.training.events import Events, events_path, writing
+from toile.training.judging import Judge
 from toile.training.lora import Lora
 from toile.training.maps import with_maps
 from toile.training.masks import with_masks
 from toile.training.patience import PASSING, patiently, report
 from toile.training.recipe import Recipe
 from toile.training.repeats import repeat_counts
+from toile.training.sampling import Sampler
 
 REPORT_INTERVAL_SECONDS = 0.25
 _log = logging.getLogger(__name__)
@@ -68,8 +71,7 @@ def train_and_publish(job: JobContext, *, rank: int = 0, device: torch.device = 
         trained = publish.Trained(
             config=config,
             recipe=recipe,
-            losses=end.losses,
-            validations=end.validations,
+            end=end,
             samples=samples,
             judged=recipe.judged(
                 samples, lambda index: publish.draw_sample(job, bundle, config, index, {})
@@ -154,7 +156,7 @@ def _train(
     repeats = repeat_counts(
         config.repeats, [example.source_name for example in examples], recipe=config.RECIPE
     )
-    with _telling(job, start, leads=leads) as on_step:
+    with _telling(job, start, leads=leads) as (on_step, events):
         end = loop.train(
             recipe.network,
             cache,
@@ -170,28 +172,41 @@ def _train(
                 _keep(job, point) if leads and not job.cancelled() else None
             ),
             stopped=job.stopping,
+            samples=_sampler(job, bundle, recipe, examples, config, events) if events else None,
         )
     if leads and (start is None or start.step < end.step):
         _keep(job, end)
     return end
 
 
+def _sampler(
+    job: JobContext,
+    bundle: Bundle,
+    recipe: Recipe,
+    examples: list[Example],
+    config: RecipeConfig,
+    events: Events,
+) -> Sampler:
+    judge = Judge(bundle.path, examples) if config.publish_weights == "best_samples" else None
+    return Sampler(job, bundle, config, recipe, judge, events)
+
+
 @contextlib.contextmanager
 def _telling(
     job: JobContext, start: Checkpoint | None, *, leads: bool
-) -> Iterator[Callable[[loop.StepReport], None]]:
-    """What is told of each step: the job's progress, and its events."""
+) -> Iterator[tuple[Callable[[loop.StepReport], None], Events | None]]:
+    """What is told of each step: the job's progress, and its events, where the leader writes."""
     if not leads:
-        yield _ignore
+        yield _ignore, None
         return
     reporter = _Reporter(job)
-    with writing(events_path(job), start) as write:
+    with writing(events_path(job), start) as events:
 
         def tell(report: loop.StepReport) -> None:
-            write(report)
+            events.step(report)
             reporter(report)
 
-        yield tell
+        yield tell, events
 
 
 class _Reporter:
@@ -246,8 +261,9 @@ def _forget(job: JobContext) -> None:
     shutil.rmtree(events_path(job), ignore_errors=True)
     try:
         delete_folder(job.store, _checkpoints(job))
+        delete_folder(job.store, f"{job.name}/{SAMPLES_FOLDER}")  # the version has them
     except PASSING as error:
-        _log.warning("checkpoints are left behind: %s", error.message)
+        _log.warning("checkpoints or samples are left behind: %s", error.message)
 
 
 def _checkpoints(job: JobContext) -> str:

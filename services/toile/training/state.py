@@ -1,12 +1,13 @@
 """All that changes in a run, as a checkpoint and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.ema import MovingAverage, to_parameters
+from toile.training.judging import ImageScores, best_judged
 from toile.training.optimizers import (
     adapted_rate,
     make_optimizer,
@@ -26,10 +27,13 @@ class RunState:
         average: Moving average of the parameters; None if none is wanted.
         losses: Loss of every step done.
         validations: Loss of every validation, by its step.
-        best: What the run would have published at the best of them; empty before the first.
+        judgements: Scores of every set of samples that was judged, by its step.
+        best: What the run would have published at the best validation, or the best samples, as
+            the configuration says; empty before the first.
     """
 
     def __init__(self, network: nn.Module, config: RecipeConfig) -> None:
+        self._publishes = config.publish_weights
         self.step = 0
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(config, list(self.parameters.values()))
@@ -38,6 +42,7 @@ class RunState:
             self.average = MovingAverage(self.parameters, config.ema_decay)
         self.losses: list[float] = []
         self.validations: dict[int, float] = {}
+        self.judgements: dict[int, Sequence[ImageScores]] = {}
         self.best: dict[str, Tensor] = {}
 
     def restore(self, start: Checkpoint) -> None:
@@ -45,6 +50,7 @@ class RunState:
         self.step = start.step
         self.losses = list(start.losses)
         self.validations = dict(start.validations)
+        self.judgements = dict(start.judgements)
         self.best = dict(start.best)
         to_parameters(self.parameters, start.weights)
         restore_optimizer(self.optimizer, start.optimizer)
@@ -74,7 +80,13 @@ class RunState:
     def validated(self, loss: float) -> None:
         """Take note of a validation of `current()`."""
         self.validations[self.step] = loss
-        if best_step(self.validations) == self.step:
+        if self._publishes == "best_validation" and best_step(self.validations) == self.step:
+            self.best = _copied(self.current())
+
+    def judged(self, scores: Sequence[ImageScores]) -> None:
+        """Take note of the scores of samples that were drawn with `current()`."""
+        self.judgements[self.step] = scores
+        if self._publishes == "best_samples" and best_judged(self.judgements) == self.step:
             self.best = _copied(self.current())
 
     def current(self) -> Mapping[str, Tensor]:
@@ -82,7 +94,7 @@ class RunState:
         return self.parameters if self.average is None else self.average.weights
 
     def published(self) -> Mapping[str, Tensor]:
-        """The weights to publish: those of the best validation, if there was one."""
+        """The weights to publish: the best, if there was something to choose them by."""
         return self.best or self.current()
 
     def checkpoint(self) -> Checkpoint:
@@ -96,8 +108,19 @@ class RunState:
             losses=list(self.losses),
             average=_copied({} if self.average is None else self.average.weights),
             validations=dict(self.validations),
+            judgements=dict(self.judgements),
             best=self.best,
         )
+
+
+def published_step(end: Checkpoint, config: RecipeConfig) -> int:
+    """The step whose weights are published of a run that ended so."""
+    best = {
+        "best_validation": best_step(end.validations),
+        "best_samples": best_judged(end.judgements),
+        "last": 0,
+    }
+    return best[config.publish_weights] or end.step
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

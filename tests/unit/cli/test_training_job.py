@@ -89,6 +89,7 @@ def test_the_samples_are_sound_and_say_no_more_than_there_is(recipe: str) -> Non
         ({"model": "Lace"}, ["job.yaml:3: model: must be 1 to 63 lower-case"]),
         ({"lora": {"rank": 0, "steps": 0}}, ["lora.rank: ", "lora.steps: "]),
         ({"lora": {"early_stopping_patience": 1}}, ["needs a validation_share above 0"]),
+        ({"lora": {"publish_weights": "best_samples"}}, ["needs a sample_interval_steps above 0"]),
         ({"controlnet": {"control_kind": "depth"}}, ["controlnet.control_kind: ", "'edges' or"]),
         ({"controlnet": {"rank": 4}}, ["controlnet.rank: there is no such field", "control_kind"]),
         ({"controlnet": None}, ["job.yaml:1: controlnet: must be a mapping"]),

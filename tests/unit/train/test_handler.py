@@ -257,3 +257,18 @@ def test_a_controlnet_s_batch_has_an_image_for_each_worker(
     with pytest.raises(InvalidArgumentError) as caught:
         handler.create(control_request_of(batch_size=2))
     assert caught.value.metadata["field"] == "controlnet.batch_size"
+
+
+def test_samples_are_judged_by_bases_that_see(
+    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
+) -> None:
+    judged = {"publish_weights": "best_samples", "sample_interval_steps": 4}
+    publish(store, "bases/tiny/0", {"unet/config.json": b"{}"})
+    with pytest.raises(FailedPreconditionError) as caught:
+        handler.create(request_of(**judged))
+    assert caught.value.reason == "BASE_LACKS_PART"
+    assert caught.value.metadata["field"] == "lora.publish_weights"
+    publish(store, "bases/tiny/1", {"image_encoder/config.json": b"{}"})
+    with catalog.transaction() as session:
+        session.execute(update(BaseRow).values(artifact="bases/tiny/1"))
+    assert handler.create(request_of(**judged))

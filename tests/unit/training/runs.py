@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
 from toile.core.errors import CancelledError
+from toile.core.jobs.samples import Sample, SampleSet
 from toile.diffusion.architecture import SCHEDULER_CONFIG, UNET_CONFIG
 from toile.training import batches, loop, lora
 from toile.training.caches import Cache
@@ -82,6 +84,8 @@ class Run:
         stop_at: int = -1,
         keep: Callable[[Checkpoint], None] = lambda _: None,
         repeats: Sequence[int] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+        samples: loop.Samples | None = None,
     ) -> None:
         self.unet = unet
         self.reports: list[loop.StepReport] = []
@@ -101,7 +105,8 @@ class Run:
             repeats=repeats,
             on_step=self.reports.append,
             on_checkpoint=keep,
-            stopped=lambda: len(self.reports) == stop_at,
+            stopped=lambda: stopping() or len(self.reports) == stop_at,
+            samples=samples,
         )
 
 
@@ -122,6 +127,37 @@ def run_as_rank(
         (mine / name).write_bytes(content)
 
 
+class SlowSamples:
+    """Samples that take a while, in pieces."""
+
+    def __init__(self, pieces: int, seconds: float) -> None:
+        self.told: list[int] = []
+        self._pieces = pieces
+        self._seconds = seconds
+
+    def wanted(self) -> bool:
+        return False
+
+    def draw(self, step: int, *, due: bool) -> Generator[None, None, SampleSet | None]:
+        for _ in range(self._pieces):
+            time.sleep(self._seconds)
+            yield
+        return SampleSet(step, [Sample("a dress", 0)])
+
+    def tell(self, drawn: SampleSet, best_step: int) -> None:
+        self.told.append(drawn.step)
+
+
+def sample_as_rank(rank: int, world_size: int, folder: Path, timeout_seconds: float) -> None:
+    """Train as one of several processes, of which the first draws samples."""
+    config = CONFIG.model_copy(update={"steps": 2, "sample_interval_steps": 2})
+    samples = SlowSamples(pieces=3, seconds=timeout_seconds / 2) if rank == 0 else None
+    with _meeting(rank, world_size, folder, timeout_seconds):
+        Run(small_unet(), made_up_cache(), base_scheduler(), config, samples=samples)
+    told = samples.told if samples is not None else []
+    (folder / f"told-{rank}").write_text(str(told))
+
+
 def stop_as_rank(rank: int, world_size: int, folder: Path) -> None:
     """Train as one of several processes; the last is told to stop, and the first keeps slowly."""
 
@@ -139,10 +175,16 @@ def stop_as_rank(rank: int, world_size: int, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _meeting(rank: int, world_size: int, folder: Path) -> Iterator[None]:
+def _meeting(
+    rank: int, world_size: int, folder: Path, timeout_seconds: float = 300.0
+) -> Iterator[None]:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_seconds),
     )
     try:
         yield

@@ -40,6 +40,9 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"validation_share": 0.6}, "lora.validation_share"),
         ({"validation_interval_steps": 0}, "lora.validation_interval_steps"),
         ({"early_stopping_patience": 2}, "lora.early_stopping_patience"),
+        ({"sample_interval_steps": -1}, "lora.sample_interval_steps"),
+        ({"publish_weights": "best"}, "lora.publish_weights"),
+        ({"publish_weights": "best_samples"}, "lora.publish_weights"),
         ({"optimizer": "sgd"}, "lora.optimizer"),
         ({"weight_decay": -0.1}, "lora.weight_decay"),
         ({"adam_beta1": 1.0}, "lora.adam_beta1"),
@@ -83,6 +86,8 @@ def test_configuration_survives_the_message_of_a_version() -> None:
             "early_stopping_patience": 2,
             "ema_decay": 0.99,
             "repeats": {"detail/*": 4, "look/*": 2},
+            "sample_interval_steps": 20,
+            "publish_weights": "best_samples",
             "masked_loss": True,
             "background_weight": 0.25,
         }

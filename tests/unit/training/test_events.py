@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from toile.core.jobs.samples import Sample, SampleSet
 from toile.training.checkpoint import Checkpoint
 from toile.training.events import copy_events, writing
 from toile.training.loop import StepReport
@@ -17,7 +20,7 @@ def write(folder: Path, start: Checkpoint | None, losses: Sequence[float]) -> No
     with writing(folder, start) as told:
         for step, loss in enumerate(losses, start=first):
             validation = loss / 2 if step % 2 == 0 else None
-            told(StepReport(step, 9, 0.0, loss, 0.001 * step, 8.0, 1.0, validation))
+            told.step(StepReport(step, 9, 0.0, loss, 0.001 * step, 8.0, 1.0, validation))
 
 
 def after(step: int) -> Checkpoint:
@@ -57,7 +60,7 @@ def test_on_another_machine_the_checkpoint_tells_of_the_losses(tmp_path: Path) -
 
 def test_what_was_told_can_be_read_at_once(tmp_path: Path) -> None:
     with writing(tmp_path, None) as told:
-        told(StepReport(1, 9, 0.0, 0.5, 0.001, 8.0, 1.0))
+        told.step(StepReport(1, 9, 0.0, 0.5, 0.001, 8.0, 1.0))
         assert shown(tmp_path)["loss"] == [(1, 0.5)]
 
 
@@ -72,3 +75,24 @@ def test_a_version_keeps_the_series_but_not_the_machines_name(tmp_path: Path) ->
     ]
     assert shown(tmp_path / "version") == shown(tmp_path / "run")
     assert shown(tmp_path / "version")["loss"] == [(1, 1.0), (2, 2.0), (3, 10.0)]
+
+
+def test_samples_are_shown_with_their_scores(tmp_path: Path) -> None:
+    drawn = SampleSet(4, [Sample("a", 0, {"style": 0.25}), Sample("b", 1, {"style": 0.75})])
+    with writing(tmp_path, None) as told:
+        told.samples(drawn, [Image.new("RGB", (8, 8)), Image.new("L", (8, 8))])
+    assert shown(tmp_path) == {"sample_scores/style": [(4, 0.5)]}
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["images"] == ["samples/00", "samples/01"]
+
+
+def test_on_another_machine_the_checkpoint_tells_of_the_scores(tmp_path: Path) -> None:
+    start = Checkpoint(
+        3, {}, {}, losses=[0.1] * 3, judgements={2: [{"style": 0.5, "colour": None}]}
+    )
+    with writing(tmp_path, start) as told:
+        assert told.lack(1)
+    assert shown(tmp_path)["sample_scores/style"] == [(2, 0.5)]
+    with writing(tmp_path, start) as told:
+        assert (told.lack(3), told.lack(4)) == (False, True)

@@ -18,6 +18,7 @@ from unit.training.runs import (
     made_up_cache,
     made_up_maps,
     run_as_rank,
+    sample_as_rank,
     small_unet,
     stop_as_rank,
 )
@@ -63,3 +64,9 @@ def test_two_ranks_train_and_validate_as_one(
 def test_ranks_stop_together_once_the_leader_has_kept_where_they_were(tmp_path: Path) -> None:
     multiprocessing.spawn(stop_as_rank, (2, tmp_path), nprocs=2)
     assert [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+
+
+@pytest.mark.integration  # two more processes import torch
+def test_samples_may_take_longer_than_ranks_wait_for_each_other(tmp_path: Path) -> None:
+    multiprocessing.spawn(sample_as_rank, (2, tmp_path, 6.0), nprocs=2)
+    assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["[2]", "[]"]
