@@ -164,6 +164,10 @@ def _add_job(world: World, kind: Any, target: str) -> str:
     return name
 
 
+def _sample(step: int, index: int) -> bytes:
+    return f"sample {index} of step {step}".encode()
+
+
 class _Jobs(job_pb2_grpc.JobServiceServicer):
     def __init__(self, world: World) -> None:
         self.world = world
@@ -191,7 +195,11 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
             if kind == "train":
                 event.progress.loss = 1 / sequence
                 event.progress.images_per_second = 9.0
+            if sequence == 7 and job.name in self.world.sampled:
+                event.progress.samples_step = 7
             yield job_pb2.WatchJobResponse(event=event)
+            if event.progress.HasField("samples_step"):
+                wait_until(lambda: not context.is_active())  # who asked has seen enough
             if sequence == 4 and f"WatchJob-{kind}" in self.world.during:
                 self.world.during[f"WatchJob-{kind}"]()
                 wait_until(lambda: not context.is_active())
@@ -207,6 +215,25 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
         if job.state == job_pb2.JOB_STATE_QUEUED:
             job.state = job_pb2.JOB_STATE_CANCELLED
         return job_pb2.CancelJobResponse(job=job)
+
+    def RequestJobSamples(self, request: Any, context: Context) -> Any:
+        job = get(self.world.jobs, request.name)
+        if job.state != job_pb2.JOB_STATE_QUEUED:  # which is as good as running here
+            raise FailedPreconditionError("the job does not run", reason="JOB_NOT_RUNNING")
+        self.world.sampled.add(job.name)
+        return job_pb2.RequestJobSamplesResponse(job=job, after_sequence=5)
+
+    def ListJobSamples(self, request: Any, context: Context) -> Any:
+        answer = job_pb2.ListJobSamplesResponse()
+        for step in (5, 7):
+            drawn = answer.samples.add(step=step)
+            for index in range(2):
+                digest = hashlib.sha256(_sample(step, index)).hexdigest()
+                drawn.samples.add(prompt="<lace> dress", seed=index, digest=digest)
+        return answer
+
+    def DownloadJobSample(self, request: Any, context: Context) -> Any:
+        yield job_pb2.DownloadJobSampleResponse(chunk=_sample(request.step, request.index))
 
     def GetJobLogs(self, request: Any, context: Context) -> Any:
         get(self.world.jobs, request.name)

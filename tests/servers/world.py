@@ -34,6 +34,7 @@ class World:
     photographs: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     versions: dict[str, dataset_pb2.DatasetVersion] = field(default_factory=dict)
     jobs: dict[str, job_pb2.Job] = field(default_factory=dict)
+    sampled: set[str] = field(default_factory=set)  # jobs that were asked for samples
     models: dict[str, train_pb2.ModelVersion] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     generations: dict[str, generate_pb2.Generation] = field(default_factory=dict)

@@ -97,6 +97,10 @@ def job_figures(progress: job_pb2.JobProgress) -> str:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.HasField("validation_loss"):
         parts.append(f"validation {progress.validation_loss:.4f}")
+    if progress.HasField("samples_step"):
+        parts.append(f"samples of step {progress.samples_step}")
+    if progress.HasField("best_samples_step"):
+        parts.append(f"best of step {progress.best_samples_step}")
     if progress.HasField("images_per_second"):
         parts.append(f"{progress.images_per_second:.1f} images/s")
     if progress.HasField("gpu_memory_bytes"):

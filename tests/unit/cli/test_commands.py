@@ -254,6 +254,35 @@ def test_a_training_is_paused_and_resumed(cli, world: World, photographs: Path) 
     assert "is paused" not in cli("jobs", "watch", job).stderr, "it was, and is not any more"
 
 
+def test_samples_of_a_training_are_asked_for_and_written(
+    cli, world: World, photographs: Path, tmp_path: Path
+) -> None:
+    prepare(cli, photographs)
+    started = cli.json("train", "lora", "--dataset", "lace", "--name", "lace", "--detach")
+    job = started["name"].rpartition("/")[2]
+    assert cli("jobs", "sample", job).stdout == f"Job {job} was asked for samples.\n"
+    assert cli.json("jobs", "sample", job, "--wait")["step"] == "7"
+    written = cli.json("jobs", "sample", job, "--out", tmp_path / "samples")
+    assert [Path(path).name for path in written["files"]] == [
+        "step-000007-00.png",
+        "step-000007-01.png",
+    ]
+    assert Path(written["files"][1]).read_bytes() == b"sample 1 of step 7"
+
+
+def test_samples_that_do_not_come(cli, world: World, photographs: Path) -> None:
+    prepare(cli, photographs)
+    started = cli.json("train", "lora", "--dataset", "lace", "--name", "lace", "--detach")
+    job = started["name"].rpartition("/")[2]
+    world.before["WatchJob-train"] = world.sampled.clear  # it ends before it has drawn them
+    ended = cli("jobs", "sample", job, "--wait")
+    assert ended.exit_code == 1
+    assert "the job ended before it drew them" in ended.stderr
+    refused = cli("jobs", "sample", job)
+    assert refused.exit_code == 1
+    assert "the job does not run" in refused.stderr
+
+
 def test_logs_are_written_as_they_were_printed(cli, world: World, photographs: Path) -> None:
     prepare(cli, photographs)
     whole = cli("jobs", "logs", "job-1")

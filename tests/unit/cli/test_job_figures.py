@@ -12,9 +12,12 @@ def test_figures_that_are_known_are_shown() -> None:
         images_per_second=12.34,
         gpu_memory_bytes=3 << 30,
         seconds_left=61,
+        samples_step=100,
+        best_samples_step=50,
         message="pausing",
     )
     shown = job_figures(progress).split(" · ")
-    assert shown[:3] == ["loss 0.2500", "validation 0.3000", "12.3 images/s"]
-    assert shown[3].startswith("GPU 3")
-    assert shown[5] == "pausing"
+    assert shown[:2] == ["loss 0.2500", "validation 0.3000"]
+    assert shown[2:5] == ["samples of step 100", "best of step 50", "12.3 images/s"]
+    assert shown[5].startswith("GPU 3")
+    assert shown[7] == "pausing"

@@ -1,5 +1,6 @@
 """`toile jobs …`: follow, pause and cancel long work."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -112,6 +113,34 @@ def resume(
         found = s.clients.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=name, budget=budget)).job
         s.output.data(as_data(found))
         s.output.say(f"Job {short(found.name)} is {_state(found)}.")
+
+
+@app.command()
+def sample(
+    job: JobArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until they are drawn.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write them to; waits for them.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Have a running training draw its sample prompts after its current step."""
+    from toile.cli.job_samples import wait_for_samples, write_samples
+    from toile.cli.operations import as_data
+    from toile.v1 import job_pb2
+
+    with session(as_json=as_json) as s:
+        name = s.names.job(job)
+        asked = s.clients.jobs.RequestJobSamples(job_pb2.RequestJobSamplesRequest(name=name))
+        if not wait and out is None:
+            s.output.data(as_data(asked.job))
+            s.output.say(f"Job {short(name)} was asked for samples.")
+            return
+        drawn = wait_for_samples(s.clients, name, asked.after_sequence)
+        written = write_samples(s.clients, name, drawn, out) if out is not None else []
+        s.output.data({**as_data(drawn), "files": [str(path) for path in written]})
+        where = f" in {out}" if out is not None else ""
+        s.output.say(f"Step {drawn.step}: {len(drawn.samples)} samples{where}")
 
 
 @app.command()
