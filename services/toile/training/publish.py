@@ -148,6 +148,10 @@ def reproduction_difference(trained: Trained, folder: Path, job: JobContext) -> 
 
 
 def _export(job: JobContext, trained: Trained, folder: Path) -> None:
+    # First, for the store may be away, and then the rest is not done in vain.
+    for path, content in JobSamples(job.store, job.name).files():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
     config = trained.config
     row = job.jobs.get(job.name)
     card = AdapterCard(
@@ -166,9 +170,6 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         created=row.start_time,  # of the first attempt, whichever attempt ends
     )
     trained.recipe.export(folder, card)
-    for path, content in JobSamples(job.store, job.name).files():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
     (folder / SAMPLES_FOLDER).mkdir(exist_ok=True)
     for index, image in enumerate(trained.samples):
         image.save(folder / SAMPLES_FOLDER / f"{index:02d}.png")
