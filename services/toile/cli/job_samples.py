@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from toile.cli.operations import LONG_SECONDS, checked, write_whole
-from toile.core.errors import FailedPreconditionError, NotFoundError
+from toile.core.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from toile.core.rpc.client import Clients
 from toile.core.rpc.streams import reading
 from toile.v1 import job_pb2
@@ -17,6 +17,7 @@ def wait_for_samples(clients: Clients, name: str, after_sequence: int) -> job_pb
         JobFailedError: The job failed before.
         CancelledError: It was cancelled before.
         FailedPreconditionError: It ended well before; its closing samples are in its version.
+        UnavailableError: The service went away.
     """
     request = job_pb2.WatchJobRequest(name=name, after_sequence=after_sequence)
     with reading(partial(clients.jobs.WatchJob, request, timeout=LONG_SECONDS)) as answers:
@@ -24,15 +25,13 @@ def wait_for_samples(clients: Clients, name: str, after_sequence: int) -> job_pb
             if answer.event.progress.HasField("samples_step"):
                 return _of_step(clients, name, answer.event.progress.samples_step)
             if answer.HasField("job"):
-                job = checked(answer.job)
-                break
-        else:
-            job = clients.jobs.GetJob(job_pb2.GetJobRequest(name=name)).job
-    raise FailedPreconditionError(
-        f"the job ended before it drew them; {job.target} has its closing samples",
-        reason="JOB_NOT_RUNNING",
-        metadata={"job": name},
-    )
+                raise FailedPreconditionError(
+                    "the job ended before it drew them; "
+                    f"{checked(answer.job).target} has its closing samples",
+                    reason="JOB_NOT_RUNNING",
+                    metadata={"job": name},
+                )
+    raise UnavailableError("the stream ended before the job did")
 
 
 def write_samples(
