@@ -169,7 +169,10 @@ def train(
 
 
 def _draw(samples: Samples | None, state: RunState, network: nn.Module, *, due: bool) -> None:
-    """Draw samples with the weights to judge the run by, on the leading rank."""
+    """Draw samples with the weights to judge the run by, on the leading rank.
+
+    It alone learns of their scores, for it alone keeps checkpoints and publishes.
+    """
     device = next(iter(state.parameters.values())).device
     network.eval()
     with replaced(state.parameters, state.current()):

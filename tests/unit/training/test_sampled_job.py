@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,10 @@ def test_somebody_who_asks_is_shown_where_the_training_is(
         report(job, phase, step, *rest, **figures)
         if phase == "train" and step == 2 and not figures.keys() & {"samples_step", "message"}:
             jobs.request_samples(job.name)
-            job._pausing, job._samples_wanted = jobs.heartbeat(job.name, job.attempt)
+            deadline = time.monotonic() + 20
+            while not job.samples_wanted():  # the heartbeat learns of it
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
     monkeypatch.setattr(JobContext, "report", ask)
     job = train(train_and_publish)

@@ -14,6 +14,7 @@ from toile.training import lora
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.state import published_step
+from toile.training.validation import Validation
 from unit.training.runs import CONFIG, Run
 from unit.training.test_exact_resume import written_and_read
 
@@ -36,7 +37,7 @@ class Easel:
         self.asked = False
         self.fails_at = 0
         self.failed = False
-        self._unet = unet
+        self.unet = unet
         self._scores = scores
 
     def wanted(self) -> bool:
@@ -48,8 +49,8 @@ class Easel:
             self.failed = True
             return None
         assert step not in self.seen
-        self.seen[step] = {n: t.clone() for n, t in lora.adapter_state(self._unet).items()}
-        self.modes.add(self._unet.training)
+        self.seen[step] = {n: t.clone() for n, t in lora.adapter_state(self.unet).items()}
+        self.modes.add(self.unet.training)
         judged = due and self._scores is not None
         return SampleSet(step, [Sample("a", 0, {"style": self._scores[step]} if judged else {})])
 
@@ -72,7 +73,7 @@ def test_samples_are_drawn_at_their_interval_and_after_the_last_step(
     easel: Easel, cache: Cache, scheduler: DDPMScheduler
 ) -> None:
     config = CONFIG.model_copy(update={"sample_interval_steps": 4})
-    Run(easel._unet, cache, scheduler, config, samples=easel)
+    Run(easel.unet, cache, scheduler, config, samples=easel)
     assert easel.told == [(4, 0), (6, 0)]
     assert easel.modes == {False}, "networks that draw do not train"
 
@@ -84,7 +85,7 @@ def test_they_change_nothing(
     make_unet: Callable[[], UNet2DConditionModel],
 ) -> None:
     without = Run(make_unet(), cache, scheduler, CONFIG)
-    sampled = Run(easel._unet, cache, scheduler, SAMPLED, samples=easel)
+    sampled = Run(easel.unet, cache, scheduler, SAMPLED, samples=easel)
     assert without.end.to_files() == sampled.end.to_files()
     assert equal(lora.adapter_state(without.unet), lora.adapter_state(sampled.unet))
 
@@ -94,7 +95,7 @@ def test_they_are_drawn_with_the_average_if_one_is_kept(
 ) -> None:
     config = SAMPLED.model_copy(update={"ema_decay": 0.9, "checkpoint_interval_steps": 4})
     kept: list[Checkpoint] = []
-    run = Run(easel._unet, cache, scheduler, config, samples=easel, keep=kept.append)
+    run = Run(easel.unet, cache, scheduler, config, samples=easel, keep=kept.append)
     averages = sorted(kept[0].average.items())
     seen = sorted(easel.seen[4].items())
     assert [tensor.shape for _, tensor in averages] == [tensor.shape for _, tensor in seen]
@@ -107,7 +108,7 @@ def test_somebody_who_asks_gets_those_of_the_current_step(
     easel: Easel, cache: Cache, scheduler: DDPMScheduler
 ) -> None:
     easel.asked = True  # before the first step, after which there is something to see
-    Run(easel._unet, cache, scheduler, CONFIG, samples=easel)
+    Run(easel.unet, cache, scheduler, CONFIG, samples=easel)
     assert easel.told == [(1, 0)]
 
 
@@ -115,7 +116,7 @@ def test_the_weights_of_the_best_samples_are_published(
     cache: Cache, scheduler: DDPMScheduler, make_unet: Callable[[], UNet2DConditionModel]
 ) -> None:
     easel = Easel(make_unet(), STYLE)
-    run = Run(easel._unet, cache, scheduler, JUDGED, samples=easel)
+    run = Run(easel.unet, cache, scheduler, JUDGED, samples=easel)
     assert easel.told == [(2, 2), (4, 4), (6, 4)]
     assert published_step(run.end, JUDGED) == 4
     assert equal(easel.seen[4], lora.adapter_state(run.unet))
@@ -127,33 +128,59 @@ def test_what_was_asked_for_has_no_say_in_it(
 ) -> None:
     easel = Easel(make_unet(), STYLE)
     easel.asked = True
-    run = Run(easel._unet, cache, scheduler, JUDGED, samples=easel)
+    run = Run(easel.unet, cache, scheduler, JUDGED, samples=easel)
     assert easel.told[0] == (1, 0)
     assert list(run.end.judgements) == [2, 4, 6]
 
 
 @pytest.mark.parametrize(
-    ("changes", "step"),
-    [
-        ({"publish_weights": "last"}, 6),
-        ({"publish_weights": "best_validation"}, 0),
-        ({"publish_weights": "best_validation", "validation_share": 0.0}, 6),
-    ],
+    ("publish_weights", "validation_share", "step"),
+    [("best_validation", 0.25, 4), ("best_validation", 0.0, 6), ("last", 0.25, 6)],
 )
 def test_what_else_can_be_published(
     easel: Easel,
     cache: Cache,
     scheduler: DDPMScheduler,
-    changes: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    publish_weights: str,
+    validation_share: float,
     step: int,
 ) -> None:
-    """0 stands for the best validation."""
-    shared = {"validation_share": 0.25, "validation_interval_steps": 1, "sample_interval_steps": 1}
-    config = CONFIG.model_copy(update={**shared, "learning_rate": 0.05, **changes})
-    run = Run(easel._unet, cache, scheduler, config, samples=easel)
-    best = min(run.end.validations, key=lambda s: run.end.validations[s], default=0)
-    assert published_step(run.end, config) == (step or best)
-    assert equal(easel.seen[step or best], lora.adapter_state(run.unet))
+    losses = iter([0.6, 0.5, 0.4, 0.3, 0.4, 0.5])
+    monkeypatch.setattr(Validation, "loss", lambda *_: next(losses))
+    config = CONFIG.model_copy(
+        update={
+            "sample_interval_steps": 1,
+            "validation_interval_steps": 1,
+            "validation_share": validation_share,
+            "publish_weights": publish_weights,
+        }
+    )
+    run = Run(easel.unet, cache, scheduler, config, samples=easel)
+    assert published_step(run.end, config) == step
+    assert equal(easel.seen[step], lora.adapter_state(run.unet))
+
+
+def test_a_run_that_ends_early_is_judged_by_its_end_too(
+    cache: Cache,
+    scheduler: DDPMScheduler,
+    make_unet: Callable[[], UNet2DConditionModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = iter([0.1, 0.2, 0.3])
+    monkeypatch.setattr(Validation, "loss", lambda *_: next(losses))
+    config = JUDGED.model_copy(
+        update={
+            "validation_share": 0.25,
+            "validation_interval_steps": 1,
+            "early_stopping_patience": 2,
+        }
+    )
+    easel = Easel(make_unet(), {2: 0.5, 3: 0.9})
+    run = Run(easel.unet, cache, scheduler, config, samples=easel)
+    assert run.end.step == 3
+    assert easel.told == [(2, 2), (3, 3)]
+    assert equal(easel.seen[3], lora.adapter_state(run.unet))
 
 
 @pytest.mark.parametrize("drawing", [False, True])
@@ -166,12 +193,12 @@ def test_an_interruption_changes_nothing(
 ) -> None:
     """After step 3, or while the samples of step 4 are drawn, which the next attempt draws."""
     whole, first, second = (Easel(make_unet(), STYLE) for _ in range(3))
-    uninterrupted = Run(whole._unet, cache, scheduler, JUDGED, samples=whole)
+    uninterrupted = Run(whole.unet, cache, scheduler, JUDGED, samples=whole)
     first.fails_at = 4
     kept: list[Checkpoint] = []
     with pytest.raises(CancelledError):
         Run(
-            first._unet,
+            first.unet,
             cache,
             scheduler,
             JUDGED,
@@ -182,7 +209,7 @@ def test_an_interruption_changes_nothing(
         )
     assert kept[-1].step == (4 if drawing else 3)
     start = written_and_read(kept[-1], tmp_path)
-    resumed = Run(second._unet, cache, scheduler, JUDGED, start, samples=second)
+    resumed = Run(second.unet, cache, scheduler, JUDGED, start, samples=second)
     assert list(second.seen) == [4, 6]
     assert uninterrupted.end.to_files() == resumed.end.to_files()
     assert equal(lora.adapter_state(uninterrupted.unet), lora.adapter_state(resumed.unet))
@@ -192,12 +219,12 @@ def test_an_interruption_of_the_last_samples_changes_nothing(
     cache: Cache, scheduler: DDPMScheduler, make_unet: Callable[[], UNet2DConditionModel]
 ) -> None:
     whole, first, second = (Easel(make_unet(), STYLE) for _ in range(3))
-    uninterrupted = Run(whole._unet, cache, scheduler, JUDGED, samples=whole)
+    uninterrupted = Run(whole.unet, cache, scheduler, JUDGED, samples=whole)
     first.fails_at = STEPS
     end = Run(
-        first._unet, cache, scheduler, JUDGED, samples=first, stopping=lambda: first.failed
+        first.unet, cache, scheduler, JUDGED, samples=first, stopping=lambda: first.failed
     ).end
     assert (end.step, list(end.judgements)) == (STEPS, [2, 4])
-    resumed = Run(second._unet, cache, scheduler, JUDGED, end, samples=second)
+    resumed = Run(second.unet, cache, scheduler, JUDGED, end, samples=second)
     assert (list(second.seen), resumed.reports) == ([STEPS], [])
     assert uninterrupted.end.to_files() == resumed.end.to_files()
