@@ -247,6 +247,7 @@ def test_a_training_is_paused_and_resumed(cli, world: World, photographs: Path) 
     watched = cli("jobs", "watch", job)
     timer.join()
     assert watched.exit_code == 0, "a pause is waited out"
+    assert watched.stdout.strip().endswith(f"Job {job} succeeded: lace/2")
     assert f"toile jobs resume {job}" in " ".join(watched.stderr.split())
     refused = cli("jobs", "resume", job)
     assert refused.exit_code == 1

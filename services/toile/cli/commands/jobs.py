@@ -63,7 +63,8 @@ def show(job: JobArgument, as_json: JsonFlag = False) -> None:
 def watch(job: JobArgument, as_json: JsonFlag = False) -> None:
     """Follow a job until it ends."""
     with session(as_json=as_json) as s:
-        follow(s, s.names.job(job))
+        ended = follow(s, s.names.job(job))
+        s.output.say(f"Job {short(ended.name)} {_state(ended)}: {short(ended.target)}")
 
 
 @app.command()
@@ -200,7 +201,8 @@ def show_job(s: Session, job: "job_pb2.Job") -> None:
     ]
     if job.HasField("budget"):
         rows.append(("budget", f"{job.budget:g} {job.cost.currency}".rstrip()))
-    if job.progress.phase:
+    # The last that a job told before it was done looks as if it were not.
+    if job.progress.phase and _state(job) != "succeeded":
         at = f"{job.progress.phase} {job.progress.step} of {job.progress.total_steps}"
         rows.append(("progress", f"{at} {job_figures(job.progress)}"))
     if job.error.reason:
