@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from toile.core.catalog.models import JobRow
 from toile.core.jobs import JobKind, JobState
 from toile.core.jobs.costs import Usage, usage_of
-from toile.training.config import RecipeConfig
+from toile.training.config import RECIPES, RecipeConfig
 
 LOOKED_AT = 200
 """Newest trainings among which one of the same kind is looked for."""
@@ -32,9 +32,10 @@ class Estimate:
 def estimate(session: Session, project: str, base: str, config: RecipeConfig) -> Estimate | None:
     """Scale what the project's newest training of this recipe and base took by the images to see.
 
-    What does not grow with them, such as starting workers and drawing samples, is scaled with the
-    rest: a much longer training takes less than this, a much shorter one more. Those that were
-    paused or lost say nothing of the time, and one that ended early saw fewer images than it says.
+    What does not grow with them, such as starting workers and drawing samples or class images, is
+    scaled with the rest: a much longer training takes less than this, a much shorter one more.
+    Those that were paused or lost say nothing of the time, and one that ended early saw fewer
+    images than it says.
     """
     rows = session.scalars(
         select(JobRow)
@@ -52,8 +53,8 @@ def estimate(session: Session, project: str, base: str, config: RecipeConfig) ->
             continue
         if row.start_time is None or row.end_time is None:
             continue
-        seen = row.spec["config"]["steps"] * row.spec["config"]["batch_size"]
-        factor = config.steps * config.batch_size / seen
+        earlier = RECIPES[config.RECIPE].checked(row.spec["config"])
+        factor = config.steps * config.images_per_step / (earlier.steps * earlier.images_per_step)
         seconds = (row.end_time - row.start_time).total_seconds()
         return Estimate(usage_of(row).scaled(factor), seconds * factor, row.name)
     return None

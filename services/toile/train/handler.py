@@ -17,6 +17,7 @@ from toile.core.catalog.models import (
     JobRow,
 )
 from toile.core.catalog.requests import recall, remember, request_digest
+from toile.core.content import restricted_term
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.core.jobs import JobKind, JobStore
 from toile.core.jobs.costs import check_budget
@@ -65,8 +66,10 @@ class TrainHandler:
             FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
                 images to hold one out (`DATASET_TOO_SMALL`); or maps of parts are asked of a base
                 that finds none, or samples are to be judged by one that sees nothing
-                (`BASE_LACKS_PART`), or a masked loss of a dataset version that has
-                no masks (`DATASET_LACKS_MASKS`); or there is a budget and no prices (`NO_PRICES`).
+                (`BASE_LACKS_PART`), or a masked loss of a dataset version that has no masks
+                (`DATASET_LACKS_MASKS`); or a class prompt asks for what is for adults, and that is
+                refused here (`RESTRICTED_CONTENT`); or there is a budget and no prices
+                (`NO_PRICES`).
             RequestReusedError: The request id was used for something else.
         """
         parent = ProjectName.parse(request.parent, "parent")
@@ -144,14 +147,12 @@ class TrainHandler:
         config = RECIPES[recipe].checked(recipe_values(getattr(request, recipe)))
         longest = self._settings.limits.prompt_characters
         for index, prompt in enumerate(config.sample_prompts):
-            if len(prompt) > longest:
-                raise InvalidArgumentError(
-                    f"{recipe}.sample_prompts.{index} has {len(prompt)} characters; "
-                    f"{longest} are the most",
-                    field=f"{recipe}.sample_prompts.{index}",
-                    reason="BAD_CONFIG",
-                )
-            parse_prompt(prompt, f"{recipe}.sample_prompts.{index}")
+            field = f"{recipe}.sample_prompts.{index}"
+            _check_length(prompt, longest, field)
+            parse_prompt(prompt, field)
+        if isinstance(config, LoraRecipeConfig):
+            _check_length(config.class_prompt, longest, "lora.class_prompt")
+            self._check_allowed(config.class_prompt, "lora.class_prompt")
         if config.batch_size < self._settings.train_workers:
             raise InvalidArgumentError(
                 f"{recipe}.batch_size must be at least {self._settings.train_workers}, "
@@ -160,6 +161,16 @@ class TrainHandler:
                 reason="BAD_CONFIG",
             )
         return config
+
+    def _check_allowed(self, prompt: str, field: str) -> None:
+        """Refuse a prompt that nobody could ask a drawing of."""
+        if self._settings.restricted_content == "refuse" and (term := restricted_term(prompt)):
+            raise FailedPreconditionError(
+                f"{field} asks for what is for adults ({term[:40]}), which this platform does "
+                "not draw",
+                reason="RESTRICTED_CONTENT",
+                metadata={"field": field},
+            )
 
     def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:
         """A training that needs what the base lacks is refused before it is queued."""
@@ -188,6 +199,15 @@ class TrainHandler:
             "config": config.model_dump(mode="json"),
             "workers": self._settings.train_workers,
         }
+
+
+def _check_length(prompt: str, longest: int, field: str) -> None:
+    if len(prompt) > longest:
+        raise InvalidArgumentError(
+            f"{field} has {len(prompt)} characters; {longest} are the most",
+            field=field,
+            reason="BAD_CONFIG",
+        )
 
 
 def _dataset_version(session: Session, parent: ProjectName, name: str) -> DatasetVersionRow:

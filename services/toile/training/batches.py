@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from toile.diffusion.denoiser import cpu_has_bfloat16
-from toile.training.caches import Cache
+from toile.training.caches import Cache, WeightedCache
 from toile.training.config import RecipeConfig
 from toile.training.data import generator
 from toile.training.diffusion_loss import (
@@ -24,7 +24,6 @@ from toile.training.diffusion_loss import (
     squared_or_huber,
 )
 from toile.training.maps import ControlCache
-from toile.training.masks import MaskedCache
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ class ControlBatch(Batch):
 
 
 @dataclass(frozen=True)
-class MaskedBatch(Batch):
+class WeightedBatch(Batch):
     """The same, with what its errors count.
 
     Attributes:
-        weights: `[B, 1, h, w]`, 1 on average over each image.
+        weights: `[B, 1, h, w]` or `[B, 1, 1, 1]`.
     """
 
     weights: Tensor
@@ -151,8 +150,8 @@ def assembled(
     batch = Batch(embeds=cache.embeds[texts], pooled=cache.pooled[texts], **drawn)
     if isinstance(cache, ControlCache):
         return ControlBatch(**vars(batch), maps=cache.maps(indices))
-    if isinstance(cache, MaskedCache):
-        return MaskedBatch(**vars(batch), weights=cache.weights[list(indices)])
+    if isinstance(cache, WeightedCache):
+        return WeightedBatch(**vars(batch), weights=cache.weights[list(indices)])
     return batch
 
 

@@ -46,6 +46,17 @@ class Cache:
         return len(self.means)
 
 
+@dataclass(frozen=True)
+class WeightedCache(Cache):
+    """Encoded examples, and what their loss weighs.
+
+    Attributes:
+        weights: Of each place, `[N, 1, h, w]`, or of each image, `[N, 1, 1, 1]`.
+    """
+
+    weights: Tensor
+
+
 def build_cache(
     bundle: Bundle,
     examples: Sequence[Example],
@@ -55,11 +66,23 @@ def build_cache(
     on_progress: OnProgress,
 ) -> Cache:
     """Encode the examples, or take from `folder` what an earlier run of the same left there."""
-    facts = (_VERSION, dataset_digest, bundle.digest, str(bundle.native_size))
-    encoded = remembered(
-        folder, "encoded", facts, lambda: dict(vars(_encode(bundle, examples, on_progress)))
+    return encoded(bundle, lambda: examples, folder, digest=dataset_digest, on_progress=on_progress)
+
+
+def encoded(
+    bundle: Bundle,
+    load: Callable[[], Sequence[Example]],
+    folder: Path,
+    *,
+    digest: str,
+    on_progress: OnProgress,
+) -> Cache:
+    """The same, of examples that are loaded only if they have to be encoded."""
+    facts = (_VERSION, digest, bundle.digest, str(bundle.native_size))
+    found = remembered(
+        folder, "encoded", facts, lambda: dict(vars(_encode(bundle, load(), on_progress)))
     )
-    return Cache(**encoded)
+    return Cache(**found)
 
 
 def remembered(

@@ -20,6 +20,7 @@ from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 MAX_RANK = 64
 MAX_SAMPLE_PROMPTS = 8
 MAX_PATTERNS = 64
+MAX_CLASS_IMAGES = 10_000
 MAX_LEARNING_RATE = 0.1
 MAX_PRODIGY_RATE = 10.0
 _PRODIGY_RATE = 1.0
@@ -160,6 +161,11 @@ class RecipeConfig(BaseModel):
             raise ValueError("is of the optimizers adamw and prodigy alone")
         return beta
 
+    @property
+    def images_per_step(self) -> int:
+        """Images that a step computes, over all workers."""
+        return self.batch_size
+
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
         """Make a configuration from a request's values.
@@ -203,12 +209,51 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
     background_weight: float = Field(
         0.0, ge=0, le=1, description="What the background counts in a masked loss."
     )
+    class_prompt: str = Field(
+        "", description="What the class shows that the style belongs to; none if empty."
+    )
+    class_image_count: int = Field(
+        0,
+        ge=0,
+        le=MAX_CLASS_IMAGES,
+        validate_default=True,
+        description="Images of the class that the base draws.",
+    )
+    prior_loss_weight: float = Field(
+        1.0, gt=0, le=100, description="What the loss of an image of the class counts."
+    )
 
     @field_validator("background_weight")
     @classmethod
     def _weight_needs_masks(cls, weight: float, info: ValidationInfo) -> float:
         if weight and info.data.get("masked_loss") is False:
             raise ValueError("needs masked_loss: true")
+        return weight
+
+    @field_validator("class_prompt")
+    @classmethod
+    def _class_prompt_has_words(cls, prompt: str) -> str:
+        if prompt and not prompt.strip():
+            raise ValueError("is blank")
+        return prompt
+
+    @field_validator("class_image_count")
+    @classmethod
+    def _class_has_a_prompt_and_images(cls, count: int, info: ValidationInfo) -> int:
+        prompt = info.data.get("class_prompt")
+        if count and prompt == "":
+            raise ValueError("needs a class_prompt")
+        if prompt and not count:
+            raise ValueError("must be above 0, for there is a class_prompt")
+        return count
+
+    @field_validator("prior_loss_weight")
+    @classmethod
+    def _weight_needs_a_class(cls, weight: float, info: ValidationInfo) -> float:
+        # A configuration read back names every field, so a default says nothing.
+        default = cls.model_fields["prior_loss_weight"].default
+        if weight != default and info.data.get("class_prompt") == "":
+            raise ValueError("needs a class_prompt")
         return weight
 
     @model_validator(mode="before")
@@ -223,6 +268,11 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
     def scale(self) -> float:
         """What the update is multiplied by."""
         return self.alpha / self.rank
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that a step computes: as many of the class, if there is one, as of the dataset."""
+        return self.batch_size * (2 if self.class_prompt else 1)
 
 
 class ControlNetRecipeConfig(RecipeConfig):

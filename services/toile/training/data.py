@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,10 @@ from torch import Tensor
 from toile.core.errors import DataLossError
 
 METADATA_FILE = "metadata.jsonl"
+
+IMAGES = -1
+CLASS_IMAGES = -3
+"""Among the positions of `generator`: steps are 0 and more, validation's draws -2."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,20 @@ def generator(seed: int, *position: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
-def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Sequence[int]:
-    """Examples of a step's global batch: every epoch is a fresh permutation of all `count`."""
+def batch_indices(
+    count: int, batch_size: int, step: int, seed: int, *, of: int = IMAGES
+) -> list[int]:
+    """Examples of a step's global batch: every epoch is a fresh permutation of all `count`.
+
+    Those `of` the images and of the class images are permuted apart.
+    """
     first = step * batch_size
     indices: list[int] = []
     permutations: dict[int, list[int]] = {}
     for place in range(first, first + batch_size):
         epoch, index = divmod(place, count)
         if epoch not in permutations:
-            order = torch.randperm(count, generator=generator(seed, -1, epoch))
+            order = torch.randperm(count, generator=generator(seed, of, epoch))
             permutations[epoch] = order.tolist()
         indices.append(permutations[epoch][index])
     return indices

@@ -18,7 +18,7 @@ from toile.training.batches import Batch, loss_sum, make_batch
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
-from toile.training.data import batch_indices
+from toile.training.data import CLASS_IMAGES, batch_indices
 from toile.training.ema import replaced, to_parameters
 from toile.training.judging import best_judged
 from toile.training.ranks import led, on_some_rank, over_ranks, place, wait_for_all
@@ -95,13 +95,14 @@ def train(
 
     Args:
         network: Predicts as the base's UNet does; what requires gradients is trained.
-        cache: The examples, with what the network is told of them.
-        names: Their file names, which say who is held out, and which errors name.
+        cache: The examples, with what the network is told of them: the dataset's, and then class
+            images, of which each step shows as many as of the dataset's.
+        names: File names of the dataset's, which say who is held out, and which errors name.
         scheduler: Noise schedule and prediction type of the base.
         config: The recipe's configuration.
         native_size: Side of the images that the base was trained for, pixels.
         start: Where to go on from; None for the beginning.
-        repeats: How often an epoch shows each example; once if None.
+        repeats: How often an epoch shows each of the dataset's; once if None.
         on_step: Told of each step.
         on_checkpoint: Given what to keep, on each rank, between steps and when it is stopped.
         stopped: Whether to end; asked before each step.
@@ -144,20 +145,19 @@ def train(
         if ended:
             break
         step = state.step
-        places = batch_indices(len(shown), config.batch_size, step, config.seed)
-        indices = [shown[place] for place in places]
+        indices = _examples_of(step, shown, range(len(names), len(cache)), config)
         batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
         state.optimizer.zero_grad(set_to_none=True)
         loss = over_ranks(_backward(model, batch, scheduler, config, time_ids))
         norm = nn.utils.clip_grad_norm_(state.parameters.values(), _CLIP_NORM)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
-            raise _diverged(step + 1, [names[index] for index in indices])
+            raise _diverged(step + 1, indices, names)
         rate = state.advance(learning_rate(config, step), loss)
         if held_out and _is_due(state.step, config):
             with replaced(state.parameters, state.current()):
                 validation_loss = validation.loss(network, time_ids)
             if not math.isfinite(validation_loss):
-                raise _diverged(state.step, [names[index] for index in held_out])
+                raise _diverged(state.step, held_out, names)
             state.validated(validation_loss)
         on_step(pace.report(state, rate))
         if state.step % config.checkpoint_interval_steps == 0 and state.step < config.steps:
@@ -183,6 +183,18 @@ def _draw(samples: Samples | None, state: RunState, network: nn.Module, *, due: 
     if drawn.is_judged:
         state.judged([sample.scores for sample in drawn.samples])
     samples.tell(drawn, best_judged(state.judgements))
+
+
+def _examples_of(
+    step: int, shown: Sequence[int], class_images: Sequence[int], config: RecipeConfig
+) -> list[int]:
+    """A step's examples: some of the dataset's and, if there are any, as many class images."""
+    size, seed = config.batch_size, config.seed
+    indices = [shown[place] for place in batch_indices(len(shown), size, step, seed)]
+    if class_images:
+        drawn = batch_indices(len(class_images), size, step, seed, of=CLASS_IMAGES)
+        indices += [class_images[place] for place in drawn]
+    return indices
 
 
 def _backward(
@@ -261,15 +273,16 @@ class _Pace:
             loss=smoothed(state.losses),
             step_loss=state.losses[-1],
             learning_rate=rate,
-            images_per_second=self._config.batch_size / seconds_per_step,
+            images_per_second=self._config.images_per_step / seconds_per_step,
             seconds_left=seconds_per_step * (self._config.steps - state.step),
             validation_loss=state.validations.get(state.step),
         )
 
 
-def _diverged(step: int, names: Sequence[str]) -> ToileError:
+def _diverged(step: int, indices: Sequence[int], names: Sequence[str]) -> ToileError:
+    images = [names[i] if i < len(names) else f"class image {i - len(names)}" for i in indices]
     return ToileError(
-        f"the loss stopped being finite at step {step}, on {', '.join(names)}; "
+        f"the loss stopped being finite at step {step}, on {', '.join(images)}; "
         "try a lower learning rate",
         reason="TRAINING_DIVERGED",
         metadata={"step": str(step)},

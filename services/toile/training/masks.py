@@ -1,7 +1,6 @@
 """What the loss of a picture weighs where: the garment's parts, as the dataset version has them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +9,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from toile.core.errors import DataLossError
-from toile.training.caches import Cache, remembered
+from toile.training.caches import Cache, WeightedCache, remembered
 from toile.training.config import LoraRecipeConfig, lacks_masks
 from toile.training.data import Example, middle_square
 
 _VERSION = "1"  # of what is cached; a change makes old shares be computed again
-
-
-@dataclass(frozen=True)
-class MaskedCache(Cache):
-    """Encoded examples, and what their loss weighs where.
-
-    Attributes:
-        weights: `[N, 1, h, w]`, 1 on average over each image.
-    """
-
-    weights: Tensor
 
 
 def with_masks(
@@ -35,8 +23,8 @@ def with_masks(
     folder: Path,
     *,
     dataset_digest: str,
-) -> MaskedCache:
-    """Add the weights of the squares that the latents are of.
+) -> WeightedCache:
+    """Add the weights of the squares that the latents are of, 1 on average over each image.
 
     Raises:
         FailedPreconditionError: An example has no mask (`DATASET_LACKS_MASKS`).
@@ -50,7 +38,7 @@ def with_masks(
         lambda: {"shares": torch.stack([_share(one, height, width) for one in examples])},
     )
     weights = loss_weights(found["shares"], config.background_weight)
-    return MaskedCache(**vars(cache), weights=weights)
+    return WeightedCache(**vars(cache), weights=weights)
 
 
 def loss_weights(shares: Tensor, background: float) -> Tensor:

@@ -25,6 +25,7 @@ from toile.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from toile.training.class_images import with_class_images
 from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig, RecipeConfig
 from toile.training.control_recipe import ControlNet
 from toile.training.data import Example, read_examples
@@ -124,6 +125,8 @@ def _recipe(
             cache = with_masks(
                 cache, examples, config, job.cache_path, dataset_digest=dataset.digest
             )
+        if config.class_prompt:
+            cache = with_class_images(cache, job, bundle, config, on_progress=on_progress)
         return Lora(bundle, config), cache
     with_control = with_maps(
         cache,

@@ -42,6 +42,11 @@ def test_what_one_took_is_scaled_by_the_images_to_see(
     assert (found.usage.cpu_seconds, found.usage.gpu_seconds) == (120.0, 1200.0)
     with catalog.reading() as session:
         assert session.query(JobRow).count() == 1, "an estimate starts nothing"
+    of_class = handler.estimate(
+        request_of(steps=400, batch_size=4, class_prompt="a dress", class_image_count=9)
+    )
+    assert of_class is not None
+    assert of_class.seconds == 2400.0, "as many images of the class again"
 
 
 def test_other_projects_and_interrupted_trainings_say_nothing(

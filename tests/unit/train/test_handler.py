@@ -76,6 +76,8 @@ def test_zero_is_a_value_and_not_a_default(handler: TrainHandler) -> None:
         (request_of(steps=0), "lora.steps"),
         (request_of(sample_prompts=["a", "x" * 2001]), "lora.sample_prompts.1"),
         (request_of(sample_prompts=["a", "b", "(red:99)"]), "lora.sample_prompts.2"),
+        (request_of(class_prompt="a dress"), "lora.class_image_count"),
+        (request_of(class_prompt="x" * 2001, class_image_count=9), "lora.class_prompt"),
         (request_of(model="Lace!"), "model_id"),
         (request_of(dataset="lace"), "dataset"),
         (request_of(dataset="projects/other/datasets/lace"), "dataset"),
@@ -147,6 +149,23 @@ def test_a_masked_loss_needs_masks(handler: TrainHandler, store: ArtifactStore) 
     assert caught.value.metadata["field"] == "lora.masked_loss"
     job = handler.create(request_of(masked_loss=True, background_weight=0.5))
     assert job.spec["config"]["background_weight"] == 0.5
+
+
+def test_a_class_is_read_literally_and_may_not_be_for_adults(
+    settings: Settings, catalog: Catalog, store: ArtifactStore
+) -> None:
+    def ask(allowed: str, prompt: str) -> JobRow:
+        changed = settings.model_copy(update={"restricted_content": allowed})
+        request = request_of(class_prompt=prompt, class_image_count=5)
+        return TrainHandler(changed, catalog, store).create(request)
+
+    job = ask("refuse", "a dress (red:99)")
+    assert job.spec["config"]["class_prompt"] == "a dress (red:99)"
+    with pytest.raises(FailedPreconditionError) as caught:
+        ask("refuse", "a nude woman")
+    assert caught.value.reason == "RESTRICTED_CONTENT"
+    assert caught.value.metadata["field"] == "lora.class_prompt"
+    assert ask("allow", "a nude woman")
 
 
 def test_unknown_dataset_and_base(handler: TrainHandler) -> None:

@@ -14,8 +14,9 @@ from toile.core.errors import CancelledError
 from toile.core.jobs.samples import Sample, SampleSet
 from toile.diffusion.architecture import SCHEDULER_CONFIG, UNET_CONFIG
 from toile.training import batches, loop, lora
-from toile.training.caches import Cache
+from toile.training.caches import Cache, WeightedCache
 from toile.training.checkpoint import Checkpoint
+from toile.training.class_images import joined
 from toile.training.config import ControlNetRecipeConfig, LoraRecipeConfig
 from toile.training.controlnet import start_training
 from toile.training.maps import ControlCache
@@ -24,6 +25,8 @@ NAMES = ["a.png", "b.png", "c.png", "d.png"]
 CONFIG = LoraRecipeConfig(
     rank=4, alpha=4, steps=6, batch_size=2, checkpoint_interval_steps=3, learning_rate=5e-3
 )
+
+CLASS_CONFIG = CONFIG.model_copy(update={"class_prompt": "a dress", "class_image_count": 3})
 
 CONTROL_CONFIG = ControlNetRecipeConfig(
     steps=6, batch_size=2, checkpoint_interval_steps=3, learning_rate=5e-3
@@ -54,6 +57,28 @@ def made_up_cache() -> Cache:
         embeds=torch.randn(3, 77, UNET_CONFIG["cross_attention_dim"], generator=source),
         pooled=torch.randn(3, 128, generator=source),
     )
+
+
+def with_class(cache: Cache, weight: float = 1.0) -> WeightedCache:
+    """Examples, and behind them three of a class, which are darker."""
+    source = torch.Generator().manual_seed(1)
+    embeds = torch.randn(2, *cache.embeds.shape[1:], generator=source)
+    pooled = torch.randn(2, *cache.pooled.shape[1:], generator=source)
+    drawn = Cache(
+        means=torch.randn(3, 4, 16, 16, generator=source) - 2.0,
+        deviations=torch.full((3, 4, 16, 16), 0.01),
+        captions=torch.ones(3, dtype=torch.long),
+        embeds=torch.cat([cache.embeds[:1], embeds[1:]]),
+        pooled=torch.cat([cache.pooled[:1], pooled[1:]]),
+    )
+    return joined(cache, drawn, weight)
+
+
+def cache_for(config: LoraRecipeConfig | ControlNetRecipeConfig) -> Cache:
+    """Encoded examples of what a configuration trains on."""
+    if isinstance(config, ControlNetRecipeConfig):
+        return made_up_maps()
+    return with_class(made_up_cache()) if config.class_prompt else made_up_cache()
 
 
 def made_up_maps() -> ControlCache:
@@ -118,9 +143,8 @@ def run_as_rank(
 ) -> None:
     """Train as one of several processes, in full precision; each leaves its checkpoint's files."""
     batches.cpu_has_bfloat16 = lambda: False
-    cache = made_up_cache() if isinstance(config, LoraRecipeConfig) else made_up_maps()
     with _meeting(rank, world_size, folder):
-        run = Run(small_unet(), cache, base_scheduler(), config)
+        run = Run(small_unet(), cache_for(config), base_scheduler(), config)
     mine = folder / str(rank)
     mine.mkdir()
     for name, content in run.end.to_files().items():

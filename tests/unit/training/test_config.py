@@ -55,6 +55,16 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"repeats": {str(n): 2 for n in range(65)}}, "lora.repeats"),
         ({"learning_rate": 1.0, "optimizer": "adafactor"}, "lora.learning_rate"),
         ({"learning_rate": 11.0, "optimizer": "prodigy"}, "lora.learning_rate"),
+        ({"class_prompt": "a dress"}, "lora.class_image_count"),
+        ({"class_prompt": "a dress", "class_image_count": 0}, "lora.class_image_count"),
+        ({"class_prompt": "a dress", "class_image_count": 10_001}, "lora.class_image_count"),
+        ({"class_image_count": 100}, "lora.class_image_count"),
+        ({"class_prompt": " ", "class_image_count": 1}, "lora.class_prompt"),
+        ({"prior_loss_weight": 0.5}, "lora.prior_loss_weight"),
+        (
+            {"class_prompt": "a dress", "class_image_count": 1, "prior_loss_weight": 0},
+            "lora.prior_loss_weight",
+        ),
     ],
 )
 def test_mistakes_are_named(values: dict[str, object], field: str) -> None:
@@ -90,6 +100,9 @@ def test_configuration_survives_the_message_of_a_version() -> None:
             "publish_weights": "best_samples",
             "masked_loss": True,
             "background_weight": 0.25,
+            "class_prompt": "a dress",
+            "class_image_count": 200,
+            "prior_loss_weight": 0.5,
         }
     )
     message = recipe_message("lora", config.model_dump(mode="json"))
@@ -109,6 +122,7 @@ def test_configuration_survives_the_message_of_a_version() -> None:
         ({"early_stopping_patience": 2}, "controlnet.early_stopping_patience"),
         ({"learning_rate": 1.0}, "controlnet.learning_rate"),
         ({"rank": 4}, "controlnet.rank"),
+        ({"class_prompt": "a dress"}, "controlnet.class_prompt"),
     ],
 )
 def test_mistakes_in_a_controlnet_are_named(values: dict[str, object], field: str) -> None:
@@ -129,6 +143,12 @@ def test_a_rate_left_out_is_the_optimizers_own(
     assert recipe.checked(config.model_dump(mode="json")) == config
     assert recipe.checked({"optimizer": "adafactor"}) == recipe(optimizer="adafactor")
     assert recipe.checked({}).learning_rate < 0.01
+
+
+def test_a_step_with_a_class_computes_twice_the_images() -> None:
+    assert LoraRecipeConfig(batch_size=6).images_per_step == 6
+    config = LoraRecipeConfig(batch_size=6, class_prompt="a dress", class_image_count=1)
+    assert config.images_per_step == 12
 
 
 def test_a_controlnet_learns_to_do_without_captions() -> None:

@@ -13,21 +13,21 @@ from torch import Tensor
 from toile.core.errors import DataLossError, FailedPreconditionError
 from toile.training import batches, lora
 from toile.training.batches import loss_sum, make_batch
-from toile.training.caches import Cache
+from toile.training.caches import Cache, WeightedCache
 from toile.training.config import LoraRecipeConfig
 from toile.training.data import Example
-from toile.training.masks import MaskedCache, loss_weights, with_masks
+from toile.training.masks import loss_weights, with_masks
 from unit.training.runs import CONFIG, NAMES, Run
 
 INSIDE = (slice(None), slice(None), slice(4, 12), slice(4, 12))
 TIME_IDS = torch.tensor([[128.0, 128.0, 0.0, 0.0, 128.0, 128.0]])
 
 
-def masked(cache: Cache, background: float) -> MaskedCache:
+def masked(cache: Cache, background: float) -> WeightedCache:
     """The same examples; a garment is in the middle of each."""
     shares = torch.zeros(len(NAMES), 1, 16, 16)
     shares[INSIDE] = 1.0
-    return MaskedCache(**vars(cache), weights=loss_weights(shares, background))
+    return WeightedCache(**vars(cache), weights=loss_weights(shares, background))
 
 
 def test_weights_are_one_on_average_whatever_the_garment_covers() -> None:

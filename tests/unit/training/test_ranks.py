@@ -7,16 +7,15 @@ import torch
 from torch import multiprocessing
 
 from toile.training import batches
-from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import ControlNetRecipeConfig, LoraRecipeConfig
 from unit.training.runs import (
+    CLASS_CONFIG,
     CONFIG,
     CONTROL_CONFIG,
     Run,
     base_scheduler,
-    made_up_cache,
-    made_up_maps,
+    cache_for,
     run_as_rank,
     sample_as_rank,
     small_unet,
@@ -36,19 +35,18 @@ EVERYTHING = {
 
 @pytest.mark.integration  # two more processes import torch
 @pytest.mark.parametrize(
-    ("recipe", "cache"),
-    [(CONFIG, made_up_cache()), (CONTROL_CONFIG, made_up_maps())],
-    ids=["lora", "controlnet"],
+    "recipe",
+    [CONFIG, CLASS_CONFIG, CONTROL_CONFIG],
+    ids=["lora", "class images", "controlnet"],
 )
 def test_two_ranks_train_and_validate_as_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     recipe: LoraRecipeConfig | ControlNetRecipeConfig,
-    cache: Cache,
 ) -> None:
     config = recipe.model_copy(update=EVERYTHING)
     monkeypatch.setattr(batches, "cpu_has_bfloat16", lambda: False)
-    one = Run(small_unet(), cache, base_scheduler(), config).end
+    one = Run(small_unet(), cache_for(config), base_scheduler(), config).end
     multiprocessing.spawn(run_as_rank, (2, config, tmp_path), nprocs=2)
     first, second = (Checkpoint.from_folder(tmp_path / str(rank)) for rank in (0, 1))
     assert first.to_files() == second.to_files()

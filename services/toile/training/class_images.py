@@ -1,0 +1,166 @@
+"""Images of the class that a style belongs to, drawn by the base itself, so that training keeps it.
+
+Ruiz et al., "DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject-Driven Generation",
+2022, section 4.3: a network that trains on what it drew of the class beside the new images does
+not turn all of the class into them. As in diffusers' DreamBooth scripts a batch holds as many
+images of the one as of the other, and the loss is the sum of both means, the class's weighted.
+
+An image is kept in the artifact store as soon as it is drawn, at
+`projects/{project}/class-images/{what it follows from}/{index}.png`: another attempt, another rank
+and a later training find it there, and a larger count draws the rest.
+"""
+
+import contextlib
+import hashlib
+import io
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from toile.core.errors import AlreadyExistsError
+from toile.core.jobs.runtime import JobContext
+from toile.core.prompts import escape
+from toile.diffusion.bundle import Bundle
+from toile.diffusion.denoiser import TorchDenoiser
+from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.training.caches import Cache, OnProgress, WeightedCache, encoded, fit_caption
+from toile.training.config import LoraRecipeConfig
+from toile.training.data import Example
+from toile.training.patience import patiently, report
+from toile.training.ranks import place
+
+PHASE = "class images"
+_VERSION = "1"  # of how they are drawn; a change makes them be drawn again
+_POLL_SECONDS = 1.0
+"""Between two looks whether the other ranks are done."""
+
+
+def with_class_images(
+    cache: Cache,
+    job: JobContext,
+    bundle: Bundle,
+    config: LoraRecipeConfig,
+    *,
+    on_progress: OnProgress,
+) -> WeightedCache:
+    """Put the images of the class behind the dataset's; those that there are not are drawn.
+
+    Every rank calls it: they share the drawing. The UNet must still be the base's own.
+
+    Raises:
+        CancelledError: The job should stop; what was drawn is kept.
+        DataLossError: An image that was kept is damaged.
+        UnavailableError: The artifact store stayed away.
+    """
+    prompt = fit_caption(bundle, config.class_prompt)
+    shelf = _Shelf(job, bundle, prompt)
+    digests = shelf.fill(config.class_image_count)
+    with tempfile.TemporaryDirectory(prefix="class-", dir=job.scratch_path) as folder:
+        drawn = encoded(
+            bundle,
+            lambda: shelf.examples(len(digests), Path(folder)),
+            job.cache_path,
+            digest=hashlib.sha256("\0".join((prompt, *digests)).encode()).hexdigest(),
+            on_progress=on_progress,
+        )
+    return joined(cache, drawn, config.prior_loss_weight)
+
+
+def joined(cache: Cache, drawn: Cache, weight: float) -> WeightedCache:
+    """A dataset's examples and then those of the class, whose whole images weigh `weight` each."""
+    own = cache.weights if isinstance(cache, WeightedCache) else torch.ones(len(cache), 1, 1, 1)
+    texts = len(cache.embeds) - 1  # the empty caption is the first of both
+    return WeightedCache(
+        means=torch.cat([cache.means, drawn.means]),
+        deviations=torch.cat([cache.deviations, drawn.deviations]),
+        captions=torch.cat([cache.captions, drawn.captions + texts]),
+        embeds=torch.cat([cache.embeds, drawn.embeds[1:]]),
+        pooled=torch.cat([cache.pooled, drawn.pooled[1:]]),
+        weights=torch.cat([own, torch.full((len(drawn), *own.shape[1:]), weight)]),
+    )
+
+
+class _Shelf:
+    """Images of one prompt by one base, in the artifact store."""
+
+    def __init__(self, job: JobContext, bundle: Bundle, prompt: str) -> None:
+        self._job, self._bundle, self._prompt = job, bundle, prompt
+        self._denoiser = TorchDenoiser(bundle)
+        facts = (_VERSION, bundle.digest, str(bundle.native_size), prompt)
+        key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+        self._prefix = f"projects/{job.project}/class-images/{key}"
+
+    def fill(self, count: int) -> Sequence[str]:
+        """Draw what is missing of the first `count` images; return the digests of all of them.
+
+        Each rank draws its share and waits for the others'. It looks into the store for them: a
+        collective of the ranks would not wait as long as drawing may take.
+        """
+        rank, world_size = place()
+        while True:
+            kept = self._kept()
+            missing = [index for index in range(count) if self._key(index) not in kept]
+            if not missing:
+                return [kept[self._key(index)] for index in range(count)]
+            mine = [index for index in missing if index % world_size == rank]
+            for done, index in enumerate(mine):
+                self._job.check()
+                if rank == 0:  # the others are about as far
+                    known = count - len(missing) + done * world_size
+                    report(self._job, PHASE, min(known, count), count)
+                self._keep(index, self._draw(index))
+            if not mine:
+                self._job.check()
+                time.sleep(_POLL_SECONDS)
+
+    def examples(self, count: int, folder: Path) -> list[Example]:
+        """Write the first `count` images into a folder, to be encoded."""
+        found: list[Example] = []
+        for index in range(count):
+            self._job.check()
+            path = folder / f"{index:05d}.png"
+            path.write_bytes(self._read(index))
+            found.append(Example(path, path.name, self._prompt, path.name))
+        return found
+
+    def _draw(self, index: int) -> Image.Image:
+        """Draw an image of the base's own size, as the platform draws by default."""
+        # Loaded here and not by the drawing: what is made in inference mode cannot be trained.
+        self._bundle.unet.eval()
+        request = DiffusionRequest(prompt=escape(self._prompt), seeds=[self._seed(index)])
+        return next(diffuse(self._bundle, self._denoiser, request, cancelled=self._job.stopping))
+
+    def _seed(self, index: int) -> int:
+        facts = (self._bundle.digest, self._prompt, str(index))
+        digest = hashlib.sha256("\0".join(facts).encode()).digest()
+        return int.from_bytes(digest[:8]) >> 1
+
+    def _keep(self, index: int, image: Image.Image) -> None:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+
+        def put() -> None:
+            with contextlib.suppress(AlreadyExistsError):  # of a training beside this one
+                self._job.store.put(
+                    self._key(index), file.getvalue(), media_type="image/png", if_absent=True
+                )
+
+        patiently(self._job, PHASE, put)
+
+    def _kept(self) -> dict[str, str]:
+        """Digests of the images that there are, by their keys."""
+        return patiently(
+            self._job,
+            PHASE,
+            lambda: {info.key: info.digest for info in self._job.store.list(self._prefix + "/")},
+        )
+
+    def _read(self, index: int) -> bytes:
+        return patiently(self._job, PHASE, lambda: self._job.store.get(self._key(index)))
+
+    def _key(self, index: int) -> str:
+        return f"{self._prefix}/{index:05d}.png"
