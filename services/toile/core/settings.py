@@ -117,6 +117,18 @@ class EngineSettings(BaseModel):
     )
 
 
+class WandbSettings(BaseModel):
+    """Weights & Biases, if trainings are to be told to it; its API key is its own business."""
+
+    model_config = ConfigDict(frozen=True)
+
+    project: str = Field("", description="Its project; nothing is told to it when empty.")
+    entity: str = Field("", description="User or team; that of the API key when empty.")
+    mode: Literal["online", "offline"] = Field(
+        "online", description="Send figures, or keep them in `home` for `wandb sync`."
+    )
+
+
 class Settings(BaseSettings):
     """All settings of all processes."""
 
@@ -138,6 +150,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     prices: Prices = Prices()
     kuberay: KubeRaySettings = KubeRaySettings()
+    wandb: WandbSettings = WandbSettings()
 
     host: str = Field("127.0.0.1", description="Address that servers listen on.")
     port: int = Field(0, description="Port of this process's gRPC server; 0 takes a free one.")

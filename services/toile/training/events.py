@@ -40,11 +40,8 @@ class Events:
 
     def step(self, report: StepReport) -> None:
         """Write the figures of a step."""
-        self.scalar("loss", report.step_loss, report.step)
-        self.scalar("learning_rate", report.learning_rate, report.step)
-        self.scalar("images_per_second", report.images_per_second, report.step)
-        if report.validation_loss is not None:
-            self.scalar("validation_loss", report.validation_loss, report.step)
+        for name, value in figures(report).items():
+            self.scalar(name, value, report.step)
         # Each step: a process that is killed must have written all that its checkpoint counts.
         self._writer.flush()
 
@@ -95,6 +92,18 @@ def writing(folder: Path, start: Checkpoint | None) -> Iterator[Events]:
         yield events
     finally:
         writer.close()
+
+
+def figures(report: StepReport) -> dict[str, float]:
+    """What a step adds to its series, by their names."""
+    found = {
+        "loss": report.step_loss,
+        "learning_rate": report.learning_rate,
+        "images_per_second": report.images_per_second,
+    }
+    if report.validation_loss is not None:
+        found["validation_loss"] = report.validation_loss
+    return found
 
 
 def copy_events(source: Path, folder: Path) -> None:

@@ -38,6 +38,7 @@ from toile.training.patience import PASSING, patiently, report
 from toile.training.recipe import Recipe
 from toile.training.repeats import repeat_counts
 from toile.training.sampling import Sampler
+from toile.training.tracking import tracking
 
 REPORT_INTERVAL_SECONDS = 0.25
 _log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def _train(
     repeats = repeat_counts(
         config.repeats, [example.source_name for example in examples], recipe=config.RECIPE
     )
-    with _telling(job, start, leads=leads) as (on_step, events):
+    with _telling(job, config, start, leads=leads) as (on_step, events):
         end = loop.train(
             recipe.network,
             cache,
@@ -196,17 +197,18 @@ def _sampler(
 
 @contextlib.contextmanager
 def _telling(
-    job: JobContext, start: Checkpoint | None, *, leads: bool
+    job: JobContext, config: RecipeConfig, start: Checkpoint | None, *, leads: bool
 ) -> Iterator[tuple[Callable[[loop.StepReport], None], Events | None]]:
-    """What is told of each step: the job's progress, and its events, where the leader writes."""
+    """What is told of each step: progress, events and W&B; and the events, of the leader."""
     if not leads:
         yield _ignore, None
         return
     reporter = _Reporter(job)
-    with writing(events_path(job), start) as events:
+    with writing(events_path(job), start) as events, tracking(job, config) as track:
 
         def tell(report: loop.StepReport) -> None:
             events.step(report)
+            track(report)
             reporter(report)
 
         yield tell, events

@@ -42,6 +42,7 @@ def test_another_process_gets_the_very_same(
         s3={"endpoint": "e", "secret_key": "s", "secure": False},  # type: ignore[arg-type]
         limits={"steps": 9},  # type: ignore[arg-type]
         kuberay={"template": "rayjob.yaml", "queue": "designers"},  # type: ignore[arg-type]
+        wandb={"project": "lace", "mode": "offline"},  # type: ignore[arg-type]
     )
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
