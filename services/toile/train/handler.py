@@ -1,5 +1,6 @@
 """Trainings, from the request to the queued job. The servicer calls it from threads."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ from toile.training.config import (
     ControlNetRecipeConfig,
     LoraRecipeConfig,
     RecipeConfig,
+    check_installed,
     held_out_count,
     lacks_masks,
 )
@@ -68,7 +70,8 @@ class TrainHandler:
                 that finds none, or samples are to be judged by one that sees nothing
                 (`BASE_LACKS_PART`), or a masked loss of a dataset version that has no masks
                 (`DATASET_LACKS_MASKS`); or a class prompt asks for what is for adults, and that is
-                refused here (`RESTRICTED_CONTENT`); or there is a budget and no prices
+                refused here (`RESTRICTED_CONTENT`), or an optimizer needs a package that is not
+                installed (`OPTIMIZER_NOT_INSTALLED`); or there is a budget and no prices
                 (`NO_PRICES`).
             RequestReusedError: The request id was used for something else.
         """
@@ -153,6 +156,9 @@ class TrainHandler:
         if isinstance(config, LoraRecipeConfig):
             _check_length(config.class_prompt, longest, "lora.class_prompt")
             self._check_allowed(config.class_prompt, "lora.class_prompt")
+        # Where there is no torch trainings run elsewhere, with what is installed there.
+        if importlib.util.find_spec("torch") is not None:
+            check_installed(config)
         if config.batch_size < self._settings.train_workers:
             raise InvalidArgumentError(
                 f"{recipe}.batch_size must be at least {self._settings.train_workers}, "

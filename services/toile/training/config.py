@@ -1,5 +1,6 @@
 """What a recipe can be told; validated when made, and free of torch, so that services can ask."""
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -61,7 +62,9 @@ class RecipeConfig(BaseModel):
     warmup_steps: int | None = Field(
         None, ge=0, description="Steps in which the rate rises; a twentieth of them if unset."
     )
-    optimizer: Literal["adamw", "adafactor", "prodigy"] = Field("adamw", description="Optimizer.")
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = Field(
+        "adamw", description="Optimizer."
+    )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean gradient.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of its mean square.")
@@ -158,7 +161,7 @@ class RecipeConfig(BaseModel):
         # A configuration read back names every field, so a default says nothing.
         default = cls.model_fields[info.field_name or ""].default
         if info.data.get("optimizer") == "adafactor" and beta != default:
-            raise ValueError("is of the optimizers adamw and prodigy alone")
+            raise ValueError("is not of the optimizer adafactor")
         return beta
 
     @property
@@ -298,6 +301,21 @@ RECIPES: Mapping[str, type[LoraRecipeConfig] | type[ControlNetRecipeConfig]] = {
     config.RECIPE: config for config in (LoraRecipeConfig, ControlNetRecipeConfig)
 }
 """Configurations by the names of their recipes."""
+
+
+def check_installed(config: RecipeConfig) -> None:
+    """Refuse an optimizer whose package is not installed here.
+
+    Raises:
+        FailedPreconditionError: It is not (`OPTIMIZER_NOT_INSTALLED`).
+    """
+    if config.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise FailedPreconditionError(
+            f"{config.RECIPE}.optimizer: adamw8bit needs bitsandbytes where trainings run: "
+            "pip install 'toile[adamw8bit]'",
+            reason="OPTIMIZER_NOT_INSTALLED",
+            metadata={"field": f"{config.RECIPE}.optimizer"},
+        )
 
 
 def lacks_masks(what: str) -> FailedPreconditionError:

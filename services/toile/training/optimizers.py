@@ -7,7 +7,7 @@ from prodigyopt import Prodigy
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from toile.training.config import RecipeConfig
+from toile.training.config import RecipeConfig, check_installed
 
 State = Mapping[int, Mapping[str, Tensor]]
 """State of each parameter, by its place: `{0: {"exp_avg": …}}`; Prodigy's own is at `SHARED`."""
@@ -30,7 +30,24 @@ def make_optimizer(
     Prodigy is Mishchenko and Defazio's "Prodigy: An Expeditiously Adaptive Parameter-Free
     Learner", 2023, with what its README recommends for diffusion models: bias correction, and a
     safeguard for the warm-up.
+
+    The 8-bit AdamW is Dettmers et al.'s "8-bit Optimizers via Block-wise Quantization", 2022, by
+    bitsandbytes: means and mean squares take a byte a number, but for parameters of fewer than
+    4,096 numbers.
+
+    Raises:
+        FailedPreconditionError: bitsandbytes is not installed (`OPTIMIZER_NOT_INSTALLED`).
     """
+    if config.optimizer == "adamw8bit":
+        check_installed(config)
+        from bitsandbytes.optim import AdamW8bit  # an extra
+
+        return AdamW8bit(  # type: ignore[no-any-return]
+            parameters,
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+        )
     if config.optimizer == "prodigy":
         return Prodigy(  # type: ignore[no-any-return]
             # In the group, for what is given beside it is printed.
@@ -65,14 +82,15 @@ def adapted_rate(optimizer: torch.optim.Optimizer) -> float:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Everything that the optimizer remembers, Adafactor's count of steps too."""
-    state = optimizer.state_dict()["state"]
+    """Everything that the optimizer remembers, counts of steps too."""
+    (group,) = optimizer.param_groups
+    # Not from `state_dict`, in which bitsandbytes wraps what it has.
     found = {
-        place: {name: torch.as_tensor(value) for name, value in remembered.items()}
-        for place, remembered in state.items()
+        place: {name: torch.as_tensor(value) for name, value in optimizer.state[parameter].items()}
+        for place, parameter in enumerate(group["params"])
+        if optimizer.state.get(parameter)
     }
     if isinstance(optimizer, Prodigy):
-        (group,) = optimizer.param_groups
         # As Python computes them: rounded to single precision, a run would not go on exactly.
         found[SHARED] = {
             name: torch.tensor(group[name], dtype=torch.float64) for name in _PRODIGY_REMEMBERS
@@ -83,10 +101,17 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Ten
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
     """Give an optimizer the state that `optimizer_state` took."""
     loaded = {
-        place: {name: value.clone() for name, value in remembered.items()}
+        place: {name: _as_it_was(value) for name, value in remembered.items()}
         for place, remembered in state.items()
+        if place != SHARED
     }
-    shared = loaded.pop(SHARED, {})
     optimizer.load_state_dict({**optimizer.state_dict(), "state": loaded})
+    shared = state.get(SHARED, {})
     for group in optimizer.param_groups:
         group.update({name: value.item() for name, value in shared.items()})
+
+
+def _as_it_was(value: Tensor) -> Tensor | int:
+    """A copy; counts of steps that were numbers, Adafactor's and the 8-bit AdamW's, are again."""
+    is_number = value.ndim == 0 and value.dtype == torch.int64
+    return int(value) if is_number else value.clone()

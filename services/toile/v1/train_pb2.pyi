@@ -99,7 +99,9 @@ class LoraConfig(google.protobuf.message.Message):
     warmup_steps: builtins.int
     """Steps in which the learning rate rises to its peak; a twentieth of the steps when unset."""
     optimizer: builtins.str
-    """"adamw", "adafactor" or "prodigy", which finds its learning rate itself."""
+    """"adamw"; "adamw8bit", which keeps its state in 8 bits and needs bitsandbytes; "adafactor"; or
+    "prodigy", which finds its learning rate itself.
+    """
     weight_decay: builtins.float
     """Decoupled weight decay."""
     adam_beta1: builtins.float
@@ -334,7 +336,9 @@ class ControlNetConfig(google.protobuf.message.Message):
     warmup_steps: builtins.int
     """Steps in which the learning rate rises to its peak; a twentieth of the steps when unset."""
     optimizer: builtins.str
-    """"adamw", "adafactor" or "prodigy", which finds its learning rate itself."""
+    """"adamw"; "adamw8bit", which keeps its state in 8 bits and needs bitsandbytes; "adafactor"; or
+    "prodigy", which finds its learning rate itself.
+    """
     weight_decay: builtins.float
     """Decoupled weight decay."""
     adam_beta1: builtins.float

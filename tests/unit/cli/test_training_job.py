@@ -80,7 +80,10 @@ def test_the_samples_are_sound_and_say_no_more_than_there_is(recipe: str) -> Non
     ("change", "messages"),
     [
         ({"lora": {"rank": 65}}, ["job.yaml:3: lora.rank: ", "less than or equal to 64"]),
-        ({"lora": {"optimizer": "sgd"}}, ["lora.optimizer: ", "'adamw', 'adafactor' or 'prodigy'"]),
+        (
+            {"lora": {"optimizer": "sgd"}},
+            ["lora.optimizer: ", "'adamw8bit', 'adafactor' or 'prodigy'"],
+        ),
         ({"lora": {"learning_rate": 1}}, ["job.yaml:3: lora.learning_rate: ", "equal to 0.1"]),
         ({"lora": {"epochs": 3}}, ["lora.epochs: there is no such field", "steps, batch_size"]),
         ({"lora": None}, ["job.yaml:2: lora: must be a mapping"]),

@@ -1,5 +1,7 @@
 """What is asked of a training before it is queued."""
 
+import importlib.util
+
 import pytest
 from sqlalchemy import update
 
@@ -166,6 +168,35 @@ def test_a_class_is_read_literally_and_may_not_be_for_adults(
     assert caught.value.reason == "RESTRICTED_CONTENT"
     assert caught.value.metadata["field"] == "lora.class_prompt"
     assert ask("allow", "a nude woman")
+
+
+@pytest.mark.parametrize(
+    ("installed", "refused"),
+    [
+        ({"torch", "bitsandbytes"}, False),
+        ({"torch"}, True),
+        (set(), False),  # trainings run elsewhere, with what is there
+    ],
+)
+def test_an_optimizer_that_is_not_installed_where_trainings_run(
+    handler: TrainHandler, monkeypatch: pytest.MonkeyPatch, installed: set[str], refused: bool
+) -> None:
+    found = {"torch", "bitsandbytes"} - installed
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in found else object() if name in installed else find(name),
+    )
+    assert handler.create(request_of(optimizer="adamw"))
+    if not refused:
+        job = handler.create(request_of(optimizer="adamw8bit"))
+        assert job.spec["config"]["optimizer"] == "adamw8bit"
+        return
+    with pytest.raises(FailedPreconditionError, match=r"toile\[adamw8bit\]") as caught:
+        handler.create(request_of(optimizer="adamw8bit"))
+    assert caught.value.reason == "OPTIMIZER_NOT_INSTALLED"
+    assert caught.value.metadata["field"] == "lora.optimizer"
 
 
 def test_unknown_dataset_and_base(handler: TrainHandler) -> None:

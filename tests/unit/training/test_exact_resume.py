@@ -16,6 +16,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "as it comes": {},
     "adafactor": {"optimizer": "adafactor", "weight_decay": 0.1},
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0, "learning_rate_schedule": "constant"},
+    "8-bit": {"optimizer": "adamw8bit", "rank": 64, "alpha": 64.0, "weight_decay": 0.1},
     "noise offset and Huber": {"noise_offset": 0.1, "huber_c": 0.1},
     "little memory": {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
     "average": {"ema_decay": 0.9},
@@ -37,6 +38,8 @@ def test_two_interruptions_change_nothing(
     tmp_path: Path,
     changes: dict[str, object],
 ) -> None:
+    if changes.get("optimizer") == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="the adamw8bit extra is not installed")
     config = CONFIG.model_copy(update={"checkpoint_interval_steps": 2, **changes})
 
     def run(start: Checkpoint | None) -> tuple[Run, dict[int, Checkpoint]]:

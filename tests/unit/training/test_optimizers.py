@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from toile.core.errors import FailedPreconditionError
 from toile.training.config import LoraRecipeConfig
 from toile.training.optimizers import (
     SHARED,
@@ -44,6 +45,37 @@ def test_adamw_follows_its_paper() -> None:
         )
         value = value - 0.01 * update - 0.01 * 0.1 * value
     torch.testing.assert_close(parameter.data, value)
+
+
+def test_the_8_bit_adamw_follows_adamw_in_a_quarter_of_the_memory() -> None:
+    """Dettmers et al., 2022: a byte for each mean and mean square, and one scale for 256."""
+    pytest.importorskip("bitsandbytes", reason="the adamw8bit extra is not installed")
+    exact, rounded = nn.Parameter(torch.ones(64, 96)), nn.Parameter(torch.ones(64, 96))
+    values = {"learning_rate": 0.01, "weight_decay": 0.1, "adam_beta2": 0.99}
+    whole = steps(LoraRecipeConfig(**values), exact, 0, 20)
+    state = steps(LoraRecipeConfig(**values, optimizer="adamw8bit"), rounded, 0, 20)
+    change, error = (exact.detach() - 1.0).norm(), (exact - rounded).detach().norm()
+    assert float(change) > 1.0
+    assert 0.0 < float(error) < 0.05 * float(change)
+    kept = {name: tensor for name, tensor in state[0].items() if tensor.numel() > 256}
+    assert {name: tensor.dtype for name, tensor in kept.items()} == {
+        "state1": torch.uint8,
+        "state2": torch.uint8,
+    }
+    full_bytes, less_bytes = (
+        sum(tensor.nbytes for tensor in of.values()) for of in (whole[0], state[0])
+    )
+    assert less_bytes < 0.35 * full_bytes, "tables and scales of one parameter included"
+
+
+def test_without_its_package_the_8_bit_adamw_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(FailedPreconditionError, match="bitsandbytes") as caught:
+        make_optimizer(LoraRecipeConfig(optimizer="adamw8bit"), [nn.Parameter(torch.ones(3))])
+    assert caught.value.reason == "OPTIMIZER_NOT_INSTALLED"
+    assert caught.value.metadata["field"] == "lora.optimizer"
 
 
 def test_adafactor_follows_its_paper() -> None:
@@ -97,10 +129,13 @@ def test_prodigy_finds_a_rate_and_says_so() -> None:
     assert adapted_rate(optimizer) == 0.5 * optimizer.param_groups[0]["d"]
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "prodigy"])
-def test_state_goes_on_where_it_was_taken(name: str) -> None:
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adafactor", "prodigy"])
+@pytest.mark.parametrize("shape", [(3, 4), (64, 96)], ids=["small", "large"])
+def test_state_goes_on_where_it_was_taken(name: str, shape: tuple[int, int]) -> None:
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="the adamw8bit extra is not installed")
     config = LoraRecipeConfig.checked({"optimizer": name})
-    whole, halves = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
+    whole, halves = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(shape))
     end = steps(config, whole, 0, 6)
     middle = steps(config, halves, 0, 3)
     again = steps(config, halves, 3, 6, middle)
