@@ -280,6 +280,9 @@ def test_ranks_share_the_drawing_and_have_the_same_examples(
             )
 
         bundles = [Bundle.load(tiny_bundle, digest="b") for _ in range(2)]
+        for bundle in bundles:  # networks cannot be loaded in two threads at once
+            bundle.encode_prompt("a dress")
+            assert bundle.unet.device == bundle.vae.device
         ranks = [threading.Thread(target=be, args=(rank,)) for rank in (0, 1)]
         for thread in ranks:
             thread.start()
