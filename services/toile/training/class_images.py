@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from toile.core.errors import AlreadyExistsError
+from toile.core.errors import AlreadyExistsError, DataLossError
 from toile.core.jobs.runtime import JobContext
 from toile.core.prompts import escape
 from toile.diffusion.bundle import Bundle
@@ -56,7 +56,7 @@ def with_class_images(
 
     Raises:
         CancelledError: The job should stop; what was drawn is kept.
-        DataLossError: An image that was kept is damaged.
+        DataLossError: An image that was kept is damaged; it is kept no longer.
         UnavailableError: The artifact store stayed away.
     """
     prompt = fit_caption(bundle, config.class_prompt)
@@ -167,7 +167,12 @@ class _Shelf:
         )
 
     def _read(self, index: int) -> bytes:
-        return patiently(self._job, PHASE, lambda: self._job.store.get(self._key(index)))
+        key = self._key(index)
+        try:
+            return patiently(self._job, PHASE, lambda: self._job.store.get(key))
+        except DataLossError:
+            self._job.store.delete(key)  # the next training draws it again
+            raise
 
     def _key(self, index: int) -> str:
         return f"{self._prefix}/{index:05d}.png"

@@ -1,6 +1,7 @@
 """Images of the class that a style belongs to: drawn once, and trained on beside the dataset's."""
 
 import io
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -194,6 +195,26 @@ def test_images_are_drawn_once_and_a_larger_count_draws_the_rest(
     assert first.items() < kept(store).items()
     train(train_and_publish, **{**config, "class_prompt": "a skirt"})
     assert len(set(drawn)) == len(drawn) == 5
+
+
+@pytest.mark.usefixtures("quick_samples")
+def test_a_damaged_image_is_drawn_again_by_the_next_training(
+    train: Train, settings: Settings, store: ArtifactStore, drawn: list[int]
+) -> None:
+    config = {"class_prompt": "a dress", "class_image_count": 2}
+    train(train_and_publish, **config)
+    whole = kept(store)
+    (file,) = settings.home_path.rglob("objects/**/00001.png")
+    before = file.stat()
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as where a disk forgets
+    for file in settings.home_path.glob("cache/encoded-*"):
+        file.unlink()
+    row = train(train_and_publish, **config)
+    assert (row.state, row.error_reason) == (JobState.FAILED, "DATA_LOSS")
+    assert train(train_and_publish, **config).state == JobState.SUCCEEDED
+    assert kept(store) == whole
+    assert len(drawn) == 3
 
 
 @pytest.mark.usefixtures("quick_samples")
