@@ -135,8 +135,9 @@ class TritonPythonModel:
             predicted = self._engine.run(joined, samples)
         except Exception as error:  # noqa: BLE001 - as above
             for index, _, _ in members:
-                # The reason, where there is one, says to the caller what kind of error it is.
-                out[index] = _error(f"the engine failed: {getattr(error, 'reason', '')} {error}")
+                # By its reason, where it has one, the caller knows what kind of error it is.
+                kind = getattr(error, "reason", type(error).__name__)
+                out[index] = _error(f"the engine failed: {kind}: {error}")
             return
         self._metrics.batch(len(samples))
         start = 0
