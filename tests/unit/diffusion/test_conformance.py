@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -303,6 +302,6 @@ def through_the_bank(
 ) -> torch.Tensor:
     """Predict as the engine does: the adapter is an input."""
     layout = bank_layout(bundle.unet)
-    arrays = gather([[(pack_adapter(adapter, layout), 1.0)]], layout, dtype=np.float32)
+    arrays = gather([[(pack_adapter(adapter, layout), 1.0)]], layout)
     bank = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return BankedUNet(bundle.unet, layout)(**inputs, bank=bank)
