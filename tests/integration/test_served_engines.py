@@ -73,6 +73,8 @@ def test_an_engine_is_for_one_kind_alone(tmp_path: Path) -> None:
         replace(kind, precision="fp32"),
         replace(kind, compute_capability="8.6"),
         replace(kind, largest_side=1024),
+        replace(kind, targets="transformer"),
+        EngineKind(targets="transformer"),
     ]
     prefixes = {one.prefix("d" * 64, UNET) for one in (kind, *others)}
     assert len(prefixes) == len(others) + 1

@@ -110,6 +110,11 @@ class EngineSettings(BaseModel):
         description="Of compiled engines. ONNX Runtime computes in fp32. With fp8 the base's UNet "
         "has it, and the others have fp16.",
     )
+    targets: Literal["attention", "transformer"] = Field(
+        "attention",
+        description="What LoRAs may change: the attention of the UNet's transformers, or all of "
+        "them, as many LoRAs do that were trained elsewhere, for more memory and time.",
+    )
     compute_capability: str = Field(
         "",
         pattern=r"^(\d+\.\d)?$",

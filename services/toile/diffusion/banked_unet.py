@@ -21,6 +21,11 @@ ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """Ends of the module paths that adapters of the field's trainers change."""
 FEED_FORWARD_TARGETS = ("ff.net.0.proj", "ff.net.2")
 """Ends that some trainers add; a bank with them is two and a half times as large for SDXL."""
+TRANSFORMER_TARGETS = (*ATTENTION_TARGETS, *FEED_FORWARD_TARGETS, "proj_in", "proj_out")
+"""Ends of every Linear of the UNet's transformers, which kohya's trainer changes unless it is told
+otherwise (`UNET_TARGET_REPLACE_MODULE` of its `networks/lora.py`)."""
+TARGETS = {"attention": ATTENTION_TARGETS, "transformer": TRANSFORMER_TARGETS}
+"""By the names that the settings have for them."""
 
 _DOWN, _MID = "down_block_additional_residuals", "mid_block_additional_residual"
 

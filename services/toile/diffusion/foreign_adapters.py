@@ -6,7 +6,7 @@ modules, which between them know the kinds that go around.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
@@ -21,7 +21,7 @@ from toile.diffusion.adapters import (
     read_diffusers,
     read_kohya,
 )
-from toile.diffusion.banked_unet import bank_layout
+from toile.diffusion.banked_unet import ATTENTION_TARGETS, bank_layout
 from toile.diffusion.triton.packed import check_adapter
 
 _KINDS = {
@@ -46,12 +46,15 @@ _SDXL = {"modelspec.architecture": "stable-diffusion-xl", "ss_base_model_version
 _PICKLES = (b"\x80", b"PK\x03\x04")  # a bare one, and the archive that torch puts them in
 
 
-def read_foreign(path: Path, unet: UNet2DConditionModel) -> AdapterWeights:
+def read_foreign(
+    path: Path, unet: UNet2DConditionModel, ends: Sequence[str] = ATTENTION_TARGETS
+) -> AdapterWeights:
     """Read a LoRA in kohya's layout or in diffusers'; nothing of it is left out.
 
     Args:
         path: A safetensors file.
         unet: Of the base that it is for; may be on the meta device.
+        ends: Of the module paths that the engine takes adapters for.
 
     Raises:
         InvalidArgumentError: It is no safetensors file or damaged (`BAD_ADAPTER`), holds what
@@ -67,8 +70,23 @@ def read_foreign(path: Path, unet: UNet2DConditionModel) -> AdapterWeights:
     kohya = _check_contents(path, set(targets))
     weights = read_kohya(path, targets) if kohya else read_diffusers(path)
     check_fits(weights, targets)
-    check_adapter(weights, bank_layout(unet))
+    _check_served(weights, ends)
+    check_adapter(weights, bank_layout(unet, ends))
     return weights
+
+
+def _check_served(weights: AdapterWeights, ends: Sequence[str]) -> None:
+    """Refuse layers that the engine could take, but was not made for."""
+    dotted = tuple("." + end for end in ends)
+    if others := sorted(path for path in weights.layers if not path.endswith(dotted)):
+        raise InvalidArgumentError(
+            f"the file changes {others[0]} ({len(others)} such layers), and the engine takes "
+            f"LoRAs of {', '.join(ends)} alone; TOILE_ENGINE__TARGETS=transformer has it take "
+            "those of all Linears of the UNet's transformers",
+            field="chunk",
+            reason="UNSUPPORTED_ADAPTER",
+            metadata={"feature": "layers", "key": others[0], "count": str(len(others))},
+        )
 
 
 def _check_contents(path: Path, targets: set[str]) -> bool:
@@ -95,7 +113,7 @@ def _check_contents(path: Path, targets: set[str]) -> bool:
         counts = Counter(kind for kind, _ in found)
         what = ", ".join(f"{kind} ({count} tensors)" for kind, count in counts.items())
         raise InvalidArgumentError(
-            f"the file holds {what}, such as {key[:200]}; only LoRAs of the UNet's attention "
+            f"the file holds {what}, such as {key[:200]}; only LoRAs of the UNet's Linears "
             "can be served, and nothing of a file is left out",
             field="chunk",
             reason="UNSUPPORTED_ADAPTER",

@@ -29,7 +29,7 @@ from toile.core.catalog.engine import open_catalog
 from toile.core.errors import ComputeUnavailableError, NotFoundError
 from toile.core.settings import Settings
 from toile.diffusion.bank import BankLayout
-from toile.diffusion.banked_unet import BankedUNet, bank_layout
+from toile.diffusion.banked_unet import TARGETS, BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import CONTROLNET_FOLDER
 from toile.diffusion.engine_builders import open_builder
@@ -93,6 +93,8 @@ class EngineKind:
     compute_capability: str = ""
     largest_side: int = 2048
     """Pixels."""
+    targets: str = "attention"
+    """What adapters may change, by the settings' name."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -104,13 +106,14 @@ class EngineKind:
         """
         wanted = settings.engine
         if wanted.builder == ONNX_RUNTIME:
-            return cls()
+            return cls(targets=wanted.targets)
         return cls(
             builder=wanted.builder,
             builder_version=open_builder(wanted.builder).version,
             precision=wanted.precision,
             compute_capability=wanted.compute_capability or capability_here(),
             largest_side=settings.limits.image_side_pixels,
+            targets=wanted.targets,
         )
 
     def prefix(self, base_digest: str, part: str) -> str:
@@ -121,6 +124,8 @@ class EngineKind:
                 f"{self.builder}-{self.builder_version}-{self.compute_capability}-"
                 f"{self.precision}-{self.largest_side}-{EXPORT_FORMAT}"
             )
+        if self.targets != "attention":
+            folder += f"-{self.targets}"
         return f"engines/{base_digest[:12]}/{folder}/{part}"
 
 
@@ -172,7 +177,7 @@ def export_engine(
         unet, time_ids = bundle.unet, BASE_TIME_IDS
         if part != UNET:
             nets = [bundle.controlnet(part.removeprefix(control_part("")))]
-    layout = bank_layout(unet)
+    layout = bank_layout(unet, TARGETS[kind.targets])
     with tempfile.TemporaryDirectory(prefix="toile-engines-") as scratch:
         onnx, folder = Path(scratch) / "unet.onnx", Path(scratch) / "engine"
         folder.mkdir()

@@ -16,7 +16,7 @@ from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.errors import InvalidArgumentError
 from toile.core.settings import Settings
 from toile.diffusion.adapters import AdapterWeights, linear_targets, load_lora
-from toile.diffusion.banked_unet import bank_layout
+from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.bundle import CPU, Bundle
 from toile.diffusion.denoiser import Denoiser, LoadedAdapter
 from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
@@ -69,6 +69,7 @@ class Models:
             device: Where networks are, but for UNets that Triton has.
         """
         self._device = device
+        self._ends = TARGETS[settings.engine.targets]
         self._limits = settings.limits
         self._cache = settings.home_path / "cache"
         self._triton_address = settings.triton_address
@@ -201,7 +202,7 @@ class Models:
                 bundle = Bundle.load(folder, digest=folder.name, device=self._device)
                 unet = empty_unet(folder)
                 denoiser = open_denoiser(
-                    bundle, bank_layout(unet), self._store, self._triton_address
+                    bundle, bank_layout(unet, self._ends), self._store, self._triton_address
                 )
                 self._bases[artifact] = LoadedBase(
                     bundle, linear_targets(unet), denoiser, Vision(folder, device=self._device)

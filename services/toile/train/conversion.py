@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from toile.core.catalog.models import BaseRow
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.adapters import AdapterWeights, load_lora, write_adapter
-from toile.diffusion.banked_unet import bank_layout
+from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.foreign_adapters import read_foreign
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
 
@@ -20,9 +21,25 @@ _UNET_CONFIG = "unet/config.json"
 
 
 def publish_lora(
-    store: ArtifactStore, artifact: str, base: BaseRow, file: Path, *, title: str, trigger_word: str
+    store: ArtifactStore,
+    artifact: str,
+    base: BaseRow,
+    file: Path,
+    *,
+    title: str,
+    trigger_word: str,
+    targets: str,
 ) -> tuple[Manifest, dict[str, Any]]:
     """Publish both layouts of a LoRA file, and pack it for the engine of its base.
+
+    Args:
+        store: Where to.
+        artifact: Prefix of what is published.
+        base: That it is for.
+        file: The LoRA.
+        title: Of the published files.
+        trigger_word: Likewise.
+        targets: What the engine takes adapters for, by the settings' name.
 
     Returns:
         The manifest; and rank and alpha, those of most layers, as a configuration holds them.
@@ -32,7 +49,7 @@ def publish_lora(
     """
     with tempfile.TemporaryDirectory(prefix="toile-import-") as scratch:
         unet = _unet_of(store, base, Path(scratch) / "base")
-        weights = _read(file, unet, base)
+        weights = _read(file, unet, base, TARGETS[targets])
         card = AdapterCard(
             title=title,
             base=base.name,
@@ -47,7 +64,7 @@ def publish_lora(
         write_adapter(folder, weights, card)
         manifest = publish_folder(store, artifact, folder)
         # What is packed is what the server would read.
-        packed = PackedFiles(store, bank_layout(unet), base_digest=base.digest)
+        packed = PackedFiles(store, bank_layout(unet, TARGETS[targets]), base_digest=base.digest)
         packed.put(artifact, load_lora(folder))
     layers = weights.layers.values()
     ((rank, alpha), _), *_ = Counter((layer.rank, layer.alpha) for layer in layers).most_common(1)
@@ -63,9 +80,11 @@ def _unet_of(store: ArtifactStore, base: BaseRow, folder: Path) -> UNet2DConditi
     return empty_unet(folder)
 
 
-def _read(file: Path, unet: UNet2DConditionModel, base: BaseRow) -> AdapterWeights:
+def _read(
+    file: Path, unet: UNet2DConditionModel, base: BaseRow, ends: Sequence[str]
+) -> AdapterWeights:
     try:
-        weights = read_foreign(file, unet)
+        weights = read_foreign(file, unet, ends)
     except InvalidArgumentError as error:
         error.metadata["field"] = "chunk"  # what a drawing calls its adapters
         raise

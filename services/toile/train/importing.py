@@ -89,7 +89,13 @@ class Importer:
                 reason="IMPORT_UNAVAILABLE",
             ) from error
         return publish_lora(
-            self._store, artifact, base, file, title=model.model, trigger_word=trigger_word
+            self._store,
+            artifact,
+            base,
+            file,
+            title=model.model,
+            trigger_word=trigger_word,
+            targets=self._settings.engine.targets,
         )
 
 

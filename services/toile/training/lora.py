@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toile.core.artifacts import ArtifactStore
 from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.adapters import linear_targets, load_lora, write_lora
-from toile.diffusion.banked_unet import bank_layout
+from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
@@ -46,10 +46,11 @@ class Lora(Recipe):
         state = adapter_state(self._bundle.unet)
         write_lora(folder, state, self._config.rank, self._config.alpha, card)
 
-    def pack(self, store: ArtifactStore, prefix: str, folder: Path) -> None:
+    def pack(self, store: ArtifactStore, prefix: str, folder: Path, targets: str) -> None:
         """Pack it for the engine of its base, so that the first drawing with it need not."""
         unet = empty_unet(self._bundle.path)
-        files = PackedFiles(store, bank_layout(unet), base_digest=self._bundle.digest)
+        layout = bank_layout(unet, TARGETS[targets])
+        files = PackedFiles(store, layout, base_digest=self._bundle.digest)
         files.put(prefix, load_lora(folder, targets=linear_targets(unet)))
 
 

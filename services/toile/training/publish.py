@@ -121,7 +121,7 @@ def publish(job: JobContext, trained: Trained) -> None:
     manifest = patiently(
         job, "publish", lambda: publish_folder(job.store, prefix, folder, {"job": job.name})
     )
-    patiently(job, "publish", lambda: trained.recipe.pack(job.store, prefix, folder))
+    patiently(job, "publish", lambda: _pack(job, trained, prefix, folder))
 
     def end() -> None:
         with job.catalog.transaction() as session:
@@ -129,6 +129,10 @@ def publish(job: JobContext, trained: Trained) -> None:
             job.succeed(session)
 
     patiently(job, "publish", end)
+
+
+def _pack(job: JobContext, trained: Trained, prefix: str, folder: Path) -> None:
+    trained.recipe.pack(job.store, prefix, folder, job.settings.engine.targets)
 
 
 def reproduction_difference(trained: Trained, folder: Path, job: JobContext) -> float:

@@ -54,5 +54,14 @@ class Recipe(abc.ABC):
         """
         return {}
 
-    def pack(self, store: ArtifactStore, prefix: str, folder: Path) -> None:  # noqa: B027
-        """Store what engines want of the version at `prefix`, if they want something."""
+    def pack(  # noqa: B027
+        self, store: ArtifactStore, prefix: str, folder: Path, targets: str
+    ) -> None:
+        """Store what engines want of the version at `prefix`, if they want something.
+
+        Args:
+            store: Where to.
+            prefix: The version's.
+            folder: Its files.
+            targets: What engines take adapters for, by the settings' name.
+        """

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from toile.diffusion.adapters import AdapterWeights, LoraLayer
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter, gather, pack
 from toile.diffusion.banked_unet import (
-    ATTENTION_TARGETS,
-    FEED_FORWARD_TARGETS,
+    TRANSFORMER_TARGETS,
     BankedUNet,
     bank_layout,
 )
@@ -120,7 +119,7 @@ def by_peft(
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_each_sample_of_a_mixed_batch_is_what_peft_gives(unet):
-    layout = bank_layout(unet, ATTENTION_TARGETS + FEED_FORWARD_TARGETS)
+    layout = bank_layout(unet, TRANSFORMER_TARGETS)
     attention_only = bank_layout(unet)
     lace = random_lora(attention_only, 4, 1)
     rose = random_lora(attention_only, 16, 2, alpha=16.0)

@@ -21,10 +21,11 @@ from toile.core.errors import (  # noqa: E402
     NotFoundError,
     RequestReusedError,
 )
-from toile.core.settings import Settings  # noqa: E402
+from toile.core.settings import EngineSettings, Settings  # noqa: E402
 from toile.diffusion.adapters import DIFFUSERS_FILE, KOHYA_FILE, linear_targets  # noqa: E402
-from toile.diffusion.banked_unet import bank_layout  # noqa: E402
+from toile.diffusion.banked_unet import TRANSFORMER_TARGETS, bank_layout  # noqa: E402
 from toile.diffusion.triton.packed import PackedFiles, empty_unet  # noqa: E402
+from toile.train.importing import Importer  # noqa: E402
 from toile.v1 import train_pb2  # noqa: E402
 from toile.v1.train_pb2_grpc import TrainServiceStub  # noqa: E402
 
@@ -235,18 +236,11 @@ def test_layers_and_ranks_must_fit_the_base_and_the_bank(
 ) -> None:
     name = next(iter(kohya)).partition(".")[0]
     outputs, inputs = kohya[f"{name}.lora_up.weight"].shape[0], 3
-    feed_forward = next(path for path in linear_targets(unet) if path.endswith("ff.net.2"))
-    wide, tall = linear_targets(unet)[feed_forward]
-    there = "lora_unet_" + feed_forward.replace(".", "_")
     cases = {
         "the base's is": {f"{name}.lora_down.weight": torch.ones(RANK, inputs)},
         "rank 65": {
             f"{name}.lora_down.weight": torch.ones(65, kohya[f"{name}.lora_down.weight"].shape[1]),
             f"{name}.lora_up.weight": torch.ones(outputs, 65),
-        },
-        "no target of the bank": {
-            f"{there}.lora_down.weight": torch.ones(2, wide),
-            f"{there}.lora_up.weight": torch.ones(tall, 2),
         },
     }
     for says, change in cases.items():
@@ -254,6 +248,45 @@ def test_layers_and_ranks_must_fit_the_base_and_the_bank(
             import_({**kohya, **change})
         assert caught.value.reason == "ADAPTER_MISMATCH"
         assert caught.value.metadata["field"] == "chunk"
+
+
+def whole_transformers(unet: Any) -> State:
+    """What kohya's trainer writes unless it is told otherwise."""
+    state: State = {}
+    for path, (inputs, outputs) in linear_targets(unet).items():
+        if path.endswith(tuple("." + end for end in TRANSFORMER_TARGETS)):
+            name = "lora_unet_" + path.replace(".", "_")
+            state[f"{name}.lora_down.weight"] = torch.randn(RANK, inputs)
+            state[f"{name}.lora_up.weight"] = torch.randn(outputs, RANK)
+    return state
+
+
+def test_layers_beside_attention_want_an_engine_that_takes_them(
+    import_: Import,
+    settings: Settings,
+    catalog: Catalog,
+    store: ArtifactStore,
+    unet: Any,
+    tmp_path: Path,
+) -> None:
+    state = whole_transformers(unet)
+    with pytest.raises(InvalidArgumentError, match="TOILE_ENGINE__TARGETS=transformer") as caught:
+        import_(state)
+    assert caught.value.reason == "UNSUPPORTED_ADAPTER"
+    assert (
+        int(caught.value.metadata["count"])
+        == sum(not key.endswith("alpha") and "attn" not in key for key in state) // 2
+    )
+
+    wide = settings.model_copy(update={"engine": EngineSettings(targets="transformer")})
+    file = tmp_path / "found.safetensors"
+    file.write_bytes(save(state))
+    header = train_pb2.ImportModelVersionHeader(parent="projects/p", model_id="found")
+    view = Importer(wide, catalog, store).run(header, file)
+
+    layout = bank_layout(unet, TRANSFORMER_TARGETS)
+    assert store.exists(PackedFiles(store, layout).key(view.row.artifact))
+    assert not store.exists(PackedFiles(store, bank_layout(unet)).key(view.row.artifact))
 
 
 @pytest.mark.parametrize(
