@@ -255,20 +255,28 @@ async def test_a_full_queue_refuses(models: Inference, deployed: Deployed) -> No
 async def test_a_drawing_whose_replica_is_killed_goes_on(
     models: Inference, deployed: Deployed
 ) -> None:
-    """Each image is told of once, and is the one that would have been drawn undisturbed."""
+    """Each image is told of once, and is the one that would have been drawn undisturbed.
+
+    So is that of a drawing that waits for its turn, so that nobody has heard of it yet.
+    """
     request = _request(deployed, seeds=[1, 2], steps=60)
     images: list[tuple[int, bytes]] = []
+    waiting: asyncio.Task[list[bytes]] | None = None
     killed = False
     async for event in models.diffuse(request):
         if event.HasField("image"):
             images.append((event.image.image_index, event.image.png))
-        elif images and not killed:
+        elif images and waiting is None:
+            waiting = asyncio.create_task(_draw(models, _request(deployed, seeds=[2], steps=60)))
+        elif images and not killed and event.step.step > 20:
             killed = True
             await asyncio.to_thread(_kill_replica, deployed)
     assert killed
     assert [index for index, _ in images] == [0, 1]
     (undisturbed,) = await _draw(models, _request(deployed, seeds=[2], steps=60))
     assert images[1][1] == undisturbed
+    assert waiting is not None
+    assert await waiting == [undisturbed]
     assert _command(deployed.settings, deployed.ray_address, "status")["state"] == "RUNNING"
 
 

@@ -33,12 +33,13 @@ Painter = Callable[
 
 
 class FakeModels(inference_pb2_grpc.InferenceServiceServicer):
-    """Answers at once; `errors`, `gate` and `broken` make it misbehave."""
+    """Answers at once; `errors`, `losses`, `gate` and `broken` make it misbehave."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.requests: list[inference_pb2.DiffuseRequest] = []
         self.errors: dict[str, ToileError] = {}
+        self.losses: Counter[str] = Counter()  # calls to come whose replica is killed first
         self.gate: asyncio.Event | None = None  # Diffuse waits for it after its first step
         self.drawing = asyncio.Event()  # a Diffuse call has begun
         self.cancelled = asyncio.Event()  # a Diffuse call was cancelled
@@ -53,8 +54,8 @@ class FakeModels(inference_pb2_grpc.InferenceServiceServicer):
         """Blur the image, in three steps."""
         request = await anext(requests)
         self.requests.append(request)
-        await self._begin("Diffuse", context)
         self.drawing.set()
+        await self._begin("Diffuse", context)
         if self.painter is not None:
             async for event in self.painter(request, context):
                 yield event
@@ -119,6 +120,10 @@ class FakeModels(inference_pb2_grpc.InferenceServiceServicer):
     async def _begin(self, method: str, context: Context) -> None:
         assert dict(context.invocation_metadata() or ())["application"] == "toile"
         self.calls[method] += 1
+        if self.losses[method]:
+            self.losses[method] -= 1
+            # As Ray Serve's proxy answers for a replica that died: no details.
+            await context.abort(grpc.StatusCode.INTERNAL, "The actor died unexpectedly")
         if method in self.errors:
             await context.abort_with_status(rpc_status.to_status(to_status(self.errors[method])))
 

@@ -2,15 +2,22 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
+from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from toile.core.errors import ComputeUnavailableError, ToileError
+from toile.core.errors import (
+    ComputeUnavailableError,
+    DeadlineError,
+    ExhaustedError,
+    ToileError,
+)
 from toile.core.rpc.client import inference_channel
 from toile.core.rpc.mapping import to_error
 from toile.core.rpc.wire import from_rpc_error
@@ -19,14 +26,14 @@ from toile.v1 import inference_pb2
 from toile.v1.inference_pb2_grpc import InferenceServiceStub
 
 UNARY_TIMEOUT_SECONDS = 60.0
-"""Deadline of an embedding, a segmentation or a caption; the first call may load a base."""
+"""Deadline of an embedding, a segmentation or a caption, asked again or not; the first call may
+load a base."""
 
 MAX_BATCH = 64
 """Images or texts in one call; more are sent in several calls."""
 
-
-PAUSES_SECONDS = (0.5, 2.0, 5.0)
-"""Pauses before a drawing goes on that lost its models."""
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Pauses before what lost its models is asked of others. Those queue while a replica starts."""
 
 
 class ModelsLostError(ComputeUnavailableError):
@@ -70,23 +77,28 @@ class Inference:
     ) -> AsyncGenerator[inference_pb2.DiffuseResponse, None]:
         """Draw images. Closing the iterator, or cancelling its task, stops the drawing.
 
-        When the models are lost in the middle of it, what is missing is drawn by others: an image
-        depends on its seed alone, and none is told of twice.
+        When the models are lost, before they tell of anything or in the middle of it, what is
+        missing is drawn by others: an image depends on its seed alone, and none is told of twice.
+
+        Raises:
+            DeadlineError: `timeout_seconds` are over.
         """
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         missing = list(range(len(request.seeds)))
-        begun = False
+        lost = False
         for pause in (*PAUSES_SECONDS, None):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise DeadlineError("the drawing was not done in time")
             part = inference_pb2.DiffuseRequest()
             part.CopyFrom(request)
             part.ClearField("seeds")
             part.seeds.extend(request.seeds[index] for index in missing)
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             drawn: list[int] = []
             try:
-                async with contextlib.aclosing(self._diffuse(part, left)) as events:
+                timeout = None if timeout_seconds is None else left
+                async with contextlib.aclosing(self._diffuse(part, timeout)) as events:
                     async for event in events:
-                        begun = True
                         told = getattr(event, str(event.WhichOneof("event")))
                         told.image_index = missing[told.image_index]
                         if event.HasField("image"):
@@ -94,12 +106,16 @@ class Inference:
                         yield event
                 return
             except ModelsLostError:
-                if pause is None or not begun:
+                if pause is None:
+                    raise
+                lost = True
+            except ExhaustedError:  # of one that was let in before, others have taken the place
+                if pause is None or not lost:
                     raise
             missing = [index for index in missing if index not in drawn]
             if not missing:
                 return
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
 
     async def _diffuse(
         self, request: inference_pb2.DiffuseRequest, timeout_seconds: float | None
@@ -129,10 +145,7 @@ class Inference:
             request = inference_pb2.EmbedImagesRequest(
                 base_artifact=base_artifact, images=images[start : start + MAX_BATCH]
             )
-            try:
-                response = await self._stub.EmbedImages(request, timeout=UNARY_TIMEOUT_SECONDS)
-            except grpc.RpcError as error:
-                raise _meaning(error) from error
+            response = await _answer(self._stub.EmbedImages, request)
             embeddings += [list(embedding.values) for embedding in response.embeddings]
         return embeddings
 
@@ -143,30 +156,47 @@ class Inference:
             request = inference_pb2.EmbedTextsRequest(
                 base_artifact=base_artifact, texts=texts[start : start + MAX_BATCH]
             )
-            try:
-                response = await self._stub.EmbedTexts(request, timeout=UNARY_TIMEOUT_SECONDS)
-            except grpc.RpcError as error:
-                raise _meaning(error) from error
+            response = await _answer(self._stub.EmbedTexts, request)
             embeddings += [list(embedding.values) for embedding in response.embeddings]
         return embeddings
 
     async def segment(self, base_artifact: str, image: bytes) -> tuple[bytes, list[str]]:
         """Return a greyscale PNG whose pixels index labels, and the labels."""
         request = inference_pb2.SegmentImageRequest(base_artifact=base_artifact, image=image)
-        try:
-            response = await self._stub.SegmentImage(request, timeout=UNARY_TIMEOUT_SECONDS)
-        except grpc.RpcError as error:
-            raise _meaning(error) from error
+        response = await _answer(self._stub.SegmentImage, request)
         return response.label_png, list(response.labels)
 
     async def describe(self, base_artifact: str, image: bytes) -> str:
         """Return a caption of an encoded image, without a trigger word."""
         request = inference_pb2.DescribeImageRequest(base_artifact=base_artifact, image=image)
+        response = await _answer(self._stub.DescribeImage, request)
+        caption: str = response.caption
+        return caption
+
+
+async def _answer(method: Any, request: Message) -> Any:
+    """Call a unary method of the models; others are asked when they are lost.
+
+    That is safe, because a call changes nothing. `method` is a stub's, which has no type.
+
+    Raises:
+        ComputeUnavailableError: They stay lost, or do not answer in `UNARY_TIMEOUT_SECONDS`.
+    """
+    until = time.monotonic() + UNARY_TIMEOUT_SECONDS
+    lost = False
+    for pause in (*PAUSES_SECONDS, None):
         try:
-            response = await self._stub.DescribeImage(request, timeout=UNARY_TIMEOUT_SECONDS)
+            return await method(request, timeout=max(0.0, until - time.monotonic()))
         except grpc.RpcError as error:
-            raise _meaning(error) from error
-        return response.caption
+            meaning = _meaning(error)
+            lost = lost or isinstance(meaning, ModelsLostError)
+            passes = isinstance(meaning, ModelsLostError | ExhaustedError)
+            if isinstance(meaning, DeadlineError):  # it is ours: a client's cancels this task
+                raise ComputeUnavailableError("the models do not answer in time") from error
+            if pause is None or not (lost and passes):
+                raise meaning from error
+        await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 def _meaning(error: grpc.RpcError) -> ToileError:
