@@ -4,7 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable
 
-from toile.core.errors import ToileError
+import tenacity
+
+from toile.core.context import new_id
+from toile.core.errors import (
+    CatalogUnavailableError,
+    ComputeUnavailableError,
+    ExhaustedError,
+    StoreUnavailableError,
+    ToileError,
+)
 from toile.core.names import ProjectName
 from toile.core.rpc.mapping import to_error
 from toile.generate.batch_file import BadRow, read_rows
@@ -17,6 +26,18 @@ ROWS_IN_FLIGHT = 4
 EVENTS_AHEAD = 16
 """Events that may wait for a slow client before rows wait for it too."""
 
+FULL = ExhaustedError.default_reason
+AWAY = tuple(
+    kind.default_reason
+    for kind in (ComputeUnavailableError, StoreUnavailableError, CatalogUnavailableError)
+)
+"""Reasons of failures that pass: a row is tried again where others have the place it needs, or
+what is behind the service is away."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
+"""Most of the first pause and of any; how long one is is drawn by lot."""
+PATIENCE_SECONDS = 120.0
+"""Pauses of a row in all until what is away is given up."""
+
 
 async def draw_batch(
     handler: GenerateHandler,
@@ -24,6 +45,8 @@ async def draw_batch(
     deadline: Deadline,
 ) -> AsyncGenerator[generate_pb2.GenerateBatchResponse, None]:
     """Yield the events of all rows. A row that fails ends with an error; the others go on.
+
+    A full queue is waited for until the deadline, and what is away for `PATIENCE_SECONDS`.
 
     Sending the same file with the same request id again resumes it: rows that are done are
     replayed, the others drawn.
@@ -81,15 +104,45 @@ async def _draw_row(
     if isinstance(row, BadRow):
         await told.put(_failed(number, "BAD_ROW", row.message))
         return
-    try:
+    row.request_id = row.request_id or new_id()  # so that trying again is the same generation
+    known: set[str] = set()
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(_may_pass),
+        wait=tenacity.wait_random_exponential(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
+        stop=_given_up,
+        reraise=True,
+    )
+
+    async def draw() -> None:
         async with contextlib.aclosing(handler.generate(row, deadline)) as events:
             async for event in events:
+                name = event.accepted.generation or event.image.name
+                if name in known:  # told before it was tried again
+                    continue
+                if name:
+                    known.add(name)
                 await told.put(generate_pb2.GenerateBatchResponse(row=number, event=event))
+
+    try:
+        await retrying(draw)
     except Exception as error:
-        known = to_error(error)
-        if known is None:
+        typed = to_error(error)
+        if typed is None:
             raise
-        await told.put(_failed(number, known.reason, _message(number, known)))
+        await told.put(_failed(number, typed.reason, _message(number, typed)))
+
+
+def _may_pass(error: BaseException) -> bool:
+    typed = to_error(error)
+    return typed is not None and typed.reason in (FULL, *AWAY)
+
+
+def _given_up(state: tenacity.RetryCallState) -> bool:
+    """Whether a row has waited too long; one for a place in a queue ends with the call alone."""
+    error = state.outcome.exception() if state.outcome else None
+    typed = to_error(error) if error else None
+    waits = typed is not None and typed.reason == FULL
+    return not waits and state.idle_for >= PATIENCE_SECONDS
 
 
 def _message(number: int, error: ToileError) -> str:

@@ -11,19 +11,26 @@ import pytest
 from servers.generating import Painter, count, stub
 from servers.platform import PARENT, Platform
 from toile.core.catalog.models import GenerationRow, ImageRow
-from toile.core.errors import ComputeUnavailableError
+from toile.core.errors import (
+    ComputeUnavailableError,
+    ExhaustedError,
+    FailedPreconditionError,
+    StoreUnavailableError,
+    ToileError,
+)
 from toile.core.rpc.mapping import from_rpc_error
+from toile.generate import batch, records
 from toile.generate.batch import ROWS_IN_FLIGHT
 from toile.v1 import common_pb2, generate_pb2
 
 
-def call(platform: Platform, rows: list[Any], **defaults: Any) -> Any:
+def call(platform: Platform, rows: list[Any], timeout: float | None = None, **defaults: Any) -> Any:
     request = generate_pb2.GenerateBatchRequest(
         file=json.dumps(rows).encode(),
         format=generate_pb2.PROMPT_FILE_FORMAT_JSON,
         defaults={"parent": PARENT, "seed": 7, "request_id": "batch", **defaults},
     )
-    return stub(platform).GenerateBatch(request)
+    return stub(platform).GenerateBatch(request, timeout=timeout)
 
 
 async def draw(platform: Platform, rows: list[Any], **defaults: Any) -> dict[int, list[Any]]:
@@ -71,9 +78,9 @@ async def test_a_bad_row_does_not_stop_the_others(platform: Platform, painter: P
 
 async def test_the_same_batch_resumes(platform: Platform, painter: Painter) -> None:
     rows = [f"dress {number}" for number in range(6)]
-    painter.fail_after = (1, ComputeUnavailableError("the models do not answer"))
+    painter.fail_after = (1, FailedPreconditionError("the base lacks a part"))
     first = await draw(platform, rows, count=2)
-    assert all(events[-1].reason == "COMPUTE_UNAVAILABLE" for events in first.values())
+    assert all(events[-1].reason == "FAILED_PRECONDITION" for events in first.values())
     assert count(platform, ImageRow) == 6
     painter.fail_after = None
     again = await draw(platform, rows, count=2)
@@ -86,6 +93,76 @@ async def test_the_same_batch_resumes(platform: Platform, painter: Painter) -> N
         row: events[-1] for row, events in again.items()
     }
     assert len(painter.requests) == drawn
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses."""
+    monkeypatch.setattr(batch, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(batch, "LONGEST_PAUSE_SECONDS", 0.02)
+
+
+@pytest.mark.parametrize(
+    "error", [ExhaustedError("the queue is full"), ComputeUnavailableError("nobody is there")]
+)
+@pytest.mark.usefixtures("quick")
+async def test_rows_wait_for_what_passes(
+    platform: Platform, painter: Painter, error: ToileError
+) -> None:
+    """Each row fails twice, the second time after an image; nothing is told twice."""
+    failures = {f"dress {number}": [(1, error), (0, error)] for number in range(6)}
+
+    async def failing(request: Any, context: Any) -> Any:
+        painter.fail_after = failures[request.prompt].pop() if failures[request.prompt] else None
+        async for event in painter.draw(request, context):
+            yield event
+
+    platform.models.painter = failing
+    told = await draw(platform, list(failures), count=2, request_id="")
+    for events in told.values():
+        kinds = [event.WhichOneof("event") for event in events]
+        assert [kind for kind in kinds if kind != "step"] == [
+            "accepted",
+            "image",
+            "image",
+            "generation",
+        ]
+        assert len(events[-1].generation.images) == 2
+    assert count(platform, GenerationRow) == 6
+    assert count(platform, ImageRow) == 12
+
+
+@pytest.mark.usefixtures("quick")
+async def test_rows_wait_for_the_store(
+    platform: Platform, painter: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, away = records.put_image, [StoreUnavailableError("the store is away")]
+
+    def put(*args: Any, **fields: Any) -> Any:
+        if away:
+            raise away.pop()
+        return real(*args, **fields)
+
+    monkeypatch.setattr(records, "put_image", put)
+    told = await draw(platform, ["a dress"])
+    assert told[0][-1].HasField("generation")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_stays_away_is_given_up_and_a_full_queue_is_not(
+    platform: Platform, painter: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "PATIENCE_SECONDS", 0.05)
+    painter.fail_after = (0, ComputeUnavailableError("nobody is there"))
+    told = await draw(platform, ["a dress"])
+    assert told[0][-1].reason == "COMPUTE_UNAVAILABLE"
+    painter.fail_after = (0, ExhaustedError("the queue is full"))
+    tried = len(painter.requests)
+    with pytest.raises(grpc.RpcError) as caught:
+        async for _ in call(platform, ["a dress"], request_id="other", timeout=2):
+            pass
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(painter.requests) - tried > 5
 
 
 async def test_only_a_few_rows_are_drawn_at_once(platform: Platform, painter: Painter) -> None:
