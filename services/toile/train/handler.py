@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from tokenizers import Tokenizer
 
 from toile.core.artifacts import ArtifactStore, read_manifest
 from toile.core.bases import check_has_part, list_bases, resolve_base
@@ -18,7 +19,6 @@ from toile.core.catalog.models import (
     JobRow,
 )
 from toile.core.catalog.requests import recall, remember, request_digest
-from toile.core.content import restricted_term
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.core.jobs import JobKind, JobStore
 from toile.core.jobs.costs import check_budget
@@ -29,10 +29,11 @@ from toile.core.names import (
     ProjectName,
     check_id,
 )
-from toile.core.prompts import escape, parse_prompt
 from toile.core.settings import Settings
+from toile.core.tokens import read_tokenizer
 from toile.train.convert import recipe_values
 from toile.train.estimate import Estimate, estimate
+from toile.train.prompts import PromptRules
 from toile.train.registry import missing, next_version
 from toile.training.config import (
     RECIPES,
@@ -46,8 +47,6 @@ from toile.training.config import (
 from toile.training.repeats import repeat_counts
 from toile.v1 import train_pb2
 
-_DEFAULT_SAMPLES = 2
-
 
 class TrainHandler:
     """Trainings."""
@@ -57,19 +56,21 @@ class TrainHandler:
         self._catalog = catalog
         self._store = store
         self._jobs = JobStore(catalog)
+        self._tokenizers: dict[str, Tokenizer] = {}  # by the base's artifact, which never changes
 
     def create(self, request: train_pb2.CreateTrainingJobRequest) -> JobRow:
         """Queue a training.
 
         Raises:
             InvalidArgumentError: A field is wrong; its path is named. Patterns of `repeats` that
-                match nothing (`REPEATS_MATCH_NOTHING`) or the same image (`REPEATS_OVERLAP`) too.
+                match nothing (`REPEATS_MATCH_NOTHING`) or the same image (`REPEATS_OVERLAP`) too,
+                and prompts that the base would not read to their end (`PROMPT_TOO_LONG`).
             NotFoundError: The dataset or the base does not exist.
             FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
                 images to hold one out (`DATASET_TOO_SMALL`); or maps of parts are asked of a base
                 that finds none, or samples are to be judged by one that sees nothing
                 (`BASE_LACKS_PART`), or a masked loss of a dataset version that has no masks
-                (`DATASET_LACKS_MASKS`); or a class prompt asks for what is for adults, and that is
+                (`DATASET_LACKS_MASKS`); or a prompt asks for what is for adults, and that is
                 refused here (`RESTRICTED_CONTENT`), or an optimizer needs a package that is not
                 installed (`OPTIMIZER_NOT_INSTALLED`); or there is a budget and no prices
                 (`NO_PRICES`).
@@ -87,8 +88,7 @@ class TrainHandler:
                 return session.get_one(JobRow, known)
             base, dataset = self._inputs(session, parent, request, config)
             if not config.sample_prompts:
-                prompts = _sample_prompts(session, dataset, config)
-                config = config.model_copy(update={"sample_prompts": prompts})
+                config = self._with_default_prompts(session, base, dataset, config)
             job = self._jobs.create(
                 session,
                 project=parent.project,
@@ -139,6 +139,7 @@ class TrainHandler:
             repeat_counts(config.repeats, _source_names(session, dataset), recipe=config.RECIPE)
         self._check_base(base, config)
         self._check_masks(dataset, config)
+        self._prompt_rules(base).check(config)
         return base, dataset
 
     def _config(self, request: train_pb2.CreateTrainingJobRequest) -> RecipeConfig:
@@ -148,14 +149,6 @@ class TrainHandler:
                 "a recipe is needed; it can be lora: {} or controlnet: {}", field="recipe"
             )
         config = RECIPES[recipe].checked(recipe_values(getattr(request, recipe)))
-        longest = self._settings.limits.prompt_characters
-        for index, prompt in enumerate(config.sample_prompts):
-            field = f"{recipe}.sample_prompts.{index}"
-            _check_length(prompt, longest, field)
-            parse_prompt(prompt, field)
-        if isinstance(config, LoraRecipeConfig):
-            _check_length(config.class_prompt, longest, "lora.class_prompt")
-            self._check_allowed(config.class_prompt, "lora.class_prompt")
         # Where there is no torch trainings run elsewhere, with what is installed there.
         if importlib.util.find_spec("torch") is not None:
             check_installed(config)
@@ -168,15 +161,27 @@ class TrainHandler:
             )
         return config
 
-    def _check_allowed(self, prompt: str, field: str) -> None:
-        """Refuse a prompt that nobody could ask a drawing of."""
-        if self._settings.restricted_content == "refuse" and (term := restricted_term(prompt)):
-            raise FailedPreconditionError(
-                f"{field} asks for what is for adults ({term[:40]}), which this platform does "
-                "not draw",
-                reason="RESTRICTED_CONTENT",
-                metadata={"field": field},
-            )
+    def _prompt_rules(self, base: BaseRow) -> PromptRules:
+        if base.artifact not in self._tokenizers:
+            self._tokenizers[base.artifact] = read_tokenizer(self._store, base.artifact)
+        tokenizer = self._tokenizers[base.artifact]
+        return PromptRules(
+            self._settings, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+        )
+
+    def _with_default_prompts(
+        self, session: Session, base: BaseRow, dataset: DatasetVersionRow, config: RecipeConfig
+    ) -> RecipeConfig:
+        captions = session.scalars(
+            select(DatasetItemRow.caption)
+            .where(DatasetItemRow.version == dataset.name)
+            .order_by(DatasetItemRow.file_name)
+        ).all()
+        rules = self._prompt_rules(base)
+        prompts = rules.defaults(captions, dataset.trigger_word, config)
+        config = config.model_copy(update={"sample_prompts": prompts})
+        rules.check(config)  # the trigger word itself may be what is refused
+        return config
 
     def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:
         """A training that needs what the base lacks is refused before it is queued."""
@@ -205,15 +210,6 @@ class TrainHandler:
             "config": config.model_dump(mode="json"),
             "workers": self._settings.train_workers,
         }
-
-
-def _check_length(prompt: str, longest: int, field: str) -> None:
-    if len(prompt) > longest:
-        raise InvalidArgumentError(
-            f"{field} has {len(prompt)} characters; {longest} are the most",
-            field=field,
-            reason="BAD_CONFIG",
-        )
 
 
 def _dataset_version(session: Session, parent: ProjectName, name: str) -> DatasetVersionRow:
@@ -249,24 +245,3 @@ def _source_names(session: Session, dataset: DatasetVersionRow) -> Sequence[str]
         .where(DatasetItemRow.version == dataset.name)
         .order_by(DatasetItemRow.file_name)
     ).all()
-
-
-def _sample_prompts(
-    session: Session, dataset: DatasetVersionRow, config: RecipeConfig
-) -> tuple[str, ...]:
-    """Captions of the dataset to draw samples of, when a request names no prompts.
-
-    Samples of a ControlNet are drawn under the maps of the first images, so theirs are the
-    captions; other samples are better when they differ.
-    """
-    captions: Sequence[str] = session.scalars(
-        select(DatasetItemRow.caption)
-        .where(DatasetItemRow.version == dataset.name)
-        .order_by(DatasetItemRow.file_name)
-    ).all()
-    if isinstance(config, ControlNetRecipeConfig):
-        captions = [caption or dataset.trigger_word for caption in captions]
-    else:
-        captions = list(dict.fromkeys(filter(None, captions)))
-    # Trained on as they stand, so that brackets in them are no emphasis.
-    return tuple(escape(text) for text in captions[:_DEFAULT_SAMPLES] or [dataset.trigger_word])

@@ -22,6 +22,7 @@ from toile.core.names import ModelVersionName
 from toile.core.rpc.client import Clients
 from toile.core.rpc.server import start
 from toile.core.settings import Settings
+from toile.diffusion.shipped import shipped_bundle_path
 from toile.train.__main__ import build_service
 from toile.train.handler import TrainHandler
 from toile.v1 import train_pb2, train_pb2_grpc
@@ -81,8 +82,20 @@ def version_row(number: int) -> DatasetVersionRow:
 
 
 @pytest.fixture
-def store(settings: Settings) -> ArtifactStore:
-    return open_store(settings)
+def base_files() -> dict[str, bytes | Path]:
+    """What the service asks of a base: configurations and tokenizers, of the tiny base's, blind."""
+    folder = shipped_bundle_path()
+    assert folder is not None
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.json")}
+    sees = ("image_encoder/", "segmenter/")
+    return {name: path for name, path in files.items() if not name.startswith(sees)}
+
+
+@pytest.fixture
+def store(settings: Settings, base_files: dict[str, bytes | Path]) -> ArtifactStore:
+    store = open_store(settings)
+    publish(store, "bases/tiny/0", base_files)
+    return store
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from toile.core.artifacts import ArtifactStore, publish
+from toile.core.artifacts import ArtifactStore
 from toile.v1 import train_pb2, train_pb2_grpc
 
 Toile = Callable[..., Any]
@@ -82,7 +82,6 @@ def test_a_file_is_imported(
     from toile.diffusion.adapters import linear_targets
     from toile.diffusion.triton.packed import empty_unet
 
-    publish(store, "bases/tiny/0", {"unet/config.json": tiny_bundle / "unet" / "config.json"})
     targets = linear_targets(empty_unet(tiny_bundle)).items()
     path, (inputs, outputs) = next(one for one in targets if one[0].endswith("attn1.to_q"))
     file = tmp_path / "lora.safetensors"

@@ -1,6 +1,7 @@
 """What is asked of a training before it is queued."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -20,6 +21,9 @@ from toile.train.handler import TrainHandler
 from toile.v1 import train_pb2
 
 LACE = "projects/p/datasets/lace"
+Files = dict[str, bytes | Path]
+LONG_WORD = "qxz" * 60
+NINE_CHUNKS = " BREAK ".join(["lace"] * 9)
 
 
 def request_of(
@@ -78,7 +82,9 @@ def test_zero_is_a_value_and_not_a_default(handler: TrainHandler) -> None:
         (request_of(steps=0), "lora.steps"),
         (request_of(sample_prompts=["a", "x" * 2001]), "lora.sample_prompts.1"),
         (request_of(sample_prompts=["a", "b", "(red:99)"]), "lora.sample_prompts.2"),
+        (request_of(sample_prompts=["a", NINE_CHUNKS]), "lora.sample_prompts.1"),
         (request_of(class_prompt="a dress"), "lora.class_image_count"),
+        (request_of(class_prompt=LONG_WORD, class_image_count=9), "lora.class_prompt"),
         (request_of(class_prompt="x" * 2001, class_image_count=9), "lora.class_prompt"),
         (request_of(model="Lace!"), "model_id"),
         (request_of(dataset="lace"), "dataset"),
@@ -168,6 +174,47 @@ def test_a_class_is_read_literally_and_may_not_be_for_adults(
     assert caught.value.reason == "RESTRICTED_CONTENT"
     assert caught.value.metadata["field"] == "lora.class_prompt"
     assert ask("allow", "a nude woman")
+
+
+def test_samples_may_not_be_for_adults(
+    settings: Settings, catalog: Catalog, store: ArtifactStore
+) -> None:
+    def ask(allowed: str, **config: object) -> JobRow:
+        changed = settings.model_copy(update={"restricted_content": allowed})
+        return TrainHandler(changed, catalog, store).create(request_of(**config))
+
+    prompts = ["a dress", "a nude woman"]
+    with pytest.raises(FailedPreconditionError) as caught:
+        ask("refuse", sample_prompts=prompts)
+    assert caught.value.reason == "RESTRICTED_CONTENT"
+    assert caught.value.metadata["field"] == "lora.sample_prompts.1"
+    assert ask("allow", sample_prompts=prompts).spec["config"]["sample_prompts"] == prompts
+
+    with catalog.transaction() as session:
+        white = DatasetItemRow.caption == "<lace> white dress"
+        session.execute(update(DatasetItemRow).where(white).values(caption="<lace> nude woman"))
+    assert ask("refuse").spec["config"]["sample_prompts"] == [
+        "<lace> black skirt",
+        "<lace> red hat",
+    ]
+    assert ask("allow").spec["config"]["sample_prompts"][0] == "<lace> nude woman"
+    with catalog.transaction() as session:
+        session.execute(update(DatasetVersionRow).values(trigger_word="<topless>"))
+        session.execute(update(DatasetItemRow).values(caption="<topless> dress"))
+    with pytest.raises(FailedPreconditionError) as caught:
+        ask("refuse")
+    assert caught.value.reason == "RESTRICTED_CONTENT"
+
+
+@pytest.mark.parametrize("caption", ["<lace> nude woman", NINE_CHUNKS.replace("BREAK", LONG_WORD)])
+def test_what_cannot_be_drawn_under_a_map_is_drawn_by_the_trigger_word(
+    handler: TrainHandler, catalog: Catalog, caption: str
+) -> None:
+    with catalog.transaction() as session:
+        first = DatasetItemRow.file_name == "000000.png"
+        session.execute(update(DatasetItemRow).where(first).values(caption=caption))
+    job = handler.create(control_request_of())
+    assert job.spec["config"]["sample_prompts"] == ["<lace>", "<lace> white dress"]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +312,7 @@ def test_an_image_without_a_caption_is_drawn_by_the_trigger_word(
         ({"steps": 0}, "controlnet.steps"),
         ({"sample_prompts": ["a", "x" * 2001]}, "controlnet.sample_prompts.1"),
         ({"sample_prompts": ["(red:99)"]}, "controlnet.sample_prompts.0"),
+        ({"sample_prompts": [NINE_CHUNKS]}, "controlnet.sample_prompts.0"),
     ],
 )
 def test_mistakes_in_a_controlnet_are_named(
@@ -276,16 +324,15 @@ def test_mistakes_in_a_controlnet_are_named(
 
 
 def test_parts_are_of_bases_that_find_them(
-    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
+    handler: TrainHandler, catalog: Catalog, store: ArtifactStore, base_files: Files
 ) -> None:
-    publish(store, "bases/tiny/0", {"unet/config.json": b"{}"})
     assert handler.create(control_request_of(control_kind="edges"))
     with pytest.raises(FailedPreconditionError) as caught:
         handler.create(control_request_of(control_kind="parts"))
     assert caught.value.reason == "BASE_LACKS_PART"
     assert caught.value.metadata["field"] == "controlnet.control_kind"
     assert caught.value.metadata["part"] == "segmenter"
-    publish(store, "bases/tiny/1", {"segmenter/config.json": b"{}"})
+    publish(store, "bases/tiny/1", {**base_files, "segmenter/config.json": b"{}"})
     with catalog.transaction() as session:
         session.execute(update(BaseRow).values(artifact="bases/tiny/1"))
     assert handler.create(control_request_of(control_kind="parts"))
@@ -310,15 +357,14 @@ def test_a_controlnet_s_batch_has_an_image_for_each_worker(
 
 
 def test_samples_are_judged_by_bases_that_see(
-    handler: TrainHandler, catalog: Catalog, store: ArtifactStore
+    handler: TrainHandler, catalog: Catalog, store: ArtifactStore, base_files: Files
 ) -> None:
     judged = {"publish_weights": "best_samples", "sample_interval_steps": 4}
-    publish(store, "bases/tiny/0", {"unet/config.json": b"{}"})
     with pytest.raises(FailedPreconditionError) as caught:
         handler.create(request_of(**judged))
     assert caught.value.reason == "BASE_LACKS_PART"
     assert caught.value.metadata["field"] == "lora.publish_weights"
-    publish(store, "bases/tiny/1", {"image_encoder/config.json": b"{}"})
+    publish(store, "bases/tiny/1", {**base_files, "image_encoder/config.json": b"{}"})
     with catalog.transaction() as session:
         session.execute(update(BaseRow).values(artifact="bases/tiny/1"))
     assert handler.create(request_of(**judged))

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="the compute extra is not installed"
 
 from safetensors.torch import load, save  # noqa: E402
 
-from toile.core.artifacts import ArtifactStore, publish, read_manifest  # noqa: E402
+from toile.core.artifacts import ArtifactStore, read_manifest  # noqa: E402
 from toile.core.catalog.engine import Catalog  # noqa: E402
 from toile.core.catalog.models import ModelRow, ModelVersionRow  # noqa: E402
 from toile.core.errors import (  # noqa: E402
@@ -58,9 +58,8 @@ def kohya(unet: Any, path: str) -> State:
 
 
 @pytest.fixture
-def import_(train: TrainServiceStub, store: ArtifactStore, tiny_bundle: Path) -> Import:
+def import_(train: TrainServiceStub, store: ArtifactStore) -> Import:
     """Sends bytes or tensors as a file, in pieces of a thousand bytes."""
-    publish(store, "bases/tiny/0", {"unet/config.json": tiny_bundle / "unet" / "config.json"})
 
     def send(
         content: State | bytes, *, facts: dict[str, str] | None = None, **fields: str
