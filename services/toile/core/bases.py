@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,21 @@ from toile.core.names import BaseName
 from toile.core.settings import Settings
 
 DESCRIPTION_FILE = "toile.json"
-_REQUIRED = (DESCRIPTION_FILE, "model_index.json", "unet/config.json", "vae/config.json")
+_UNET_CONFIG = "unet/config.json"
+_REQUIRED = (
+    DESCRIPTION_FILE,
+    "model_index.json",
+    _UNET_CONFIG,
+    "vae/config.json",
+    "text_encoder/config.json",
+    "text_encoder_2/config.json",
+)
+_SDXL_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "addition_embed_type": "text_time",
+    "in_channels": 4,
+}
+"""What tells SDXL's UNet from those of other pipelines, of inpainting and of editing."""
 _PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
@@ -43,7 +57,8 @@ def import_base(
     once something was trained on it or drawn with it.
 
     Raises:
-        InvalidArgumentError: The folder is not a bundle, or holds pickles (`BAD_BASE`).
+        InvalidArgumentError: The folder is not a bundle of SDXL's architecture, or holds pickles
+            (`BAD_BASE`).
         AlreadyExistsError: The name is in use for another bundle (`BASE_CHANGED`).
         StoreUnavailableError: The artifact store does not answer.
     """
@@ -81,11 +96,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     """Return a bundle's `toile.json`.
 
     Raises:
-        InvalidArgumentError: The folder is not a bundle, or holds pickles (`BAD_BASE`).
+        InvalidArgumentError: The folder is not a bundle of SDXL's architecture, or holds pickles
+            (`BAD_BASE`).
     """
-    for required in _REQUIRED:
-        if not (folder / required).is_file():
-            raise _bad_base(f"{folder} is no base bundle: it has no {required}")
+    _check_architecture(
+        str(folder),
+        lambda path: (folder / path).is_file(),
+        lambda: (folder / _UNET_CONFIG).read_bytes(),
+    )
     for path in folder.rglob("*"):
         if path.suffix.lower() in _PICKLES:
             raise _bad_base(f"{path} may be a pickle: bases are safetensors only")
@@ -111,6 +129,21 @@ def resolve_base(session: Session, name: str) -> BaseRow:
     if row is None:
         raise NotFoundError(f"there is no base {name}", metadata={"name": name})
     return row
+
+
+def check_architecture(store: ArtifactStore, base: BaseRow) -> None:
+    """Refuse a base that nothing can be trained on, such as one of an older import.
+
+    Raises:
+        InvalidArgumentError: It is not of SDXL's architecture (`BAD_BASE`).
+        StoreUnavailableError: The artifact store does not answer.
+    """
+    manifest = read_manifest(store, base.artifact)
+    _check_architecture(
+        base.name,
+        lambda path: path in manifest.files,
+        lambda: store.get(manifest.key(base.artifact, _UNET_CONFIG)),
+    )
 
 
 def check_has_part(store: ArtifactStore, base: BaseRow, part: str, field: str) -> None:
@@ -144,6 +177,25 @@ def _check_replaceable(session: Session, name: str, digest: str) -> None:
                 "TOILE_DEFAULT_BASE gives this one a name of its own",
                 reason="BASE_CHANGED",
                 metadata={"name": name, "digest": row.digest},
+            )
+
+
+def _check_architecture(
+    what: str, has: Callable[[str], bool], unet_config: Callable[[], bytes]
+) -> None:
+    for required in _REQUIRED:
+        if not has(required):
+            raise _bad_base(f"{what} is no base bundle: it has no {required}")
+    try:
+        found = dict(json.loads(unet_config()))
+    except (ValueError, TypeError) as error:
+        raise _bad_base(f"{_UNET_CONFIG} of {what} is no configuration") from error
+    found.setdefault("in_channels", 4)
+    for key, needed in _SDXL_UNET.items():
+        if found.get(key) != needed:
+            raise _bad_base(
+                f"{what} is no base of SDXL's architecture: {key} in {_UNET_CONFIG} is "
+                f"{found.get(key)!r}, not {needed!r}"
             )
 
 

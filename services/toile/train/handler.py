@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from tokenizers import Tokenizer
 
 from toile.core.artifacts import ArtifactStore, read_manifest
-from toile.core.bases import check_has_part, list_bases, resolve_base
+from toile.core.bases import check_architecture, check_has_part, list_bases, resolve_base
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import (
     BaseRow,
@@ -64,13 +64,15 @@ class TrainHandler:
         Raises:
             InvalidArgumentError: A field is wrong; its path is named. Patterns of `repeats` that
                 match nothing (`REPEATS_MATCH_NOTHING`) or the same image (`REPEATS_OVERLAP`) too,
-                and prompts that the base would not read to their end (`PROMPT_TOO_LONG`).
+                and prompts that the base would not read to their end (`PROMPT_TOO_LONG`), and a
+                base of another architecture than SDXL's (`BAD_BASE`).
             NotFoundError: The dataset or the base does not exist.
             FailedPreconditionError: The dataset has no version (`DATASET_NOT_BUILT`), or too few
                 images to hold one out (`DATASET_TOO_SMALL`); or maps of parts are asked of a base
                 that finds none, or samples are to be judged by one that sees nothing
                 (`BASE_LACKS_PART`), or a masked loss of a dataset version that has no masks
-                (`DATASET_LACKS_MASKS`); or a prompt asks for what is for adults, and that is
+                (`DATASET_LACKS_MASKS`), or its images are smaller than the base's own
+                (`DATASET_RESOLUTION`); or a prompt asks for what is for adults, and that is
                 refused here (`RESTRICTED_CONTENT`), or an optimizer needs a package that is not
                 installed (`OPTIMIZER_NOT_INSTALLED`); or there is a budget and no prices
                 (`NO_PRICES`).
@@ -138,7 +140,7 @@ class TrainHandler:
         if config.repeats:
             repeat_counts(config.repeats, _source_names(session, dataset), recipe=config.RECIPE)
         self._check_base(base, config)
-        self._check_masks(dataset, config)
+        self._check_dataset(dataset, base, config)
         self._prompt_rules(base).check(config)
         return base, dataset
 
@@ -185,14 +187,29 @@ class TrainHandler:
 
     def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:
         """A training that needs what the base lacks is refused before it is queued."""
+        check_architecture(self._store, base)
         if isinstance(config, ControlNetRecipeConfig) and config.control_kind == "parts":
             check_has_part(self._store, base, "segmenter", "controlnet.control_kind")
         if config.publish_weights == "best_samples":
             field = f"{config.RECIPE}.publish_weights"
             check_has_part(self._store, base, "image_encoder", field)
 
-    def _check_masks(self, dataset: DatasetVersionRow, config: RecipeConfig) -> None:
+    def _check_dataset(
+        self, dataset: DatasetVersionRow, base: BaseRow, config: RecipeConfig
+    ) -> None:
         """The same, of the dataset version."""
+        if dataset.resolution < base.native_size:
+            raise FailedPreconditionError(
+                f"{dataset.name} has images of {dataset.resolution} pixels a side, which "
+                f"{base.name} would be shown enlarged; build a version with resolution: "
+                f"{base.native_size}",
+                reason="DATASET_RESOLUTION",
+                metadata={
+                    "field": "dataset",
+                    "resolution": str(dataset.resolution),
+                    "native_size": str(base.native_size),
+                },
+            )
         if not (isinstance(config, LoraRecipeConfig) and config.masked_loss):
             return
         files = read_manifest(self._store, dataset.artifact).files

@@ -51,6 +51,7 @@ class Trained:
     judged: Mapping[str, bytes]
     base: str
     base_path: Path
+    native_size: int
     device: torch.device
     base_digest: str
     dataset: DatasetVersionRow
@@ -162,7 +163,7 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         title=f"{job.target.split('/')[3]} v{job.target.rpartition('/')[2]}",
         base=trained.base,
         base_digest=trained.base_digest,
-        resolution=trained.dataset.resolution,
+        resolution=trained.native_size,
         trigger_word=trained.dataset.trigger_word,
         dataset_version=trained.dataset.name,
         dataset_digest=trained.dataset.digest,

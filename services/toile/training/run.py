@@ -80,6 +80,7 @@ def train_and_publish(job: JobContext, *, rank: int = 0, device: torch.device = 
             ),
             base=base.name,
             base_path=base_path,
+            native_size=bundle.native_size,
             device=device,
             base_digest=base.digest,
             dataset=dataset,

@@ -11,6 +11,8 @@ from toile.core.catalog.models import GenerationRow
 from toile.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from toile.core.settings import Settings
 
+UNET = {"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"}
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
@@ -28,9 +30,11 @@ def catalog(settings: Settings) -> Catalog:
 def bundle(tmp_path: Path) -> Callable[..., Path]:
     def make(folder: str = "bundle", **description: object) -> Path:
         path = tmp_path / folder
-        for name in ("model_index.json", "unet/config.json", "vae/config.json"):
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_text("{}")
+        for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            (path / part).mkdir(parents=True, exist_ok=True)
+            (path / part / "config.json").write_text("{}")
+        (path / "unet/config.json").write_text(json.dumps(UNET))
+        (path / "model_index.json").write_text("{}")
         facts = {"native_size": 128, "licence": "CC0-1.0", **description}
         (path / "toile.json").write_text(json.dumps(facts))
         return path
@@ -93,11 +97,20 @@ def test_a_base_is_replaced_only_while_nothing_depends_on_it(
     assert best.artifact.startswith("bases/best/")
 
 
+def rewrite(path: Path, **unet: object) -> None:
+    (path / "unet/config.json").write_text(json.dumps({**UNET, **unet}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (lambda path: (path / "toile.json").unlink(), "toile.json"),
         (lambda path: (path / "vae/config.json").unlink(), "vae"),
+        (lambda path: (path / "text_encoder_2/config.json").unlink(), "text_encoder_2"),
+        (lambda path: rewrite(path, addition_embed_type="text"), "addition_embed_type"),
+        (lambda path: rewrite(path, _class_name="UNet2DModel"), "UNet2DModel"),
+        (lambda path: rewrite(path, in_channels=9), "in_channels"),
+        (lambda path: (path / "unet/config.json").write_text("["), "no configuration"),
         (lambda path: (path / "toile.json").write_text("{"), "not JSON"),
         (lambda path: (path / "toile.json").write_text("[]"), "native_size"),
         (lambda path: (path / "toile.json").write_text('{"native_size": 100}'), "native_size"),

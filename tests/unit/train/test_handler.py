@@ -159,6 +159,47 @@ def test_a_masked_loss_needs_masks(handler: TrainHandler, store: ArtifactStore) 
     assert job.spec["config"]["background_weight"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"text_encoder_2/config.json": None}, "no text_encoder_2"),
+        ({"unet/config.json": b'{"_class_name": "UNet2DConditionModel"}'}, "addition_embed_type"),
+        ({"unet/config.json": b'{"_class_name": "FluxTransformer2DModel"}'}, "_class_name"),
+        ({"unet/config.json": b"{"}, "no configuration"),
+    ],
+)
+def test_a_base_of_another_architecture_is_not_trained_on(
+    handler: TrainHandler,
+    catalog: Catalog,
+    store: ArtifactStore,
+    base_files: Files,
+    changes: dict[str, bytes | None],
+    says: str,
+) -> None:
+    files = {name: data for name, data in {**base_files, **changes}.items() if data is not None}
+    publish(store, "bases/tiny/1", files)
+    with catalog.transaction() as session:
+        session.execute(update(BaseRow).values(artifact="bases/tiny/1"))
+    with pytest.raises(InvalidArgumentError, match=says) as caught:
+        handler.create(request_of())
+    assert caught.value.reason == "BAD_BASE"
+    assert caught.value.metadata["field"] == "base"
+
+
+def test_images_are_not_enlarged(handler: TrainHandler, catalog: Catalog) -> None:
+    def resolve(resolution: int) -> None:
+        with catalog.transaction() as session:
+            session.execute(update(DatasetVersionRow).values(resolution=resolution))
+
+    resolve(120)
+    with pytest.raises(FailedPreconditionError, match="resolution: 128") as caught:
+        handler.create(request_of())
+    assert caught.value.reason == "DATASET_RESOLUTION"
+    assert caught.value.metadata["field"] == "dataset"
+    resolve(256)
+    assert handler.create(request_of())
+
+
 def test_a_class_is_read_literally_and_may_not_be_for_adults(
     settings: Settings, catalog: Catalog, store: ArtifactStore
 ) -> None:

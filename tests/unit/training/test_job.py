@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sqlalchemy import update
 
 from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.catalog.engine import Catalog
-from toile.core.catalog.models import JobRow, ModelVersionRow
+from toile.core.catalog.models import DatasetVersionRow, JobRow, ModelVersionRow
 from toile.core.jobs import JobState, JobStore
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.prompts import CHUNK_TOKENS
@@ -39,6 +40,8 @@ def version_of(catalog: Catalog) -> ModelVersionRow | None:
 def test_training_becomes_a_version(
     train: Train, catalog: Catalog, store: ArtifactStore, tmp_path: Path
 ) -> None:
+    with catalog.transaction() as session:  # images are scaled down to the base's own size
+        session.execute(update(DatasetVersionRow).values(resolution=256))
     job = train(train_and_publish)
     assert (job.state, job.error_message) == ("SUCCEEDED", "")
     version = version_of(catalog)
@@ -60,6 +63,7 @@ def test_training_becomes_a_version(
     assert Image.open(folder / "samples/00.png").size == (128, 128)
     weights = load_lora(folder)
     assert weights.header["modelspec.trigger_phrase"] == "<lace>"
+    assert weights.header["modelspec.resolution"] == "128x128"
     assert any(layer.up.abs().sum() > 0 for layer in weights.layers.values())
     assert not list(store.list(f"{job.name}/checkpoints/"))
 
