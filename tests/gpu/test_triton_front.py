@@ -42,7 +42,7 @@ def test_an_engine_in_the_front_draws_the_images_of_the_in_process_pipeline(
         onnx,
         tmp_path / "unet.engine",
         profiles=serving_profiles(
-            native_size=16, largest_size=32, batch=16, batch_pixels=16 * 16 * 16
+            native_size=16, largest_size=32, batch=16, batch_pixels=16 * 16 * 16, rank=64
         ),
         compute_capabilities=[capability_here()],
         base_digest=bundle.digest,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="the rtx extra is not instal
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def settings_for(home: Path, **engine: str) -> Settings:
+def settings_for(home: Path, **engine: Any) -> Settings:
     return Settings(home=home, engine=EngineSettings(**engine))
 
 
@@ -30,7 +31,9 @@ def bundle(tiny_bundle: Path) -> Bundle:
 def test_an_engine_of_tensorrt_for_rtx_gets_into_the_repository(
     bundle: Bundle, tmp_path: Path
 ) -> None:
-    settings = settings_for(tmp_path, builder=TENSORRT_RTX, compute_capability="8.9")
+    settings = settings_for(
+        tmp_path, builder=TENSORRT_RTX, compute_capability="8.9", max_rank=32, max_batch=8
+    )
     store, kind = open_store(settings), EngineKind.of(settings)
     prefix = kind.prefix(bundle.digest, UNET)
     assert not is_exported(store, prefix)
@@ -41,7 +44,7 @@ def test_an_engine_of_tensorrt_for_rtx_gets_into_the_repository(
     assert set(files) == {"facts.json", "layout.json", "unet.engine", "unet.json"}
     repository = tmp_path / "models"
     for _ in range(2):  # whatever was there before
-        names = sync_repository(store, prefix, "unet-x", repository, tmp_path / "cache")
+        names = sync_repository(store, prefix, "unet-x", repository, tmp_path / "cache", kind.front)
         assert names == ("unet-x",)
     engine = repository / "unet-x" / "1" / "unet.engine"
     check_plan(engine)
@@ -49,11 +52,12 @@ def test_an_engine_of_tensorrt_for_rtx_gets_into_the_repository(
     assert fingerprint.base_digest == bundle.digest
     assert (fingerprint.precision, fingerprint.compute_capabilities) == ("fp16", ("8.9",))
     caps = [(one.latent_size[2], one.batch[2]) for one in fingerprint.profiles]
-    assert caps == [(64, 16), (128, 8), (256, 2)]
-    assert (
-        'value: { string_value: "unet.engine" }'
-        in (repository / "unet-x" / "config.pbtxt").read_text()
-    )
+    assert caps == [(128, 8), (256, 2)]
+    assert {one.rank for one in fingerprint.profiles} == {(1, 16, 32)}
+    config = (repository / "unet-x" / "config.pbtxt").read_text()
+    assert "max_batch_size: 8" in config
+    assert 'key: "max_rank" value: { string_value: "32" }' in config
+    assert 'value: { string_value: "unet.engine" }' in config
     kernels = engine.with_suffix(CACHE_SUFFIX)
     kernels.write_bytes(b"compiled on the GPU")
     sync_repository(store, prefix, "unet-x", repository, tmp_path / "cache")
@@ -74,6 +78,9 @@ def test_an_engine_is_for_one_kind_alone(tmp_path: Path) -> None:
         replace(kind, compute_capability="8.6"),
         replace(kind, largest_side=1024),
         replace(kind, targets="transformer"),
+        replace(kind, front=replace(kind.front, max_rank=8)),
+        replace(kind, front=replace(kind.front, max_batch=8)),
+        replace(kind, front=replace(kind.front, batch_pixels=4)),
         EngineKind(targets="transformer"),
     ]
     prefixes = {one.prefix("d" * 64, UNET) for one in (kind, *others)}

@@ -120,6 +120,30 @@ class EngineSettings(BaseModel):
         pattern=r"^(\d+\.\d)?$",
         description="Of the server's GPUs, such as 8.9; of this machine's when empty.",
     )
+    max_rank: int = Field(
+        64,
+        ge=8,
+        le=64,
+        multiple_of=8,
+        description="Most that the ranks of a design's LoRAs may add up to. A compiled engine has "
+        "memory for so many in every sample.",
+    )
+    max_batch: int = Field(
+        16,
+        ge=2,
+        le=32,
+        description="Most samples in one evaluation; an image with guidance takes two.",
+    )
+    batch_pixels: PositiveInt = Field(
+        8 * 128 * 128,
+        description="Most latent pixels in one evaluation, each an eighth of the picture's side: "
+        "the default is 8 samples of 1024 x 1024 pixels. The most at which a GPU still gains.",
+    )
+    bank_bytes: PositiveInt = Field(
+        2 << 30,
+        description="Memory of each UNet's server for LoRAs, on its GPU if it has one; SDXL's take "
+        "46 MB at rank 16 in fp16. The least recently used leave.",
+    )
 
 
 class WandbSettings(BaseModel):

@@ -19,6 +19,8 @@ CACHE_SUFFIX = ".cache"
 ENCODED_CHUNK = 77
 """Tokens of an encoded prompt come in whole chunks of so many."""
 LEAST_LATENT_SIZE = 8
+TUNED_RANK = 16
+"""Of one LoRA, as most are trained; an engine is at its best there."""
 
 Range = tuple[int, int, int]
 """Least, what it is tuned for, most."""
@@ -100,6 +102,7 @@ def serving_profiles(
     largest_size: int,
     batch: int,
     batch_pixels: int,
+    rank: int,
     tokens: int = 8 * ENCODED_CHUNK,
 ) -> tuple[EngineProfile, ...]:
     """Return the profiles of an engine that serves pictures of all sizes up to the largest.
@@ -113,6 +116,7 @@ def serving_profiles(
         largest_size: Longest side of the latents that are asked for.
         batch: Most samples of a batch.
         batch_pixels: Most latent pixels of a batch.
+        rank: Highest sum of the ranks of a sample's adapters.
         tokens: Most tokens of an encoded prompt.
     """
 
@@ -132,6 +136,7 @@ def serving_profiles(
         profiles.append(
             EngineProfile(
                 batch=(1, 2, many),
+                rank=(1, min(TUNED_RANK, rank), rank),
                 latent_size=(
                     LEAST_LATENT_SIZE,
                     native_size if shorter < native_size <= most else most,

@@ -10,6 +10,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from toile.core.artifacts import ArtifactStore
+from toile.core.settings import Settings
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import LoadedControl
@@ -22,13 +23,13 @@ from toile.diffusion.networks import REFINER, UNET
 from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.packed import PackedFiles
 from toile.diffusion.turns import NO_HURRY, Urgency
-from toile.serving.engines import control_part, model_name
+from toile.serving.engines import control_part, front_config, model_name
 
 ASK_AGAIN_SECONDS = 1.0
 
 
 def open_denoiser(
-    bundle: Bundle, layout: BankLayout, store: ArtifactStore, triton_address: str
+    bundle: Bundle, layout: BankLayout, store: ArtifactStore, settings: Settings
 ) -> Denoiser:
     """Return what a base is drawn with.
 
@@ -36,13 +37,13 @@ def open_denoiser(
         bundle: The base.
         layout: Of its bank.
         store: Where packed adapters are.
-        triton_address: host:port of Triton's gRPC; empty when there is none.
+        settings: Where Triton is, if there is one, and how its models batch.
     """
     here = TorchDenoiser(bundle)
-    if not triton_address:
+    if not settings.triton_address:
         return here
     there = TritonDenoiser(
-        triton_address,
+        settings.triton_address,
         unet_config=_config(bundle, "unet"),
         refiner_config=_config(bundle, "refiner/unet") if bundle.has_refiner else None,
         layout=layout,
@@ -53,6 +54,7 @@ def open_denoiser(
         control_models={
             kind: model_name(bundle.digest, control_part(kind)) for kind in bundle.control_kinds
         },
+        front=front_config(settings.engine),
     )
     return EngineDenoiser(here, there)
 

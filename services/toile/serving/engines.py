@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ from toile.core.artifacts import (
 from toile.core.bases import resolve_base
 from toile.core.catalog.engine import open_catalog
 from toile.core.errors import ComputeUnavailableError, NotFoundError
-from toile.core.settings import Settings
+from toile.core.settings import EngineSettings, Settings
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.banked_unet import TARGETS, BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
@@ -77,7 +77,8 @@ def serve_engines(settings: Settings, repository: Path) -> list[str]:
         if not is_exported(store, prefix):
             folder = fetch(store, base.artifact, cache)
             export_engine(store, Bundle.load(folder, digest=base.digest), part, kind)
-        own = sync_repository(store, prefix, model_name(base.digest, part), repository, cache)
+        name = model_name(base.digest, part)
+        own = sync_repository(store, prefix, name, repository, cache, front_config(settings.engine))
         load_models(settings.triton_address, own)
         names.append(own[-1])
     return names
@@ -95,6 +96,8 @@ class EngineKind:
     """Pixels."""
     targets: str = "attention"
     """What adapters may change, by the settings' name."""
+    front: FrontConfig = field(default_factory=FrontConfig)
+    """What a compiled engine has memory for."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -114,6 +117,7 @@ class EngineKind:
             compute_capability=wanted.compute_capability or capability_here(),
             largest_side=settings.limits.image_side_pixels,
             targets=wanted.targets,
+            front=front_config(wanted),
         )
 
     def prefix(self, base_digest: str, part: str) -> str:
@@ -122,7 +126,8 @@ class EngineKind:
         if self.builder != ONNX_RUNTIME:
             folder = (
                 f"{self.builder}-{self.builder_version}-{self.compute_capability}-"
-                f"{self.precision}-{self.largest_side}-{EXPORT_FORMAT}"
+                f"{self.precision}-{self.largest_side}-r{self.front.max_rank}-"
+                f"b{self.front.max_batch}-{self.front.batch_pixels}-{EXPORT_FORMAT}"
             )
         if self.targets != "attention":
             folder += f"-{self.targets}"
@@ -208,23 +213,38 @@ def _typed(network: Any, dtype: torch.dtype) -> Any:
 
 
 def _compile(onnx: Path, engine: Path, bundle: Bundle, kind: EngineKind) -> None:
-    front = FrontConfig()
     open_builder(kind.builder).build(
         onnx,
         engine,
         profiles=serving_profiles(
             native_size=bundle.native_size // PIXELS_PER_LATENT,
             largest_size=kind.largest_side // PIXELS_PER_LATENT,
-            batch=front.max_batch,
-            batch_pixels=front.batch_pixels,
+            batch=kind.front.max_batch,
+            batch_pixels=kind.front.batch_pixels,
+            rank=kind.front.max_rank,
         ),
         compute_capabilities=[kind.compute_capability],
         base_digest=bundle.digest,
     )
 
 
+def front_config(settings: EngineSettings) -> FrontConfig:
+    """Return how fronts batch and what they hold."""
+    return FrontConfig(
+        max_batch=settings.max_batch,
+        batch_pixels=settings.batch_pixels,
+        bank_bytes=settings.bank_bytes,
+        max_rank=settings.max_rank,
+    )
+
+
 def sync_repository(
-    store: ArtifactStore, prefix: str, name: str, repository: Path, cache: Path
+    store: ArtifactStore,
+    prefix: str,
+    name: str,
+    repository: Path,
+    cache: Path,
+    front: FrontConfig | None = None,
 ) -> tuple[str, ...]:
     """Write an engine's models into a server's repository; return their names as `write_model`.
 
@@ -252,6 +272,7 @@ def sync_repository(
         time_ids=facts["time_ids"],
         pooled_width=facts["pooled_width"],
         controls=facts["controls"],
+        config=front,
     )
     if kept is not None:
         kernels.write_bytes(kept)

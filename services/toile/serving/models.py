@@ -72,7 +72,7 @@ class Models:
         self._ends = TARGETS[settings.engine.targets]
         self._limits = settings.limits
         self._cache = settings.home_path / "cache"
-        self._triton_address = settings.triton_address
+        self._settings = settings
         self._store = store
         self._lock = threading.Lock()
         self._bases: OrderedDict[str, LoadedBase] = OrderedDict()
@@ -202,7 +202,7 @@ class Models:
                 bundle = Bundle.load(folder, digest=folder.name, device=self._device)
                 unet = empty_unet(folder)
                 denoiser = open_denoiser(
-                    bundle, bank_layout(unet, self._ends), self._store, self._triton_address
+                    bundle, bank_layout(unet, self._ends), self._store, self._settings
                 )
                 self._bases[artifact] = LoadedBase(
                     bundle, linear_targets(unet), denoiser, Vision(folder, device=self._device)

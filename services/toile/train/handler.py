@@ -151,6 +151,8 @@ class TrainHandler:
                 "a recipe is needed; it can be lora: {} or controlnet: {}", field="recipe"
             )
         config = RECIPES[recipe].checked(recipe_values(getattr(request, recipe)))
+        if isinstance(config, LoraRecipeConfig):
+            self._check_rank(config.rank)
         # Where there is no torch trainings run elsewhere, with what is installed there.
         if importlib.util.find_spec("torch") is not None:
             check_installed(config)
@@ -184,6 +186,17 @@ class TrainHandler:
         config = config.model_copy(update={"sample_prompts": prompts})
         rules.check(config)  # the trigger word itself may be what is refused
         return config
+
+    def _check_rank(self, rank: int) -> None:
+        """Refuse what could be trained and not be drawn with."""
+        most = self._settings.engine.max_rank
+        if rank > most:
+            raise InvalidArgumentError(
+                f"lora.rank is {rank}; this platform's engines take {most} "
+                "(TOILE_ENGINE__MAX_RANK)",
+                field="lora.rank",
+                reason="BAD_CONFIG",
+            )
 
     def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:
         """A training that needs what the base lacks is refused before it is queued."""

@@ -56,8 +56,9 @@ def test_small_pictures_are_served_in_large_batches_and_large_ones_in_small(
     native: int, largest: int, wanted: list[tuple[int, tuple[int, int, int]]]
 ) -> None:
     profiles = serving_profiles(
-        native_size=native, largest_size=largest, batch=16, batch_pixels=8 * 128 * 128
+        native_size=native, largest_size=largest, batch=16, batch_pixels=8 * 128 * 128, rank=32
     )
+    assert {one.rank for one in profiles} == {(1, 16, 32)}
     assert [(one.batch[2], one.latent_size) for one in profiles] == wanted
     for height, width in ((8, largest), (largest, largest), (native, native), (8, 8)):
         assert any(one.takes({"sample": (2, 4, height, width)}) for one in profiles)

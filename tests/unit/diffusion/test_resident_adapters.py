@@ -95,3 +95,33 @@ def test_what_leads_to_no_adapter_is_an_error_each_time(link: str) -> None:
     for _ in range(2):
         with pytest.raises(BankError, match=r"no link|not a packed|No such"):
             loaded(adapters, "x", link)
+
+
+def test_what_nobody_came_back_for_counts_and_goes_for_room(link: str) -> None:
+    one = loaded(made(), "x", link).size_bytes
+    adapters = made(budget_bytes=2 * one)
+    for key in "abcd":
+        with pytest.raises(BankError, match=LOADING):
+            adapters.get(key, link)
+    dropped = 0
+    deadline = time.monotonic() + 10
+    while len(adapters.loaded) < 4 and time.monotonic() < deadline:
+        dropped += adapters.shrink()
+    assert (dropped, adapters.bytes) == (2, 2 * one)
+
+
+def test_a_reading_that_failed_is_told_to_who_asks(tmp_path: Path) -> None:
+    adapters, nowhere = made(), (tmp_path / "nowhere").as_uri()
+    with pytest.raises(BankError, match=LOADING):
+        adapters.get("x", nowhere)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        adapters.shrink()
+        try:
+            adapters.get("x", nowhere)
+        except BankError as error:
+            told = str(error)
+            if not told.startswith(LOADING):
+                break
+    assert "not a packed adapter" in told
+    assert adapters.bytes == 0

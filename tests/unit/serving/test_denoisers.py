@@ -2,14 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
+from toile.core.artifacts import open_store
+from toile.core.errors import InvalidArgumentError
+from toile.core.settings import EngineSettings, Settings
+from toile.diffusion.adapters import AdapterWeights, LoraLayer
+from toile.diffusion.banked_unet import bank_layout
+from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import LoadedControl
+from toile.diffusion.denoiser import LoadedAdapter
 from toile.serving import denoisers
-from toile.serving.denoisers import EngineDenoiser
-from toile.serving.engines import control_part, model_name, parts_of
+from toile.serving.denoisers import EngineDenoiser, open_denoiser
+from toile.serving.engines import control_part, front_config, model_name, parts_of
 
 EDGES = cast("LoadedControl", "edges")
 FOLDS = cast("LoadedControl", "folds")
@@ -78,3 +87,37 @@ def test_engines_are_of_what_a_base_has() -> None:
     more += ["controlnet/edges/diffusion_pytorch_model.safetensors", "refiner/unet/config.json"]
     assert parts_of([*more, *plain]) == ["unet", "refiner", "unet-edges", "unet-parts"]
     assert model_name("0123456789abcdef", control_part("edges")) == "unet-edges-0123456789ab"
+
+
+def test_the_server_batches_and_holds_what_the_settings_say() -> None:
+    settings = EngineSettings(max_rank=16, max_batch=4, batch_pixels=4096, bank_bytes=1 << 20)
+    front = front_config(settings)
+    assert (front.max_rank, front.max_batch) == (16, 4)
+    assert (front.batch_pixels, front.bank_bytes) == (4096, 1 << 20)
+
+
+def test_ranks_over_the_engines_are_refused_before_a_step(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    settings = Settings(
+        home=tmp_path, triton_address="127.0.0.1:9", engine=EngineSettings(max_rank=16)
+    )
+    bundle = Bundle.load(tiny_bundle, digest="d" * 64)
+    layout = bank_layout(bundle.unet)
+    denoiser = open_denoiser(bundle, layout, open_store(settings), settings)
+    denoiser._found = True  # as if the server had answered
+    group = layout.groups[0]
+
+    def adapter(key: str, rank: int) -> LoadedAdapter:
+        down, up = torch.zeros(rank, group.in_features), torch.zeros(group.out_features, rank)
+        return LoadedAdapter(key, AdapterWeights({group.targets[0]: LoraLayer(down, up, 1.0)}))
+
+    with denoiser.session([adapter("a", 8), adapter("b", 8)]):
+        pass
+    with (
+        pytest.raises(InvalidArgumentError) as caught,
+        denoiser.session([adapter("a", 8), adapter("b", 9)]),
+    ):
+        pass
+    assert caught.value.reason == "RANK_TOO_HIGH"
+    assert caught.value.metadata["limit"] == "16"

@@ -294,6 +294,17 @@ def test_unknown_dataset_and_base(handler: TrainHandler) -> None:
         handler.create(request_of(base="bases/none"))
 
 
+def test_a_rank_that_could_not_be_served(
+    settings: Settings, catalog: Catalog, store: ArtifactStore
+) -> None:
+    engine = settings.engine.model_copy(update={"max_rank": 16})
+    handler = TrainHandler(settings.model_copy(update={"engine": engine}), catalog, store)
+    assert handler.create(request_of(rank=16))
+    with pytest.raises(InvalidArgumentError, match="TOILE_ENGINE__MAX_RANK") as caught:
+        handler.create(request_of(rank=17))
+    assert caught.value.metadata["field"] == "lora.rank"
+
+
 def test_each_worker_needs_an_image(
     settings: Settings, catalog: Catalog, store: ArtifactStore
 ) -> None:

@@ -22,7 +22,7 @@ from toile.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
 )
-from toile.diffusion.bank import MAX_RANK, BankLayout
+from toile.diffusion.bank import BankLayout
 from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter
 from toile.diffusion.engines import ENCODED_CHUNK, LEAST_LATENT_SIZE
@@ -90,7 +90,7 @@ class TritonDenoiser:
         self._control_models = {
             kind: _Model(self._client, name, front) for kind, name in (control_models or {}).items()
         }
-        self._step_seconds = step_seconds
+        self._step_seconds, self._max_rank = step_seconds, front.max_rank
 
     def close(self) -> None:
         """Close the connection."""
@@ -173,7 +173,7 @@ class TritonDenoiser:
             raise InvalidArgumentError(
                 "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
             )
-        _check_ranks(adapters)
+        _check_ranks(adapters, self._max_rank)
         for adapter in adapters:
             check_adapter(adapter.weights, self._layout, base_digest=self._base_digest)
         step = _Call(model, adapters, self._link, urgency, self._step_seconds, controls)
@@ -306,14 +306,14 @@ class _AbsentError(_NotYetError):
     """The server has not got an adapter, and was not told where it is."""
 
 
-def _check_ranks(adapters: Sequence[LoadedAdapter]) -> None:
+def _check_ranks(adapters: Sequence[LoadedAdapter], most: int) -> None:
     ranks = [max(layer.rank for layer in a.weights.layers.values()) for a in adapters]
-    if sum(ranks) > MAX_RANK:
+    if sum(ranks) > most:
         raise InvalidArgumentError(
-            f"the adapters' ranks add up to {sum(ranks)}; at most {MAX_RANK} can be served",
+            f"the adapters' ranks add up to {sum(ranks)}; at most {most} can be served",
             field="adapters",
             reason="RANK_TOO_HIGH",
-            metadata={"ranks": str(sum(ranks)), "limit": str(MAX_RANK)},
+            metadata={"ranks": str(sum(ranks)), "limit": str(most)},
         )
 
 

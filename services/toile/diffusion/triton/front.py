@@ -79,7 +79,8 @@ class TritonPythonModel:
         for members in groups.values():
             for some in self._within_cap(members):
                 self._run(some, responses)
-        self._metrics.bank(self._bank.loaded, self._bank.shrink(), self._bank.bytes)
+        dropped = self._bank.shrink()
+        self._metrics.bank(self._bank.loaded, dropped, self._bank.bytes)
         self._bank.loaded.clear()
         return responses
 

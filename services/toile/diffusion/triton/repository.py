@@ -26,8 +26,10 @@ class FrontConfig:
     batch_pixels: int = 8 * 128 * 128
     """Latent pixels in one engine call: 8 samples of 1024 x 1024 pixels, 2 of 2048 x 2048. More of
     1024 pixels would add 2 % to what a modelled A100 draws (`benchmarks/README.md`)."""
-    bank_bytes: int = 512 << 20
+    bank_bytes: int = 2 << 30
+    """Memory for adapters; the least recently used leave."""
     max_rank: int = MAX_RANK
+    """Highest sum of the ranks of a sample's adapters."""
     threads: int = 0
     """Of ONNX Runtime; as many as the server has processors when 0."""
 

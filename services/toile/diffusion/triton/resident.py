@@ -58,12 +58,7 @@ class ResidentAdapters:
             raise BankError(f"{LOADING} {key}")
         if not under_way.done():
             raise BankError(f"{LOADING} {key}")
-        del self._loading[key]
-        adapter, seconds = under_way.result()
-        self.loaded.append(seconds)
-        self._adapters[key] = adapter
-        self.bytes += adapter.size_bytes
-        return adapter
+        return self._keep(key)
 
     def unload(self, key: str) -> bool:
         """Drop an adapter, or what is being read of it; returns whether there was one.
@@ -77,13 +72,27 @@ class ResidentAdapters:
         return adapter is not None or under_way is not None
 
     def shrink(self) -> int:
-        """Drop what is over the budget; returns how many."""
+        """Drop what is over the budget, what was read and not asked for again included.
+
+        Returns how many.
+        """
+        for key in [key for key, read in self._loading.items() if read.done()]:
+            if self._loading[key].exception() is None:  # an error is for whoever asks
+                self._keep(key)
         dropped = 0
         while self.bytes > self._budget and len(self._adapters) > 1:
             _, adapter = self._adapters.popitem(last=False)
             self.bytes -= adapter.size_bytes
             dropped += 1
         return dropped
+
+    def _keep(self, key: str) -> PackedAdapter:
+        """Take what was read into the budget, as the last that was used."""
+        adapter, seconds = self._loading.pop(key).result()
+        self.loaded.append(seconds)
+        self._adapters[key] = adapter
+        self.bytes += adapter.size_bytes
+        return adapter
 
     def _read(self, link: str) -> tuple[PackedAdapter, float]:
         started = time.monotonic()
