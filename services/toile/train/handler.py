@@ -73,7 +73,8 @@ class TrainHandler:
                 (`BASE_LACKS_PART`), or a masked loss of a dataset version that has no masks
                 (`DATASET_LACKS_MASKS`), or its images are smaller than the base's own
                 (`DATASET_RESOLUTION`); or a prompt asks for what is for adults, and that is
-                refused here (`RESTRICTED_CONTENT`), or an optimizer needs a package that is not
+                refused here (`RESTRICTED_CONTENT`), or a LoRA is to change what the engine takes
+                no LoRAs of (`TARGETS_NOT_SERVED`), or an optimizer needs a package that is not
                 installed (`OPTIMIZER_NOT_INSTALLED`); or there is a budget and no prices
                 (`NO_PRICES`).
             RequestReusedError: The request id was used for something else.
@@ -152,7 +153,7 @@ class TrainHandler:
             )
         config = RECIPES[recipe].checked(recipe_values(getattr(request, recipe)))
         if isinstance(config, LoraRecipeConfig):
-            self._check_rank(config.rank)
+            self._check_served(config)
         # Where there is no torch trainings run elsewhere, with what is installed there.
         if importlib.util.find_spec("torch") is not None:
             check_installed(config)
@@ -187,15 +188,22 @@ class TrainHandler:
         rules.check(config)  # the trigger word itself may be what is refused
         return config
 
-    def _check_rank(self, rank: int) -> None:
+    def _check_served(self, config: LoraRecipeConfig) -> None:
         """Refuse what could be trained and not be drawn with."""
         most = self._settings.engine.max_rank
-        if rank > most:
+        if config.rank > most:
             raise InvalidArgumentError(
-                f"lora.rank is {rank}; this platform's engines take {most} "
+                f"lora.rank is {config.rank}; this platform's engines take {most} "
                 "(TOILE_ENGINE__MAX_RANK)",
                 field="lora.rank",
                 reason="BAD_CONFIG",
+            )
+        if config.target_modules == "transformer" and self._settings.engine.targets == "attention":
+            raise FailedPreconditionError(
+                "lora.target_modules: this platform's engine takes LoRAs of attention alone; "
+                "TOILE_ENGINE__TARGETS=transformer has it take those of whole transformers",
+                reason="TARGETS_NOT_SERVED",
+                metadata={"field": "lora.target_modules"},
             )
 
     def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:

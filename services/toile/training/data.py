@@ -91,7 +91,7 @@ def middle_square(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def generator(seed: int, *position: int) -> torch.Generator:
+def generator(seed: int, *position: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A source of randomness for one place in the run, the same whoever asks and whenever.
 
     Nothing random depends on what was drawn before, so a run that is interrupted, or shared
@@ -99,7 +99,7 @@ def generator(seed: int, *position: int) -> torch.Generator:
     """
     text = ",".join(str(part) for part in (seed, *position))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest) >> 1)
 
 
 def batch_indices(

@@ -19,6 +19,7 @@ from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.data import CLASS_IMAGES, batch_indices
+from toile.training.dropout import ImageDropout, image_dropouts
 from toile.training.ema import replaced, to_parameters
 from toile.training.judging import best_judged
 from toile.training.ranks import led, on_some_rank, over_ranks, place, wait_for_all
@@ -127,6 +128,7 @@ def train(
     chosen, held_out = hold_out(names, config.validation_share, recipe=config.RECIPE)
     shown = [index for index in chosen for _ in range(repeats[index] if repeats else 1)]
     validation = Validation(cache, held_out, scheduler, config)
+    dropouts = image_dropouts(network)
     while True:
         ended = state.step == config.steps or _should_end_early(state, config)
         wanted = samples is not None and samples.wanted()
@@ -148,14 +150,18 @@ def train(
         indices = _examples_of(step, shown, range(len(names), len(cache)), config)
         batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
         state.optimizer.zero_grad(set_to_none=True)
-        loss = over_ranks(_backward(model, batch, scheduler, config, time_ids))
+        for dropout in dropouts:
+            dropout.step = step
+        loss = over_ranks(_backward(model, batch, scheduler, config, time_ids, dropouts))
         norm = nn.utils.clip_grad_norm_(state.parameters.values(), _CLIP_NORM)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise _diverged(step + 1, indices, names)
         rate = state.advance(learning_rate(config, step), loss)
         if held_out and _is_due(state.step, config):
+            network.eval()
             with replaced(state.parameters, state.current()):
                 validation_loss = validation.loss(network, time_ids)
+            network.train()
             if not math.isfinite(validation_loss):
                 raise _diverged(state.step, held_out, names)
             state.validated(validation_loss)
@@ -203,19 +209,25 @@ def _backward(
     scheduler: DDPMScheduler,
     config: RecipeConfig,
     time_ids: Tensor,
+    dropouts: Sequence[ImageDropout],
 ) -> Tensor:
     """Add the step's gradients to the parameters; returns this rank's share of the loss.
 
     Piece by piece the sums are those of the whole batch, but for the order of adding.
     """
+    rank, world_size = place()
     pieces = batch.pieces(config.gradient_accumulation_steps)
+    places = iter(range(rank, len(batch.latents) * world_size, world_size))
     total = torch.zeros((), device=time_ids.device)
     for number, piece in enumerate(pieces, start=1):
         last = number == len(pieces)
+        mine = [next(places) for _ in piece.latents]
+        for dropout in dropouts:
+            dropout.places = mine
         with contextlib.nullcontext() if last else _without_exchange(model):
             share = loss_sum(model, piece, scheduler, config, time_ids) / config.batch_size
             # DistributedDataParallel divides by the number of ranks.
-            (share * place()[1]).backward()  # type: ignore[no-untyped-call]
+            (share * world_size).backward()  # type: ignore[no-untyped-call]
         total += share.detach()
     return total
 

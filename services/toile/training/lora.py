@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -18,10 +19,10 @@ from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
 from toile.training.config import LoraRecipeConfig
+from toile.training.dropout import ImageDropout
 from toile.training.recipe import Recipe
 
 ADAPTER = "default"
-TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class Lora(Recipe):
@@ -63,13 +64,24 @@ def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
             LoraConfig(
                 r=config.rank,
                 lora_alpha=config.alpha,
-                target_modules=list(TARGET_MODULES),
+                lora_dropout=config.dropout,
+                target_modules=list(TARGETS[config.target_modules]),
                 init_lora_weights="gaussian",
             ),
             adapter_name=ADAPTER,
         )
+    if config.dropout:
+        _drop_by_image(unet, config)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+
+
+def _drop_by_image(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
+    """Put our own dropout in the place of torch's."""
+    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    for number, layer in enumerate(layers):
+        dropout = ImageDropout(config.dropout, seed=config.seed, layer=number)
+        layer.lora_dropout[ADAPTER] = dropout
 
 
 def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from toile.diffusion.adapters import (
     write_adapter,
 )
 from toile.diffusion.bank import gather
-from toile.diffusion.banked_unet import BankedUNet, bank_layout
+from toile.diffusion.banked_unet import TARGETS, BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.triton.packed import pack_adapter
@@ -68,14 +68,26 @@ TRANSFORMERS = {
     "output_blocks_5_1": ("up_blocks_1_attentions_2", 2),
 }
 LINEARS = ("to_q", "to_k", "to_v", "to_out_0")
+FEED_FORWARD = ("ff_net_0_proj", "ff_net_2")
 
 
-def attention_names() -> Iterator[tuple[str, str]]:
-    """Names of all of SDXL's attention Linears, by Stability's and by diffusers' modules."""
+def linear_names(targets: str) -> Iterator[tuple[str, str]]:
+    """Names of SDXL's attention Linears, or of all of its transformers' Linears.
+
+    By Stability's modules and by diffusers'.
+    """
     for stability, (diffusers, depth) in TRANSFORMERS.items():
-        for number, attention, linear in itertools.product(range(depth), "12", LINEARS):
-            rest = f"transformer_blocks_{number}_attn{attention}_{linear}"
+        for rest in _linears(depth, targets):
             yield f"lora_unet_{stability}_{rest}", f"lora_unet_{diffusers}_{rest}"
+
+
+def _linears(depth: int, targets: str) -> Iterator[str]:
+    for number, attention, linear in itertools.product(range(depth), "12", LINEARS):
+        yield f"transformer_blocks_{number}_attn{attention}_{linear}"
+    if targets == "transformer":
+        for number, linear in itertools.product(range(depth), FEED_FORWARD):
+            yield f"transformer_blocks_{number}_{linear}"
+        yield from ("proj_in", "proj_out")
 
 
 @pytest.fixture(scope="module")
@@ -84,26 +96,32 @@ def sdxl() -> UNet2DConditionModel:
         return UNet2DConditionModel(**SDXL_SHAPE)
 
 
+@pytest.fixture(scope="module", params=TARGETS)
+def targets(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
 def exported(
-    sdxl: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory
+    sdxl: UNet2DConditionModel, targets: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, AdapterWeights]:
-    """An adapter on all of SDXL's attention whose layers differ in rank and alpha, as files."""
+    """An adapter on all of SDXL's targets whose layers differ in rank and alpha, as files."""
     folder = tmp_path_factory.mktemp("exported")
-    weights = mixed_adapter(sdxl, dtype=torch.bfloat16)
+    weights = mixed_adapter(sdxl, targets, dtype=torch.bfloat16)
     write_adapter(folder, weights, CARD)
     return folder, weights
 
 
 def mixed_adapter(
     unet: UNet2DConditionModel,
+    targets: str = "attention",
     *,
     alphas: Sequence[float] = (0.5, 3.0, 8.0, 1.0),
     dtype: torch.dtype = torch.float32,
 ) -> AdapterWeights:
     generator = torch.Generator().manual_seed(3)
     layers = {}
-    for index, group in enumerate(bank_layout(unet).groups):
+    for index, group in enumerate(bank_layout(unet, TARGETS[targets]).groups):
         for place, path in enumerate(group.targets):
             rank = 1 + (index + place) % 3
             layers[path] = LoraLayer(
@@ -120,18 +138,19 @@ def mixed_adapter(
 
 
 def test_comfyui_takes_every_key_and_the_right_strength(
-    exported: tuple[Path, AdapterWeights],
+    exported: tuple[Path, AdapterWeights], targets: str
 ) -> None:
     folder, weights = exported
     left = load_file(folder / KOHYA_FILE)
     strengths = {}
-    for module in itertools.chain.from_iterable(attention_names()):
+    for module in itertools.chain.from_iterable(linear_names(targets)):
         if f"{module}.lora_up.weight" in left:
             left.pop(f"{module}.lora_up.weight")
             down = left.pop(f"{module}.lora_down.weight")
             strengths[module] = left.pop(f"{module}.alpha").item() / down.shape[0]
     assert left == {}
-    assert len(strengths) == 560  # 70 transformer blocks with 8 Linears each
+    # 70 transformer blocks with 8 Linears each; or 10 each, and 2 of each of the 11 transformers.
+    assert len(strengths) == {"attention": 560, "transformer": 722}[targets]
     assert strengths == {
         "lora_unet_" + path.replace(".", "_"): layer.alpha / layer.rank
         for path, layer in weights.layers.items()
@@ -174,22 +193,22 @@ def module_path(module: torch.nn.Module, flat: str) -> str:
     return ".".join([*path, name])
 
 
-def test_both_names_of_sdxls_modules_are_read(sdxl: UNet2DConditionModel) -> None:
+def test_both_names_of_sdxls_modules_are_read(sdxl: UNet2DConditionModel, targets: str) -> None:
     """sd-scripts' files have Stability's, which is what most SDXL LoRAs are."""
     names = kohya_names(linear_targets(sdxl))
-    for stability, diffusers in attention_names():
+    for stability, diffusers in linear_names(targets):
         assert names[stability] == names[diffusers]
         assert "lora_unet_" + names[stability].replace(".", "_") == diffusers
 
 
 def test_a_file_of_stabilitys_names_is_the_same_adapter(
-    exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel, tmp_path: Path
+    exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel, targets: str, tmp_path: Path
 ) -> None:
     from safetensors.torch import save_file
 
     folder, weights = exported
     mine = load_file(folder / KOHYA_FILE)
-    other = {diffusers: stability for stability, diffusers in attention_names()}
+    other = {diffusers: stability for stability, diffusers in linear_names(targets)}
     renamed = {
         f"{other[stem]}.{leaf}": tensor
         for key, tensor in mine.items()
@@ -251,9 +270,9 @@ def assert_same(one: AdapterWeights, other: AdapterWeights) -> None:
     ],
 )
 def test_the_unet_predicts_in_diffusers_what_it_predicts_here(
-    bundle: Bundle, tmp_path: Path, file: str, alphas: list[float]
+    bundle: Bundle, targets: str, tmp_path: Path, file: str, alphas: list[float]
 ) -> None:
-    adapter = mixed_adapter(bundle.unet, alphas=alphas)
+    adapter = mixed_adapter(bundle.unet, targets, alphas=alphas)
     write_adapter(tmp_path, adapter, dataclasses.replace(CARD, base_digest=bundle.digest))
     pipeline = StableDiffusionXLPipeline.from_pretrained(bundle.path, local_files_only=True)
     inputs = model_inputs(pipeline.unet)
@@ -266,8 +285,8 @@ def test_the_unet_predicts_in_diffusers_what_it_predicts_here(
         without = predict(pipeline.unet, inputs)
         pipeline.load_lora_weights(tmp_path, weight_name=file)
         theirs = predict(pipeline.unet, inputs)
-        banked = through_the_bank(mine, adapter, inputs)
-        mistaken = through_the_bank(mine, wrong, inputs)
+        banked = through_the_bank(mine, adapter, inputs, targets)
+        mistaken = through_the_bank(mine, wrong, inputs, targets)
         with TorchDenoiser(mine, bfloat16=False).session([LoadedAdapter("a", adapter)]) as unet:
             in_process = predict(unet, inputs)
     assert (theirs - in_process).abs().max() <= 1e-5
@@ -298,10 +317,10 @@ def predict(unet: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def through_the_bank(
-    bundle: Bundle, adapter: AdapterWeights, inputs: dict[str, torch.Tensor]
+    bundle: Bundle, adapter: AdapterWeights, inputs: dict[str, torch.Tensor], targets: str
 ) -> torch.Tensor:
     """Predict as the engine does: the adapter is an input."""
-    layout = bank_layout(bundle.unet)
+    layout = bank_layout(bundle.unet, TARGETS[targets])
     arrays = gather([[(pack_adapter(adapter, layout), 1.0)]], layout)
     bank = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return BankedUNet(bundle.unet, layout)(**inputs, bank=bank)

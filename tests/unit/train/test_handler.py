@@ -16,7 +16,7 @@ from toile.core.errors import (
     RequestReusedError,
 )
 from toile.core.jobs import JobState, JobStore
-from toile.core.settings import Settings
+from toile.core.settings import EngineSettings, Settings
 from toile.train.handler import TrainHandler
 from toile.v1 import train_pb2
 
@@ -256,6 +256,20 @@ def test_what_cannot_be_drawn_under_a_map_is_drawn_by_the_trigger_word(
         session.execute(update(DatasetItemRow).where(first).values(caption=caption))
     job = handler.create(control_request_of())
     assert job.spec["config"]["sample_prompts"] == ["<lace>", "<lace> white dress"]
+
+
+def test_a_lora_of_whole_transformers_wants_an_engine_that_takes_it(
+    settings: Settings, catalog: Catalog, store: ArtifactStore
+) -> None:
+    request = request_of(target_modules="transformer")
+    with pytest.raises(FailedPreconditionError, match="TOILE_ENGINE__TARGETS=") as caught:
+        TrainHandler(settings, catalog, store).create(request)
+    assert caught.value.reason == "TARGETS_NOT_SERVED"
+    assert caught.value.metadata["field"] == "lora.target_modules"
+    wide = settings.model_copy(update={"engine": EngineSettings(targets="transformer")})
+    for targets in ("attention", "transformer"):
+        job = TrainHandler(wide, catalog, store).create(request_of(target_modules=targets))
+        assert job.spec["config"]["target_modules"] == targets
 
 
 @pytest.mark.parametrize(

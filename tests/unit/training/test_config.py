@@ -49,6 +49,8 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"optimizer": "adafactor", "adam_beta2": 0.99}, "lora.adam_beta2"),
         ({"learning_rate": 1.0}, "lora.learning_rate"),
         ({"background_weight": 0.1}, "lora.background_weight"),
+        ({"dropout": 1.0}, "lora.dropout"),
+        ({"target_modules": "convolutions"}, "lora.target_modules"),
         ({"masked_loss": True, "background_weight": 1.1}, "lora.background_weight"),
         ({"repeats": {"detail/*": 0}}, "lora.repeats.detail/*"),
         ({"repeats": {"detail/*": 101}}, "lora.repeats.detail/*"),

@@ -26,6 +26,14 @@ VARIANTS: dict[str, dict[str, object]] = {
         "validation_interval_steps": 3,
         "ema_decay": 0.9,
     },
+    "dropout": {
+        "dropout": 0.3,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "validation_share": 0.25,
+        "validation_interval_steps": 3,
+    },
+    "whole transformers": {"target_modules": "transformer"},
     "betas": {"adam_beta1": 0.8, "adam_beta2": 0.99, "learning_rate_schedule": "linear"},
 }
 

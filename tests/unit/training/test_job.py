@@ -11,18 +11,25 @@ import torch
 from PIL import Image
 from sqlalchemy import update
 
+from integration.training_platform import request_of
 from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.catalog.engine import Catalog
-from toile.core.catalog.models import DatasetVersionRow, JobRow, ModelVersionRow
+from toile.core.catalog.models import BaseRow, DatasetVersionRow, JobRow, ModelVersionRow
 from toile.core.jobs import JobState, JobStore
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.prompts import CHUNK_TOKENS
-from toile.core.settings import Settings
+from toile.core.settings import EngineSettings, Settings
 from toile.diffusion.adapters import load_lora
+from toile.diffusion.bank import PackedAdapter
+from toile.diffusion.banked_unet import TRANSFORMER_TARGETS, bank_layout
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.triton.packed import PackedFiles, empty_unet
+from toile.serving.models import Models
+from toile.train.handler import TrainHandler
 from toile.training import caches, lora, publish
 from toile.training.data import read_examples
 from toile.training.run import train_and_publish
+from toile.v1 import inference_pb2
 from unit.training.event_files import shown
 
 VERSION = "projects/p/models/lace-style/versions/1"
@@ -180,6 +187,47 @@ def test_masks_and_repeats_reach_the_training(
     with catalog.reading() as session:
         plain = session.get_one(ModelVersionRow, VERSION.replace("/1", "/2"))
     assert plain.final_loss != with_options
+
+
+def test_a_lora_of_whole_transformers_is_packed_and_drawn_with(
+    settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    wide = settings.model_copy(update={"engine": EngineSettings(targets="transformer")})
+    request = request_of(
+        target_modules="transformer", dropout=0.1, steps=2, sample_prompts=["a lace dress"]
+    )
+    row = TrainHandler(wide, catalog, store).create(request)
+    jobs = JobStore(catalog)
+    jobs.next_attempt(row.name, after=0)
+    assert execute(train_and_publish, wide, row.name, 1) == 0
+    ended, version = jobs.get(row.name), version_of(catalog)
+    assert (ended.state, ended.error_message) == ("SUCCEEDED", "")
+    assert version is not None
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    weights = load_lora(folder)
+    assert any(path.endswith(".ff.net.0.proj") for path in weights.layers)
+    with catalog.reading() as session:
+        base = session.get_one(BaseRow, version.base).artifact
+    layout = bank_layout(empty_unet(fetch(store, base, tmp_path / "fetched")), TRANSFORMER_TARGETS)
+    (tmp_path / "packed").write_bytes(store.get(PackedFiles(store, layout).key(version.artifact)))
+    packed = PackedAdapter.load(tmp_path / "packed", layout)
+    assert packed.rank == 4
+    assert all(array.any() for array in packed.arrays.values())
+
+    models, drawn = Models(wide, store), []
+    for adapters in ([], [inference_pb2.Adapter(artifact=version.artifact, weight=1.0)]):
+        drawing = inference_pb2.DiffuseRequest(
+            base_artifact=base, prompt="a dress", seeds=[1], steps=2, width=64, height=64
+        )
+        drawing.adapters.extend(adapters)
+        models.diffuse(
+            drawing,
+            on_step=lambda *_: None,
+            on_image=lambda _, data: drawn.append(data),
+            on_preview=lambda *_: None,
+            cancelled=lambda: False,
+        )
+    assert drawn[0] != drawn[1]
 
 
 def test_second_attempt_publishes_the_same_weights(

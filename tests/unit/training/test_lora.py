@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from toile.core.artifacts.local import LocalStore
 from toile.core.errors import CancelledError, ToileError
+from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.training import lora
 from toile.training.batches import loss_sum, make_batch
 from toile.training.caches import Cache
@@ -38,17 +39,23 @@ def test_it_learns(
     assert loss_of(run.unet, bright, scheduler) < 0.98 * untrained
 
 
+@pytest.mark.parametrize("targets", TARGETS)
 def test_only_the_adapter_changes(
-    make_unet: Callable[[], UNet2DConditionModel], cache: Cache, scheduler: DDPMScheduler
+    make_unet: Callable[[], UNet2DConditionModel],
+    cache: Cache,
+    scheduler: DDPMScheduler,
+    targets: str,
 ) -> None:
     before = make_unet().state_dict()
-    run = Run(make_unet(), cache, scheduler)
+    config = CONFIG.model_copy(update={"target_modules": targets})
+    run = Run(make_unet(), cache, scheduler, config)
     after = {name.replace(".base_layer", ""): t for name, t in run.unet.state_dict().items()}
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     state = lora.adapter_state(run.unet)
-    assert {name.rsplit(".lora_", 1)[0].rsplit(".attn", 1)[1][2:] for name in state} == set(
-        lora.TARGET_MODULES
-    )
+    layout = bank_layout(make_unet(), TARGETS[targets])
+    assert {name.rsplit(".lora_", 1)[0] for name in state} == {
+        path for group in layout.groups for path in group.targets
+    }
     assert all(tensor.abs().sum() > 0 for tensor in state.values())
 
 

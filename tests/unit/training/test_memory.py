@@ -10,7 +10,9 @@ from toile.training import batches
 from toile.training.caches import Cache
 from unit.training.runs import CONFIG, Run
 
-WHOLE = CONFIG.model_copy(update={"batch_size": 6, "steps": 4, "learning_rate": 1e-4})
+WHOLE = CONFIG.model_copy(
+    update={"batch_size": 6, "steps": 4, "learning_rate": 1e-4, "dropout": 0.3}
+)
 
 
 class Watched:

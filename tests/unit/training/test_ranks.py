@@ -36,7 +36,7 @@ EVERYTHING = {
 @pytest.mark.integration  # two more processes import torch
 @pytest.mark.parametrize(
     "recipe",
-    [CONFIG, CLASS_CONFIG, CONTROL_CONFIG],
+    [CONFIG.model_copy(update={"dropout": 0.3}), CLASS_CONFIG, CONTROL_CONFIG],
     ids=["lora", "class images", "controlnet"],
 )
 def test_two_ranks_train_and_validate_as_one(
