@@ -1,7 +1,6 @@
 """Denoisers: whatever evaluates the UNet for a pipeline."""
 
 import contextlib
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +62,8 @@ class Denoiser(Protocol):
 
         Raises:
             InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`).
-            DeadlineError: The deadline came before the session's turn.
+            CancelledError: It was cancelled before the session's turn.
+            DeadlineError: The deadline came before that.
         """
         ...
 
@@ -74,7 +74,8 @@ class Denoiser(Protocol):
 
         Raises:
             FailedPreconditionError: The base has none (`NO_REFINER`).
-            DeadlineError: The deadline came before the session's turn.
+            CancelledError: It was cancelled before the session's turn.
+            DeadlineError: The deadline came before that.
         """
         ...
 
@@ -122,13 +123,14 @@ class TorchDenoiser:
         Raises:
             InvalidArgumentError: An adapter is of another base (`ADAPTER_MISMATCH`), or is
                 named twice (`DUPLICATE_ADAPTER`).
-            DeadlineError: The deadline came before the session's turn.
+            CancelledError: It was cancelled before the session's turn.
+            DeadlineError: The deadline came before that.
         """
         if len({adapter.key for adapter in adapters}) < len(adapters):
             raise InvalidArgumentError(
                 "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
             )
-        with self._turns.turn(urgency, most_seconds=threading.TIMEOUT_MAX):
+        with self._turns.turn(urgency):
             unet = self._bundle.unet
             self._apply(unet, adapters)
             with (
@@ -144,10 +146,11 @@ class TorchDenoiser:
 
         Raises:
             FailedPreconditionError: The base has none (`NO_REFINER`).
-            DeadlineError: The deadline came before the session's turn.
+            CancelledError: It was cancelled before the session's turn.
+            DeadlineError: The deadline came before that.
         """
         with (
-            self._refiner_turns.turn(urgency, most_seconds=threading.TIMEOUT_MAX),
+            self._refiner_turns.turn(urgency),
             self._precision(self._bundle.refiner_unet) as unet,
         ):
             yield unet

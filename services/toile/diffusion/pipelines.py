@@ -5,7 +5,7 @@ has a generator of its own on the CPU, so an image depends on its seed and not o
 neighbours.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from PIL import Image
@@ -40,7 +40,6 @@ def diffuse(
     *,
     on_step: OnStep | None = None,
     on_preview: OnPreview | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Image.Image]:
     """Draw the request's images, in the order of its seeds.
 
@@ -52,10 +51,9 @@ def diffuse(
         request: What to draw.
         on_step: Told of each step, the refiner's included.
         on_preview: Shown the image so far, every `preview_interval` steps.
-        cancelled: Asked after each step.
 
     Raises:
-        CancelledError: `cancelled` said so; within one step.
+        CancelledError: The request's urgency said so; within one step.
         DeadlineError: The request's deadline is past; within one step.
         InvalidArgumentError: The prompt is too long or its emphasis means nothing, the size does
             not fit the repeat, the scheduler is unknown, or an adapter is of another base.
@@ -66,7 +64,7 @@ def diffuse(
     if request.refiner_strength:
         encode_prompts(bundle, request, refiner=True)
     total = _steps_in_all(bundle, request)
-    listener = Listener(on_step, on_preview, cancelled)
+    listener = Listener(on_step, on_preview)
     for index, seed in enumerate(request.seeds):
         progress = Progress(request, index, total, listener)
         progress.check()

@@ -6,7 +6,6 @@ from typing import Any
 
 from PIL import Image
 
-from toile.core.errors import CancelledError
 from toile.diffusion.request import DiffusionRequest
 
 OnStep = Callable[[int, int, int], None]
@@ -17,11 +16,10 @@ OnPreview = Callable[[int, int, Image.Image], None]
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told of steps, and asked whether to go on."""
+    """Who is told of steps."""
 
     on_step: OnStep | None = None
     on_preview: OnPreview | None = None
-    cancelled: Callable[[], bool] = lambda: False
 
 
 class Progress:
@@ -45,14 +43,7 @@ class Progress:
         return bool(self._request.preview_interval and self._listener.on_preview)
 
     def check(self) -> None:
-        """Stop the drawing if it is not wanted any more.
-
-        Raises:
-            CancelledError: It was cancelled.
-            DeadlineError: Its deadline is past.
-        """
-        if self._listener.cancelled():
-            raise CancelledError("the drawing was cancelled")
+        """Stop the drawing if it is not wanted any more; see `Urgency.check`."""
         self._request.urgency.check()
 
     def __call__(

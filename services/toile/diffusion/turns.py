@@ -6,12 +6,19 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from toile.core.errors import DeadlineError, ExhaustedError
+from toile.core.errors import (
+    CancelledError,
+    ComputeUnavailableError,
+    DeadlineError,
+    ExhaustedError,
+)
 
 WAITING_LIMIT = 256
+LOOK_SECONDS = 0.1
+"""Who waits looks so often whether the drawing was cancelled."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +29,23 @@ class Urgency:
     """1 goes first, 2 may wait; where several sessions want the same UNet."""
     deadline: float = math.inf
     """When they are of no use any more, by `time.monotonic()`."""
+    cancelled: Callable[[], bool] = lambda: False
+    """Whether they are of no use already; asked while they wait, too."""
 
     def seconds_left(self, most: float) -> float:
-        """Return the seconds until the deadline, at most so many.
-
-        Raises:
-            DeadlineError: It is past.
-        """
+        """Return the seconds until the deadline, at most so many; see `check`."""
         self.check()
         return max(0.001, min(self.deadline - time.monotonic(), most))
 
     def check(self) -> None:
-        """Raise `DeadlineError` when the deadline is past."""
+        """Do nothing as long as they are wanted.
+
+        Raises:
+            CancelledError: They are not.
+            DeadlineError: The deadline is past.
+        """
+        if self.cancelled():
+            raise CancelledError("the drawing was cancelled")
         if time.monotonic() >= self.deadline:
             raise DeadlineError("the drawing was not done in time")
 
@@ -73,28 +85,34 @@ class Turns:
         self._cost_inside = 0
 
     @contextlib.contextmanager
-    def turn(self, urgency: Urgency, cost: int = 1, *, most_seconds: float) -> Iterator[None]:
+    def turn(
+        self, urgency: Urgency, cost: int = 1, *, most_seconds: float = math.inf
+    ) -> Iterator[None]:
         """Wait for a turn and hold it.
 
         Args:
-            urgency: Its priority orders; its deadline ends the wait.
+            urgency: Its priority orders; its deadline and its cancellation end the wait.
             cost: What this turn takes of the capacity.
             most_seconds: How long to wait at most.
 
         Raises:
-            DeadlineError: The turn did not come in time.
+            CancelledError: It was cancelled meanwhile.
+            DeadlineError: The turn did not come before the deadline.
+            ComputeUnavailableError: It did not come in `most_seconds`.
             ExhaustedError: As many as may already wait.
         """
-        seconds = urgency.seconds_left(most_seconds)
+        urgency.check()
         waiter = self._join(urgency.priority, cost)
-        if not waiter.admitted.wait(seconds) and self._leave(waiter):
-            raise DeadlineError("the drawing did not get its turn in time")
         try:
+            until = time.monotonic() + most_seconds
+            while not waiter.admitted.wait(urgency.seconds_left(LOOK_SECONDS)):
+                if time.monotonic() >= until:
+                    raise ComputeUnavailableError(
+                        f"the drawing had no turn at the UNet in {most_seconds:g} seconds"
+                    )
             yield
         finally:
-            with self._lock:
-                self._cost_inside -= cost
-                self._admit()
+            self._leave(waiter)
 
     def _join(self, priority: int, cost: int) -> _Waiter:
         waiter = _Waiter(priority, next(self._serials), cost)
@@ -107,14 +125,14 @@ class Turns:
                 raise ExhaustedError("too many drawings wait for the UNet; try again later")
         return waiter
 
-    def _leave(self, waiter: _Waiter) -> bool:
-        """Give up waiting; False when the turn came meanwhile."""
+    def _leave(self, waiter: _Waiter) -> None:
+        """Give back a turn, or the place in the queue for it."""
         with self._lock:
             if waiter.admitted.is_set():
-                return False
-            self._forget(waiter)
+                self._cost_inside -= waiter.cost
+            else:
+                self._forget(waiter)
             self._admit()
-            return True
 
     def _forget(self, waiter: _Waiter) -> None:
         waiter.gone = True

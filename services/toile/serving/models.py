@@ -110,8 +110,10 @@ class Models:
             InvalidArgumentError: The request asks for what cannot be drawn.
             FailedPreconditionError: The base lacks what is asked of it.
         """
+        urgency = _urgency(request, cancelled)
+        urgency.check()  # the caller may have left while this waited for a thread
         base = self._base(request.base_artifact)
-        drawing = self._drawing(base, request)
+        drawing = self._drawing(base, request, urgency)
 
         def show(index: int, step: int, preview: Image.Image) -> None:
             jpeg = formats.encode(preview, ImageFormat.JPEG, quality=PREVIEW_QUALITY)
@@ -123,7 +125,6 @@ class Models:
             drawing,
             on_step=on_step,
             on_preview=show,
-            cancelled=cancelled,
         )
         for index, image in enumerate(images):
             on_image(index, png.encode(image))
@@ -156,7 +157,9 @@ class Models:
         with base.seeing:
             return base.vision.describe(decoded)
 
-    def _drawing(self, base: LoadedBase, request: inference_pb2.DiffuseRequest) -> DiffusionRequest:
+    def _drawing(
+        self, base: LoadedBase, request: inference_pb2.DiffuseRequest, urgency: Urgency
+    ) -> DiffusionRequest:
         if not request.seeds:
             raise InvalidArgumentError("no seeds: no images", field="seeds")
         image = decode.decode(request.init_image, self._limits) if request.init_image else None
@@ -183,7 +186,7 @@ class Models:
             init_image=image,
             mask_image=mask,
             strength=request.strength,
-            urgency=_urgency(request),
+            urgency=urgency,
             guidance_rescale=request.guidance_rescale,
             preview_interval=request.preview_interval,
             repeat=_member(Repeat, request.repeat, "repeat") if request.repeat else None,
@@ -226,9 +229,10 @@ def _member(cls: type[E], number: int, field: str) -> E:
         raise InvalidArgumentError(f"{field} {number} is unknown", field=field) from None
 
 
-def _urgency(request: inference_pb2.DiffuseRequest) -> Urgency:
+def _urgency(request: inference_pb2.DiffuseRequest, cancelled: Callable[[], bool]) -> Urgency:
     seconds = request.timeout_seconds or math.inf
     return Urgency(
         priority=2 if request.priority == common_pb2.PRIORITY_BATCH else 1,
         deadline=time.monotonic() + seconds,
+        cancelled=cancelled,
     )

@@ -27,6 +27,7 @@ from toile.core.prompts import escape
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DEFAULT_GUIDANCE_SCALE, DiffusionRequest, diffuse
+from toile.diffusion.turns import Urgency
 from toile.training.caches import Cache, OnProgress, WeightedCache, encoded, fit_caption
 from toile.training.config import LoraRecipeConfig
 from toile.training.data import Example
@@ -138,8 +139,9 @@ class _Shelf:
             prompt=escape(self._prompt),
             seeds=[self._seed(index)],
             guidance_scale=_GUIDANCE_SCALE,
+            urgency=Urgency(cancelled=self._job.stopping),
         )
-        return next(diffuse(self._bundle, self._denoiser, request, cancelled=self._job.stopping))
+        return next(diffuse(self._bundle, self._denoiser, request))
 
     def _seed(self, index: int) -> int:
         facts = (self._bundle.digest, self._prompt, str(index))

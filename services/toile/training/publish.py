@@ -26,6 +26,7 @@ from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.diffusion.turns import Urgency
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.events import EVENTS_FOLDER, copy_events, events_path
@@ -84,9 +85,10 @@ def draw_sample(
     request = DiffusionRequest(
         prompt=config.sample_prompts[index],
         seeds=[sample_seed(config, index)],
+        urgency=Urgency(cancelled=job.stopping),
         **fields,
     )
-    return next(diffuse(bundle, TorchDenoiser(bundle), request, cancelled=job.stopping))
+    return next(diffuse(bundle, TorchDenoiser(bundle), request))
 
 
 def sample_seed(config: RecipeConfig, index: int) -> int:

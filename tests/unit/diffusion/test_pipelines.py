@@ -18,6 +18,7 @@ from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.request import RefinerMode, UpscaleTiles
+from toile.diffusion.turns import Urgency
 
 SIDE = 64
 
@@ -285,9 +286,8 @@ def test_cancelling_stops_within_one_step(bundle: Bundle, denoiser: TorchDenoise
     images = diffuse(
         bundle,
         denoiser,
-        request(steps=50),
+        request(steps=50, urgency=Urgency(cancelled=lambda: len(seen) == 2)),
         on_step=lambda _, step, total: seen.append(step),
-        cancelled=lambda: len(seen) == 2,
     )
     with pytest.raises(CancelledError):
         next(images)
@@ -302,7 +302,7 @@ def test_a_deadline_may_be_raised_from_the_question(
         raise DeadlineError("late")
 
     with pytest.raises(DeadlineError):
-        next(diffuse(bundle, denoiser, request(), cancelled=late))
+        next(diffuse(bundle, denoiser, request(urgency=Urgency(cancelled=late))))
 
 
 def test_adapters_come_and_go_without_a_trace(

@@ -1,5 +1,6 @@
 """Enlarging tile by tile, by the trained tiny base: no seams, and no more new than asked for."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.request import UpscaleTiles
 from toile.diffusion.shipped import shipped_bundle_path
+from toile.diffusion.turns import Urgency
 from toile.diffusion.upscale import tile_corners, tile_size
 from toile.imaging.colours import rgb_to_lab
 from toile.imaging.seams import Repeat, seam_score
@@ -126,9 +128,8 @@ def test_steps_of_all_tiles_are_counted_and_previews_show_the_whole(
     seen.clear()
     images = diffuse(
         *trained,
-        asked,
+        replace(asked, urgency=Urgency(cancelled=lambda: len(seen) == 3)),
         on_step=lambda *step: seen.append(step),
-        cancelled=lambda: len(seen) == 3,
     )
     with pytest.raises(CancelledError):
         next(images)

@@ -11,7 +11,7 @@ from PIL import Image
 from toile.core.artifacts import open_store
 from toile.core.bases import import_base
 from toile.core.catalog.engine import open_catalog
-from toile.core.errors import InvalidArgumentError
+from toile.core.errors import CancelledError, InvalidArgumentError
 from toile.core.settings import Settings
 from toile.serving.models import Models
 from toile.v1 import common_pb2, inference_pb2
@@ -136,3 +136,15 @@ def test_what_cannot_be_drawn_names_its_field(
     with pytest.raises(InvalidArgumentError) as caught:
         draw(served, **fields)
     assert caught.value.metadata["field"] == named
+
+
+def test_a_base_is_not_loaded_for_a_caller_that_has_left(served: tuple[Models, str]) -> None:
+    models, _ = served
+    with pytest.raises(CancelledError):
+        models.diffuse(
+            inference_pb2.DiffuseRequest(base_artifact="bases/none/0123", seeds=[1]),
+            on_step=lambda *_: None,
+            on_image=lambda *_: None,
+            on_preview=lambda *_: None,
+            cancelled=lambda: True,
+        )

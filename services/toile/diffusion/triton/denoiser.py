@@ -221,6 +221,8 @@ class _Model:
                 left = urgency.seconds_left(until - time.monotonic())
                 answer = self._client.infer(self.name, inputs, client_timeout=left)
         except InferenceServerException as error:
+            if "DEADLINE_EXCEEDED" in str(error.status()) and urgency.deadline <= until:
+                raise DeadlineError("the UNet did not answer in time") from error
             raise _meaning(error) from error
         return cast("np.ndarray[Any, Any]", answer.as_numpy("prediction"))
 
@@ -357,7 +359,7 @@ def _meaning(error: InferenceServerException) -> Exception:
     if LOADING in message:
         return _NotYetError(message)
     if "DEADLINE_EXCEEDED" in status:
-        return DeadlineError("the UNet did not answer in time")
+        return ComputeUnavailableError("Triton did not answer in time")
     if "SHAPE_OUT_OF_PROFILE" in message:
         return InvalidArgumentError(message, field="size", reason="SHAPE_OUT_OF_PROFILE")
     # A server that is gone, or back and still without the model.
