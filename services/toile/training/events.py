@@ -1,24 +1,30 @@
 """A run's figures as event files, which TensorBoard shows while it trains and afterwards."""
 
 import contextlib
+import errno
+import io
+import logging
+import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from toile.core.context import new_id
 from toile.core.jobs.runtime import JobContext
 from toile.core.jobs.samples import SampleSet, mean_scores
 from toile.training.checkpoint import Checkpoint
 from toile.training.loop import StepReport
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 EVENTS_FOLDER = "tensorboard"
 _FILES = "*tfevents*"
+_log = logging.getLogger(__name__)
 
 
 def events_path(job: JobContext) -> Path:
@@ -27,12 +33,16 @@ def events_path(job: JobContext) -> Path:
 
 
 class Events:
-    """Writes what a run has to show into event files."""
+    """Writes what a run has to show into event files.
 
-    def __init__(self, writer: "SummaryWriter", *, first_step: int) -> None:
-        """Take a writer of files that show nothing of `first_step` and what follows."""
-        self._writer = writer
+    A disk that is full costs events: those that find no room are logged as lost, and no more.
+    """
+
+    def __init__(self, file: "_EventFile", *, first_step: int) -> None:
+        """Take a file beside those that show nothing of `first_step` and what follows."""
+        self._file = file
         self._first_step = first_step
+        self._loses = False
 
     def lack(self, step: int) -> bool:
         """Say whether nothing is shown of a step, even if it was written once."""
@@ -40,27 +50,32 @@ class Events:
 
     def step(self, report: StepReport) -> None:
         """Write the figures of a step."""
-        for name, value in figures(report).items():
-            self.scalar(name, value, report.step)
-        # Each step: a process that is killed must have written all that its checkpoint counts.
-        self._writer.flush()
+        self._write(report.step, _scalars(figures(report)))
 
     def samples(self, drawn: SampleSet, images: Sequence[Image.Image]) -> None:
         """Write samples and, where they were judged, their mean scores."""
-        for index, image in enumerate(images):
-            pixels = np.asarray(image.convert("RGB"))
-            self._writer.add_image(f"samples/{index:02d}", pixels, drawn.step, dataformats="HWC")
-        self.scores(drawn.step, drawn.mean_scores)
-        self._writer.flush()
+        shown = [_image(f"samples/{index:02d}", image) for index, image in enumerate(images)]
+        self._write(drawn.step, [*shown, *_scalars(_score_names(drawn.mean_scores))])
 
-    def scores(self, step: int, means: Mapping[str, float]) -> None:
-        """Write the mean scores of samples."""
-        for scorer, mean in means.items():
-            self.scalar(f"sample_scores/{scorer}", mean, step)
+    def earlier(self, start: Checkpoint) -> None:
+        """Write what a checkpoint knows of the steps before it."""
+        for step, loss in enumerate(start.losses, start=1):
+            self._write(step, _scalars({"loss": loss}))
+        for step, loss in start.validations.items():
+            self._write(step, _scalars({"validation_loss": loss}))
+        for step, images in start.judgements.items():
+            self._write(step, _scalars(_score_names(mean_scores(images))))
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """Write a figure of a step."""
-        self._writer.add_scalar(name, value, step)
+    def _write(self, step: int, values: Sequence[Summary.Value]) -> None:
+        if not values:
+            return
+        try:
+            self._file.write(step, values)
+            self._loses = False
+        except OSError as error:
+            if not self._loses:
+                _log.warning("events are lost from step %d on: %s", step, error)
+            self._loses = True
 
 
 @contextlib.contextmanager
@@ -75,23 +90,97 @@ def writing(folder: Path, start: Checkpoint | None) -> Iterator[Events]:
         folder: Where the event files are.
         start: Where the run goes on from; None for the beginning.
     """
-    from torch.utils.tensorboard import SummaryWriter  # late: it takes half a second
-
     done = 0 if start is None else start.step
     is_new = not any(folder.glob(_FILES))
-    writer = SummaryWriter(str(folder), purge_step=None if is_new else done + 1)
-    events = Events(writer, first_step=0 if is_new else done + 1)
+    file = _EventFile(folder, purge_step=None if is_new else done + 1)
+    events = Events(file, first_step=0 if is_new else done + 1)
     try:
         if start is not None and is_new:
-            for step, loss in enumerate(start.losses, start=1):
-                events.scalar("loss", loss, step)
-            for step, loss in start.validations.items():
-                events.scalar("validation_loss", loss, step)
-            for step, images in start.judgements.items():
-                events.scores(step, mean_scores(images))
+            events.earlier(start)
         yield events
     finally:
-        writer.close()
+        file.close()
+
+
+class _EventFile:
+    """An event file, each write of which is there whole or not at all.
+
+    TensorBoard's own writer is a thread that ends with the first write that fails, and leaves half
+    of it in the file, behind which nothing is read.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None) -> None:
+        """Name a file; it is made with its first write.
+
+        Args:
+            folder: Where it is.
+            purge_step: First step of which no file before this one is shown; None to show all.
+        """
+        # TensorBoard reads files in the order of their names, and the seconds come first.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{new_id()}"
+        self._path = folder / name
+        self._purge_step = purge_step
+        self._file: io.FileIO | None = None
+        self._length = 0
+
+    def write(self, step: int, values: Sequence[Summary.Value]) -> None:
+        """Write a step's values to the disk.
+
+        At once: a process that is killed must have written all that its checkpoint counts.
+
+        Raises:
+            OSError: There is no room; nothing of them is written.
+        """
+        records = io.BytesIO()
+        told = [Event(step=step, summary=Summary(value=values))]
+        for event in told if self._length else [*self._head(), *told]:
+            event.wall_time = time.time()
+            RecordWriter(records).write(event.SerializeToString())
+        self._append(records.getvalue())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _head(self) -> list[Event]:
+        head = [Event(file_version="brain.Event:2")]
+        if self._purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            head.append(Event(step=self._purge_step, session_log=start))
+        return head
+
+    def _append(self, data: bytes) -> None:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        try:
+            if self._file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(self._length)
+            raise
+        self._length += len(data)
+
+
+def _scalars(values: Mapping[str, float]) -> list[Summary.Value]:
+    return [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+
+
+def _image(name: str, image: Image.Image) -> Summary.Value:
+    png = io.BytesIO()
+    image.convert("RGB").save(png, "PNG")
+    shown = Summary.Image(
+        height=image.height,
+        width=image.width,
+        colorspace=3,
+        encoded_image_string=png.getvalue(),
+    )
+    return Summary.Value(tag=name, image=shown)
+
+
+def _score_names(means: Mapping[str, float]) -> dict[str, float]:
+    return {f"sample_scores/{scorer}": mean for scorer, mean in means.items()}
 
 
 def figures(report: StepReport) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run."""
 
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,30 @@ def test_what_was_told_can_be_read_at_once(tmp_path: Path) -> None:
     with writing(tmp_path, None) as told:
         told.step(StepReport(1, 9, 0.0, 0.5, 0.001, 8.0, 1.0))
         assert shown(tmp_path)["loss"] == [(1, 0.5)]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_its_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that may not grow takes the first bytes of a write, as one on a full disk does."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with writing(tmp_path, None) as told:
+
+        def tell(step: int) -> None:
+            told.step(StepReport(step, 9, 0.0, step / 8, 0.001, 8.0, 1.0))
+
+        tell(1)
+        (file,) = tmp_path.iterdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, unlimited[1]))
+        try:
+            tell(2)
+            tell(3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        tell(4)
+    assert shown(tmp_path)["loss"] == [(1, 0.125), (4, 0.5)]
+    assert caplog.text.count("events are lost from step 2 on") == 1
+    assert "from step 3" not in caplog.text
 
 
 def test_a_version_keeps_the_series_but_not_the_machines_name(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A store that is away, or full, in the middle of a training costs time and nothing else."""
 
+import contextlib
 import errno
 import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +23,10 @@ from toile.core.jobs.runtime import JobContext, execute
 from toile.core.settings import Settings
 from toile.diffusion.adapters import load_lora
 from toile.train.handler import TrainHandler
-from toile.training import patience, publish, run
+from toile.training import events, patience, publish, run
 from toile.training.caches import remembered
 from toile.training.run import train_and_publish
+from unit.training.event_files import shown
 
 pytestmark = pytest.mark.usefixtures("quick_samples")
 
@@ -41,16 +44,42 @@ def settings(tmp_path: Path, tiny_bundle: Path) -> Settings:
     return settings
 
 
-@pytest.fixture
-def on_a_small_disk(tmp_path: Path) -> Iterator[Path]:
-    """The folder of the artifacts, on a disk of its own with some room beside the base."""
-    folder = tmp_path / "artifacts"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(folder)]
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Have a folder on a disk of its own."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root and the right to")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def on_a_small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The folder of the artifacts, on a disk with some room beside the base."""
+    with small_disk(tmp_path / "artifacts", "160m") as folder:
+        yield folder
+
+
+def fill(folder: Path) -> Path:
+    """Fill a folder's disk; returns the file to remove."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(MEBIBYTE))
+        except OSError:
+            pass
+    return filler
+
+
+def events_of(settings: Settings, catalog: Catalog, job: JobRow, folder: Path) -> list[int]:
+    """Steps whose loss a version's TensorBoard shows."""
+    with catalog.reading() as session:
+        version = session.get_one(ModelVersionRow, job.target)
+    found = fetch(open_store(settings), version.artifact, folder)
+    return [step for step, _ in shown(found / "tensorboard")["loss"]]
 
 
 def trained(settings: Settings, catalog: Catalog) -> JobRow:
@@ -115,24 +144,49 @@ def test_a_full_disk_costs_checkpoints_and_a_wait(
 ) -> None:
     catalog = open_catalog(settings)
     undisturbed = weights(settings, catalog, trained(settings, catalog), tmp_path / "first")
-    filler = on_a_small_disk / "filler"
-
-    def fill() -> None:
-        with filler.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(MEBIBYTE))
-            except OSError:
-                pass
-
-    when_training(monkeypatch, fill)
-    when_told(monkeypatch, told, filler.unlink)
+    when_training(monkeypatch, lambda: fill(on_a_small_disk))
+    when_told(monkeypatch, told, (on_a_small_disk / "filler").unlink)
     with caplog.at_level(logging.WARNING):
         job = trained(settings, catalog)
     assert same(undisturbed, weights(settings, catalog, job, tmp_path / "second"))
     assert [phase for phase, _ in told] == ["publish"]
     assert "space" in told[0][1]
     assert "no checkpoint at step 2" in caplog.text
+    catalog.close()
+
+
+def test_a_full_disk_under_the_home_costs_events(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    catalog = open_catalog(settings)
+    with small_disk(settings.home_path / "tensorboard", "64k") as folder:
+        when_training(monkeypatch, fill(folder).unlink)
+        job = trained(settings, catalog)
+        assert weights(settings, catalog, job, tmp_path / "fetched")
+        assert events_of(settings, catalog, job, tmp_path / "fetched") == [2, 3, 4]
+    catalog.close()
+
+
+def test_events_that_find_no_room_are_all_that_is_lost(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """The same where nothing can be mounted."""
+    catalog = open_catalog(settings)
+    write = events._EventFile.write
+
+    def full(file: events._EventFile, step: int, *values: Any) -> None:
+        if step in (2, 3):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, step, *values)
+
+    monkeypatch.setattr(events._EventFile, "write", full)
+    job = trained(settings, catalog)
+    assert weights(settings, catalog, job, tmp_path / "fetched")
+    assert events_of(settings, catalog, job, tmp_path / "fetched") == [1, 4]
+    assert "events are lost from step 2 on" in caplog.text
     catalog.close()
 
 
