@@ -1,6 +1,8 @@
 """The loop that every recipe's network is trained in: a plain function over torch."""
 
 import contextlib
+import itertools
+import logging
 import math
 import time
 from collections import deque
@@ -29,6 +31,9 @@ from toile.training.validation import Validation, hold_out, is_exhausted
 
 SMOOTHING_STEPS = 25
 _CLIP_NORM = 1.0
+_NAMED_CHARACTERS = 700
+"""Of an error's images: a job keeps a thousand characters of its message."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -292,10 +297,18 @@ class _Pace:
 
 
 def _diverged(step: int, indices: Sequence[int], names: Sequence[str]) -> ToileError:
-    images = [names[i] if i < len(names) else f"class image {i - len(names)}" for i in indices]
+    """The error of a step whose loss its images broke; all of them are logged."""
+    shown = (names[i] if i < len(names) else f"class image {i - len(names)}" for i in indices)
+    images = list(dict.fromkeys(shown))
+    _log.error("the loss stopped being finite at step %d, on %s", step, ", ".join(images))
+    lengths = itertools.accumulate(len(image) + 2 for image in images)
+    told = images[: sum(length <= _NAMED_CHARACTERS for length in lengths)]
+    if rest := len(images) - len(told):
+        told.append(f"and {rest} more, which the job's log names")
+    named = ", ".join(told)
     return ToileError(
-        f"the loss stopped being finite at step {step}, on {', '.join(images)}; "
-        "try a lower learning rate",
+        f"the loss stopped being finite at step {step}; try a lower learning rate, or leave out "
+        f"what cannot be learned of the images of that step: {named}",
         reason="TRAINING_DIVERGED",
-        metadata={"step": str(step)},
+        metadata={"step": str(step), "images": named},
     )

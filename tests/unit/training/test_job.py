@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +28,8 @@ from toile.diffusion.bundle import Bundle
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
 from toile.serving.models import Models
 from toile.train.handler import TrainHandler
-from toile.training import caches, lora, publish
-from toile.training.data import read_examples
+from toile.training import caches, lora, publish, run
+from toile.training.data import Example, read_examples
 from toile.training.run import train_and_publish
 from toile.v1 import inference_pb2
 from unit.training.event_files import shown
@@ -264,6 +266,41 @@ def test_second_attempt_publishes_the_same_weights(
             assert all(torch.equal(first[key], second[key]) for key in first)
         else:
             assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("folder", "named", "rest"),
+    [("", 4, ""), ("a" * 250 + "/", 2, "and 2 more, which the job's log")],
+)
+def test_a_loss_that_is_no_number_ends_the_job_with_its_step_and_images(
+    train: Train,
+    catalog: Catalog,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    folder: str,
+    named: int,
+    rest: str,
+) -> None:
+    """However long their names are, the advice is whole."""
+
+    def read(path: Path) -> list[Example]:
+        return [replace(one, file_name=folder + one.file_name) for one in read_examples(path)]
+
+    def poisoned(*arguments: Any, **options: Any) -> caches.Cache:
+        cache = caches.build_cache(*arguments, **options)
+        return replace(cache, means=torch.full_like(cache.means, float("nan")))
+
+    monkeypatch.setattr(run, "read_examples", read)
+    monkeypatch.setattr(run, "build_cache", poisoned)
+    job = train(train_and_publish, batch_size=8)
+    assert (job.state, job.error_reason) == ("FAILED", "TRAINING_DIVERGED")
+    assert "at step 1" in job.error_message
+    assert "try a lower learning rate" in job.error_message
+    images = [f"{folder}{index:06d}.png" for index in range(4)]
+    assert sum(image in job.error_message for image in images) == named
+    assert rest in job.error_message
+    assert all(image in caplog.text for image in images)
+    assert version_of(catalog) is None
 
 
 def test_file_that_draws_something_else_is_not_published(
