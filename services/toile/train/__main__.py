@@ -11,6 +11,7 @@ from toile.core.settings import Settings
 from toile.train.deletion import Deletion
 from toile.train.handler import TrainHandler
 from toile.train.importing import Importer
+from toile.train.leftovers import Leftovers
 from toile.train.registry import ModelRegistry
 from toile.train.servicer import TRAIN_SERVICE_NAME, TrainServicer
 from toile.v1 import train_pb2_grpc
@@ -42,7 +43,7 @@ def build_service(settings: Settings) -> Service:
             "artifacts": store.check,
             "ray": open_launcher(settings).check,
         },
-        background=[supervisor.run],
+        background=[supervisor.run, Leftovers(catalog, store).run],
     )
 
 

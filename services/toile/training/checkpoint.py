@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from toile.core.artifacts import ArtifactStore, fetch, publish
+from toile.core.artifacts import ArtifactStore, delete_folder, fetch, publish
 from toile.core.artifacts.manifest import MANIFEST
 from toile.core.errors import AlreadyExistsError, DataLossError
 
@@ -113,13 +113,6 @@ def load_checkpoint(store: ArtifactStore, prefix: str, cache: Path) -> Checkpoin
         except DataLossError:
             continue  # the one before will do
     return None
-
-
-def delete_folder(store: ArtifactStore, prefix: str) -> None:
-    """Remove a published folder, its manifest first, so that nobody sees half of it."""
-    keys = [info.key for info in store.list(prefix + "/")]
-    for key in sorted(keys, key=lambda key: not key.endswith("/" + MANIFEST)):
-        store.delete(key)
 
 
 def _at(prefix: str, step: int) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler
 
-from toile.core.artifacts import fetch
+from toile.core.artifacts import delete_folder, fetch
 from toile.core.catalog.models import BaseRow, DatasetVersionRow
 from toile.core.errors import NotFoundError
+from toile.core.jobs.records import CHECKPOINTS_FOLDER
 from toile.core.jobs.runtime import JobContext
 from toile.core.jobs.samples import SAMPLES_FOLDER
 from toile.diffusion.bundle import CPU, Bundle
@@ -21,7 +22,6 @@ from toile.training import loop, publish
 from toile.training.caches import Cache, build_cache
 from toile.training.checkpoint import (
     Checkpoint,
-    delete_folder,
     load_checkpoint,
     save_checkpoint,
 )
@@ -273,4 +273,4 @@ def _forget(job: JobContext) -> None:
 
 
 def _checkpoints(job: JobContext) -> str:
-    return f"{job.name}/checkpoints"
+    return f"{job.name}/{CHECKPOINTS_FOLDER}"

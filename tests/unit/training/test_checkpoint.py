@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from toile.core.artifacts import delete_folder
 from toile.core.artifacts.local import LocalStore
-from toile.training.checkpoint import Checkpoint, delete_folder, load_checkpoint, save_checkpoint
+from toile.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from toile.core.artifacts.cache import fetch
 from toile.core.artifacts.manifest import (
     FileEntry,
     Manifest,
+    delete_folder,
     publish,
     publish_folder,
     read_manifest,
@@ -16,6 +17,7 @@ __all__ = [
     "ArtifactStore",
     "FileEntry",
     "Manifest",
+    "delete_folder",
     "fetch",
     "open_store",
     "publish",

@@ -178,6 +178,13 @@ def read_manifest(store: ArtifactStore, prefix: str) -> Manifest:
         ) from None
 
 
+def delete_folder(store: ArtifactStore, prefix: str) -> None:
+    """Remove a published folder, its manifest first, so that nobody sees half of it."""
+    keys = [info.key for info in store.list(prefix + "/")]
+    for key in sorted(keys, key=lambda key: not key.endswith("/" + MANIFEST)):
+        store.delete(key)
+
+
 def _published(store: ArtifactStore, prefix: str) -> Manifest | None:
     try:
         return read_manifest(store, prefix)

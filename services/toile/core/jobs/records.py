@@ -31,6 +31,8 @@ from toile.core.settings import Prices
 
 NOTHING, FREE = Usage(), Prices()
 _MESSAGE_CHARACTERS = 1000
+CHECKPOINTS_FOLDER = "checkpoints"
+"""Of a training, under its job's name in the artifact store."""
 
 
 class JobKind(StrEnum):
