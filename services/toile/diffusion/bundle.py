@@ -21,8 +21,10 @@ from transformers import (
 
 from toile.core.bases import read_description
 from toile.core.errors import FailedPreconditionError
+from toile.core.kept import Kept
 from toile.core.prompts import check_prompt
 from toile.diffusion.controls import CONTROLNET_FOLDER
+from toile.diffusion.loading import MAKING
 from toile.diffusion.previews import Previewer
 from toile.diffusion.prompts import PromptEmbeddings, TextEncoder, encode_prompts
 from toile.diffusion.shipped import shipped_bundle_path
@@ -60,9 +62,9 @@ class Bundle:
         self.dtype = dtype
         self.digest = digest
         self.device = device
-        self._parts: dict[str, Any] = {}
+        self._parts: Kept[str, Any] = Kept()
         self._prompts: OrderedDict[tuple[str, str, bool], PromptEmbeddings] = OrderedDict()
-        self._lock = threading.RLock()
+        self._encoding = threading.Lock()  # text encoders are one thread's at a time
 
     @classmethod
     def load(
@@ -123,10 +125,7 @@ class Bundle:
     @property
     def previewer(self) -> Previewer:
         """Shows latents; fitted to the VAE on first use."""
-        with self._lock:
-            if "previewer" not in self._parts:
-                self._parts["previewer"] = Previewer.fit(self.vae)
-            return cast("Previewer", self._parts["previewer"])
+        return cast("Previewer", self._parts.get("previewer", lambda: Previewer.fit(self.vae)))
 
     @property
     def refiner_unet(self) -> UNet2DConditionModel:
@@ -182,7 +181,7 @@ class Bundle:
         if refiner:
             self._check_refiner()
         key = (prompt, negative_prompt, refiner)
-        with self._lock:
+        with self._encoding:
             found = self._prompts.get(key)
             if found is None:
                 check_prompt(prompt, self.count_tokens, "prompt")
@@ -217,8 +216,9 @@ class Bundle:
 
     def _network(self, name: str, cls: Any, **options: Any) -> Any:
         def load(path: Path) -> Any:
-            network = cls.from_pretrained(path, **options).eval().requires_grad_(False)
-            return network.to(self.device)
+            with MAKING:
+                network = cls.from_pretrained(path, **options)
+            return network.eval().requires_grad_(False).to(self.device)
 
         return self._part(name, load)
 
@@ -228,14 +228,14 @@ class Bundle:
         )
 
     def _part(self, name: str, load: Callable[[Path], T]) -> T:
-        with self._lock:
-            if name not in self._parts:
-                path = self.path / name
-                if not path.exists():
-                    raise FailedPreconditionError(
-                        f"this base has no {name}",
-                        reason="BASE_LACKS_PART",
-                        metadata={"part": name},
-                    )
-                self._parts[name] = load(path)
-            return cast("T", self._parts[name])
+        def load_path() -> T:
+            path = self.path / name
+            if not path.exists():
+                raise FailedPreconditionError(
+                    f"this base has no {name}",
+                    reason="BASE_LACKS_PART",
+                    metadata={"part": name},
+                )
+            return load(path)
+
+        return cast("T", self._parts.get(name, load_path))

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from toile.core.errors import InvalidArgumentError
+from toile.diffusion.loading import MAKING
 from toile.diffusion.sdxl import PIXELS_PER_LATENT, TRAINED_TIMESTEPS
 
 CONTROLNET_FOLDER = "controlnet"
@@ -70,9 +71,10 @@ def load_controlnet(folder: Path, unet_config: Any) -> ControlNetModel:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         check_controlnet(config, unet_config)
-        network = ControlNetModel.from_pretrained(
-            folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
-        )
+        with MAKING:
+            network = ControlNetModel.from_pretrained(
+                folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InvalidArgumentError(
             f"this is no ControlNet: {error}", field="controls", reason="BAD_CONTROLNET"

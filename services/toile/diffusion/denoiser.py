@@ -16,6 +16,7 @@ from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapters import AdapterWeights, check_fits, linear_targets
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import LoadedControl, controlled, shadowed
+from toile.diffusion.loading import MAKING
 from toile.diffusion.sdxl import TRAINED_TIMESTEPS
 from toile.diffusion.turns import NO_HURRY, Turns, Urgency
 
@@ -190,7 +191,7 @@ class TorchDenoiser:
         self._check(unet, adapter.weights)
         self._serial += 1
         name = f"adapter_{self._serial}"
-        with warnings.catch_warnings():
+        with MAKING, warnings.catch_warnings():
             # peft warns of several adapters in one model, which is what is wanted.
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             unet.load_lora_adapter(

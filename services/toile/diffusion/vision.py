@@ -23,6 +23,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from toile.core.errors import FailedPreconditionError
 from toile.diffusion.bundle import CPU
+from toile.diffusion.loading import MAKING
 from toile.diffusion.segmenter import Segmenter
 from toile.imaging import masks
 from toile.imaging.colours import dominant_colour, nearest_colour_name
@@ -186,13 +187,15 @@ class Vision:
         if self._shared_text_encoder is not None:
             return self._shared_text_encoder
         folder = self._folder("text_encoder_2")
-        encoder = CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+        with MAKING:
+            encoder = CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32)
         return encoder.to(self._device).eval()
 
     @cached_property
     def _image_encoder(self) -> CLIPVisionModelWithProjection:
         folder = self._folder("image_encoder")
-        encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+        with MAKING:
+            encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
         return encoder.to(self._device).eval()
 
     @cached_property
@@ -201,7 +204,9 @@ class Vision:
 
     @cached_property
     def _segmenter(self) -> Segmenter:
-        return Segmenter.load(self._folder("segmenter")).to(self._device)
+        with MAKING:
+            segmenter = Segmenter.load(self._folder("segmenter"))
+        return segmenter.to(self._device)
 
     def _folder(self, name: str) -> Path:
         folder = self._path / name

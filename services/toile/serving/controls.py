@@ -6,11 +6,11 @@ from diffusers import ControlNetModel
 
 from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.errors import FailedPreconditionError
+from toile.core.kept import Kept
 from toile.core.settings import Limits
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import CONTROLNET_FOLDER, LoadedControl, load_controlnet
 from toile.imaging import decode
-from toile.serving.kept import Kept
 from toile.v1 import inference_pb2
 
 CONTROLNET_BYTES_IN_MEMORY = 6 << 30
@@ -32,7 +32,7 @@ class ControlNets:
         self._limits = limits
         self._store = store
         self._cache = cache
-        self._versions = Kept(budget_bytes, _size_bytes)
+        self._versions: Kept[str, ControlNetModel] = Kept(budget_bytes, _size_bytes)
 
     def load(self, bundle: Bundle, wanted: inference_pb2.ControlMap) -> LoadedControl:
         """Return a ControlNet with its map.

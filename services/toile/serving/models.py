@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -14,6 +13,7 @@ from PIL import Image
 
 from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.errors import InvalidArgumentError
+from toile.core.kept import Kept
 from toile.core.settings import Settings
 from toile.diffusion.adapters import AdapterWeights, linear_targets, load_lora
 from toile.diffusion.banked_unet import TARGETS, bank_layout
@@ -29,7 +29,6 @@ from toile.imaging.formats import ImageFormat
 from toile.imaging.seams import Repeat
 from toile.serving.controls import ControlNets
 from toile.serving.denoisers import open_denoiser
-from toile.serving.kept import Kept
 from toile.v1 import common_pb2, inference_pb2
 
 BASES_IN_MEMORY = 2
@@ -74,9 +73,8 @@ class Models:
         self._cache = settings.home_path / "cache"
         self._settings = settings
         self._store = store
-        self._lock = threading.Lock()
-        self._bases: OrderedDict[str, LoadedBase] = OrderedDict()
-        self._adapters: Kept[AdapterWeights] = Kept(
+        self._bases: Kept[str, LoadedBase] = Kept(BASES_IN_MEMORY)
+        self._adapters: Kept[str, AdapterWeights] = Kept(
             ADAPTER_BYTES_IN_MEMORY, lambda weights: weights.size_bytes
         )
         self._controlnets = ControlNets(settings.limits, store, self._cache)
@@ -198,22 +196,17 @@ class Models:
         )
 
     def _base(self, artifact: str) -> LoadedBase:
-        with self._lock:
-            if artifact not in self._bases:
-                folder = fetch(self._store, artifact, self._cache)
-                # The folder is named after the manifest's digest, which is the base's.
-                bundle = Bundle.load(folder, digest=folder.name, device=self._device)
-                unet = empty_unet(folder)
-                denoiser = open_denoiser(
-                    bundle, bank_layout(unet, self._ends), self._store, self._settings
-                )
-                self._bases[artifact] = LoadedBase(
-                    bundle, linear_targets(unet), denoiser, Vision(folder, device=self._device)
-                )
-                if len(self._bases) > BASES_IN_MEMORY:
-                    self._bases.popitem(last=False)
-            self._bases.move_to_end(artifact)
-            return self._bases[artifact]
+        def load() -> LoadedBase:
+            folder = fetch(self._store, artifact, self._cache)
+            # The folder is named after the manifest's digest, which is the base's.
+            bundle = Bundle.load(folder, digest=folder.name, device=self._device)
+            unet = empty_unet(folder)
+            layout = bank_layout(unet, self._ends)
+            denoiser = open_denoiser(bundle, layout, self._store, self._settings)
+            vision = Vision(folder, device=self._device)
+            return LoadedBase(bundle, linear_targets(unet), denoiser, vision)
+
+        return self._bases.get(artifact, load)
 
     def _adapter(self, base: LoadedBase, artifact: str) -> AdapterWeights:
         def load() -> AdapterWeights:

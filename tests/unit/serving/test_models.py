@@ -1,6 +1,8 @@
 """What `DiffuseRequest` says reaches the pipelines, and what cannot be drawn is refused."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toile.core.artifacts import open_store
+from toile.core.artifacts import ArtifactStore, open_store
 from toile.core.bases import import_base
 from toile.core.catalog.engine import open_catalog
-from toile.core.errors import CancelledError, InvalidArgumentError
+from toile.core.errors import CancelledError, InvalidArgumentError, NotFoundError
 from toile.core.settings import Settings
+from toile.serving import models as serving_models
 from toile.serving.models import Models
 from toile.v1 import common_pb2, inference_pb2
 
@@ -53,6 +56,7 @@ def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def draw(served: tuple[Models, str], **fields: Any) -> Drawn:
     models, base = served
     asked = {
+        "base_artifact": base,
         "prompt": "a red dress",
         "seeds": [1],
         "steps": 4,
@@ -61,7 +65,7 @@ def draw(served: tuple[Models, str], **fields: Any) -> Drawn:
         "height": SIDE,
         **fields,
     }
-    return Drawn(models, inference_pb2.DiffuseRequest(base_artifact=base, **asked))
+    return Drawn(models, inference_pb2.DiffuseRequest(**asked))
 
 
 def png(image: Image.Image) -> bytes:
@@ -136,6 +140,35 @@ def test_what_cannot_be_drawn_names_its_field(
     with pytest.raises(InvalidArgumentError) as caught:
         draw(served, **fields)
     assert caught.value.metadata["field"] == named
+
+
+@pytest.mark.parametrize("slow", ["bases/slow/0123", "projects/p/models/slow/versions/1"])
+def test_nobody_waits_for_what_others_fetch(
+    served: tuple[Models, str], monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    models, base = served
+    fetching, go_on = threading.Event(), threading.Event()
+
+    def fetch(store: ArtifactStore, artifact: str, cache: Path) -> Path:
+        if artifact == slow:
+            fetching.set()
+            assert go_on.wait(120)
+        return real(store, artifact, cache)
+
+    real = serving_models.fetch
+    monkeypatch.setattr(serving_models, "fetch", fetch)
+    adapters = [inference_pb2.Adapter(artifact=slow, weight=1)] if "models" in slow else []
+    fields = {"base_artifact": slow} if not adapters else {"adapters": adapters}
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(draw, served, **fields)
+        try:
+            assert fetching.wait(120)
+            assert len(pool.submit(models.embed_texts, base, ["a dress"]).result(120)) == 1
+            assert len(pool.submit(draw, served).result(120).images) == 1
+        finally:
+            go_on.set()
+        with pytest.raises(NotFoundError):
+            waiting.result(120)
 
 
 def test_a_base_is_not_loaded_for_a_caller_that_has_left(served: tuple[Models, str]) -> None:
