@@ -3,12 +3,12 @@
 A model version holds both. Sources: diffusers' `save_lora_weights` with its
 `lora_adapter_metadata` header, and the key rules of kohya's sd-scripts that ComfyUI and InvokeAI
 read: `lora_unet_<module path, dots as underscores>.lora_down.weight`, `.lora_up.weight` and
-`.alpha`. The strength of a layer is alpha / rank; both files carry the real alpha.
+`.alpha`, with `lora_te1_` and `lora_te2_` for the text encoders' modules. The strength of a layer
+is alpha / rank; both files carry the real alpha.
 """
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,17 +22,16 @@ from safetensors.torch import save_file
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapter_header import AdapterCard, header
 from toile.diffusion.bank import MAX_RANK
+from toile.diffusion.kohya_keys import kohya_name, kohya_names, kohya_text_path
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "kohya.safetensors"
 
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
+_PARTS = ("unet.", "text_encoder.", "text_encoder_2.")
+_TEXT_MODEL = "text_model."
+"""Around an encoder's modules in files; in memory where transformers does not flatten them."""
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-_KOHYA_PREFIX = "lora_unet_"
-_ATTENTION = re.compile(
-    r"(?P<side>(?:down|up)_blocks|mid_block)(?:\.(?P<block>\d+))?"
-    r"\.attentions\.(?P<layer>\d+)\.(?P<rest>.+)"
-)
 _KOHYA_DOWN, _KOHYA_UP, _KOHYA_ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
 
@@ -54,10 +53,15 @@ class LoraLayer:
 
 @dataclass(frozen=True, eq=False)
 class AdapterWeights:
-    """A LoRA in memory: layers by the UNet's module path, and the file's header."""
+    """A LoRA in memory."""
 
     layers: Mapping[str, LoraLayer]
+    """By the UNet's module path."""
     header: Mapping[str, str] = field(default_factory=dict)
+    """The file's."""
+    text_layers: Mapping[str, LoraLayer] = field(default_factory=dict)
+    """Of the text encoders, by module path as files have it:
+    `text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj`."""
 
     @property
     def base_digest(self) -> str:
@@ -69,31 +73,17 @@ class AdapterWeights:
         """Bytes that the layers take."""
         return sum(
             tensor.numel() * tensor.element_size()
-            for layer in self.layers.values()
+            for layer in (*self.layers.values(), *self.text_layers.values())
             for tensor in (layer.down, layer.up)
         )
 
     def peft_state(self) -> dict[str, torch.Tensor]:
-        """Return the tensors under PEFT's names, relative to the UNet."""
-        state: dict[str, torch.Tensor] = {}
-        for path, layer in sorted(self.layers.items()):
-            state[path + _DOWN], state[path + _UP] = layer.down, layer.up
-        return state
+        """Return the UNet's tensors under PEFT's names, relative to it."""
+        return _peft_state(self.layers)
 
     def peft_config(self) -> dict[str, Any]:
         """Return the arguments of the `peft.LoraConfig` that gives each layer its strength."""
-        ranks = {path: layer.rank for path, layer in self.layers.items()}
-        alphas = {path: layer.alpha for path, layer in self.layers.items()}
-        rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
-        return {
-            "r": rank,
-            "lora_alpha": alpha,
-            "rank_pattern": {f"^{p}": r for p, r in sorted(ranks.items()) if r != rank},
-            "alpha_pattern": {f"^{p}": a for p, a in sorted(alphas.items()) if a != alpha},
-            "target_modules": sorted(self.layers),
-            "lora_dropout": 0.0,
-            "bias": "none",
-        }
+        return _peft_config(self.layers, anchor="^")
 
 
 def write_lora(
@@ -107,7 +97,8 @@ def write_lora(
 
     Args:
         folder: Where to; made when it is not there.
-        state: Tensors under PEFT's names, as `get_peft_model_state_dict(unet)` gives them.
+        state: Tensors under PEFT's names, as `get_peft_model_state_dict(unet)` gives them; those
+            of text encoders after `text_encoder.` and `text_encoder_2.`.
         rank: Rank of the training's configuration.
         alpha: Alpha of the training's configuration.
         card: What the headers say of it.
@@ -115,13 +106,11 @@ def write_lora(
     Raises:
         InvalidArgumentError: The tensors are no LoRA of this rank (`BAD_ADAPTER`).
     """
-    layers = _layers_of(
-        {_unet_path(key): tensor for key, tensor in state.items()}, lambda _: float(alpha)
-    )
-    for path, layer in layers.items():
+    weights = _weights_of(_by_path(state), lambda _: float(alpha), {})
+    for path, layer in (*weights.layers.items(), *weights.text_layers.items()):
         if layer.rank != rank:
             raise _bad(f"{path} has rank {layer.rank}, not {rank}")
-    return write_adapter(folder, AdapterWeights(layers), card)
+    return write_adapter(folder, weights, card)
 
 
 def write_adapter(folder: Path, weights: AdapterWeights, card: AdapterCard) -> list[Path]:
@@ -132,9 +121,21 @@ def write_adapter(folder: Path, weights: AdapterWeights, card: AdapterCard) -> l
     alphas = [layer.alpha for layer in weights.layers.values()]
     facts = header(card, kohya, rank=_commonest(ranks), alpha=_commonest(alphas))
     save_file(kohya, folder / KOHYA_FILE, metadata=facts)
+    state = {f"unet.{key}": value for key, value in weights.peft_state().items()}
+    state |= _peft_state(weights.text_layers)
     config = {f"unet.{key}": value for key, value in weights.peft_config().items()}
+    for part in _PARTS[1:]:
+        # Matched from their end, without `text_model.`: diffusers 0.42 strips that of the keys of
+        # an encoder that transformers has flattened, but not of this.
+        layers = {
+            path.removeprefix(part).removeprefix(_TEXT_MODEL): layer
+            for path, layer in weights.text_layers.items()
+            if path.startswith(part)
+        }
+        if layers:
+            config |= {part + key: value for key, value in _peft_config(layers).items()}
     save_file(
-        {f"unet.{key}": value.contiguous() for key, value in weights.peft_state().items()},
+        {key: value.contiguous() for key, value in state.items()},
         folder / DIFFUSERS_FILE,
         metadata={
             **facts,
@@ -172,15 +173,12 @@ def read_diffusers(path: Path) -> AdapterWeights:
     """
     state, facts = _read(path)
     config = _peft_config_of(facts)
-    layers = _layers_of(
-        {_unet_path(key): tensor for key, tensor in state.items()},
-        lambda layer_path: _alpha_of(config, layer_path),
-    )
-    for layer_path, layer in layers.items():
+    weights = _weights_of(_by_path(state), lambda layer: _alpha_of(config, layer), facts)
+    for layer_path, layer in (*weights.layers.items(), *weights.text_layers.items()):
         declared = _by_pattern(config, "rank_pattern", "r", layer_path)
         if declared is not None and int(declared) != layer.rank:
             raise _bad(f"{layer_path} has rank {layer.rank}; the header says {declared}")
-    return AdapterWeights(layers, facts)
+    return weights
 
 
 def read_kohya(path: Path, targets: Iterable[str]) -> AdapterWeights:
@@ -195,7 +193,7 @@ def read_kohya(path: Path, targets: Iterable[str]) -> AdapterWeights:
     alphas: dict[str, float] = {}
     for key, tensor in state.items():
         name, dot, rest = key.partition(".")
-        suffix, target = dot + rest, paths.get(name)
+        suffix, target = dot + rest, paths.get(name) or kohya_text_path(name)
         if target is None or suffix not in (_KOHYA_DOWN, _KOHYA_UP, _KOHYA_ALPHA):
             raise _unknown_key(key)
         if suffix == _KOHYA_ALPHA and tensor.numel() != 1:
@@ -207,32 +205,10 @@ def read_kohya(path: Path, targets: Iterable[str]) -> AdapterWeights:
             alphas[target] = float(tensor)
         else:
             renamed[half] = tensor
-    layers = _layers_of(renamed, alphas.get)
-    for orphan in alphas.keys() - layers.keys():
+    weights = _weights_of(renamed, alphas.get, facts)
+    for orphan in alphas.keys() - weights.layers.keys() - weights.text_layers.keys():
         raise _bad(f"{orphan} has an alpha but no weights")
-    return AdapterWeights(layers, facts)
-
-
-def kohya_names(targets: Iterable[str]) -> dict[str, str]:
-    """Return module paths by the names that kohya's layout has for them, of which there are two.
-
-    sd-scripts train SDXL on Stability's own module names (`input_blocks.4.1` for
-    `down_blocks.1.attentions.0`); other trainers, and Toile, write diffusers'. Readers take both.
-    """
-    paths = list(targets)
-    names = {_KOHYA_PREFIX + path.replace(".", "_"): path for path in paths}
-    inside = [match for path in paths if (match := _ATTENTION.fullmatch(path))]
-    down_layers = [int(m["layer"]) for m in inside if m["side"] == "down_blocks"]
-    stride = max(down_layers, default=0) + 2  # the layers of a block, and what changes its size
-    for match in inside:
-        rest = match["rest"].replace(".", "_")
-        if match["side"] == "mid_block":
-            names[f"{_KOHYA_PREFIX}middle_block_1_{rest}"] = match[0]
-            continue
-        down = match["side"] == "down_blocks"
-        number = int(match["block"]) * stride + int(match["layer"]) + down  # after the input's own
-        names[f"{_KOHYA_PREFIX}{'in' if down else 'out'}put_blocks_{number}_1_{rest}"] = match[0]
-    return names
+    return weights
 
 
 def linear_targets(network: torch.nn.Module) -> dict[str, tuple[int, int]]:
@@ -246,6 +222,27 @@ def linear_targets(network: torch.nn.Module) -> dict[str, tuple[int, int]]:
     return targets
 
 
+def text_path(path: str) -> str:
+    """Return a text encoder's module path as files have it: of an encoder that is not flattened."""
+    part, _, rest = path.partition(".")
+    return f"{part}.{_TEXT_MODEL}{rest}" if rest.startswith("encoder.") else path
+
+
+def check_base(weights: AdapterWeights, base_digest: str) -> None:
+    """Refuse an adapter that says that it was trained on another base than this one.
+
+    Raises:
+        InvalidArgumentError: It was (`ADAPTER_MISMATCH`).
+    """
+    if base_digest and weights.base_digest and base_digest != weights.base_digest:
+        raise InvalidArgumentError(
+            "the adapter was trained on another base",
+            field="adapters",
+            reason="ADAPTER_MISMATCH",
+            metadata={"base_digest": base_digest, "adapter_base_digest": weights.base_digest},
+        )
+
+
 def check_fits(weights: AdapterWeights, targets: Mapping[str, tuple[int, int]]) -> None:
     """Refuse an adapter that a UNet with these Linears cannot apply whole.
 
@@ -253,35 +250,70 @@ def check_fits(weights: AdapterWeights, targets: Mapping[str, tuple[int, int]]) 
         InvalidArgumentError: A layer is not there, has other sizes, or its rank is over
             `MAX_RANK` (`ADAPTER_MISMATCH`).
     """
+    check_layers(weights.layers, targets)
     for path, layer in weights.layers.items():
+        if layer.rank > MAX_RANK:
+            raise _misfit(f"{path} has rank {layer.rank}; at most {MAX_RANK} can be served")
+
+
+def check_layers(layers: Mapping[str, LoraLayer], targets: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse layers that networks with these Linears cannot apply.
+
+    Raises:
+        InvalidArgumentError: One is not there, or has other sizes (`ADAPTER_MISMATCH`).
+    """
+    for path, layer in layers.items():
         have = (int(layer.down.shape[1]), int(layer.up.shape[0]))
         want = targets.get(path)
         if want is None:
-            problem = f"the base has no Linear {path}"
-        elif have != want:
-            problem = f"{path} is {have[0]} to {have[1]}; the base's is {want[0]} to {want[1]}"
-        elif layer.rank > MAX_RANK:
-            problem = f"{path} has rank {layer.rank}; at most {MAX_RANK} can be served"
-        else:
-            continue
-        raise InvalidArgumentError(
-            f"the adapter does not fit the base: {problem}",
-            field="adapters",
-            reason="ADAPTER_MISMATCH",
-        )
+            raise _misfit(f"the base has no Linear {path}")
+        if have != want:
+            raise _misfit(f"{path} is {have[0]} to {have[1]}; the base's is {want[0]} to {want[1]}")
+
+
+def _misfit(problem: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"the adapter does not fit the base: {problem}",
+        field="adapters",
+        reason="ADAPTER_MISMATCH",
+    )
+
+
+def _peft_state(layers: Mapping[str, LoraLayer]) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for path, layer in sorted(layers.items()):
+        state[path + _DOWN], state[path + _UP] = layer.down, layer.up
+    return state
+
+
+def _peft_config(layers: Mapping[str, LoraLayer], *, anchor: str = "") -> dict[str, Any]:
+    ranks = {path: layer.rank for path, layer in layers.items()}
+    alphas = {path: layer.alpha for path, layer in layers.items()}
+    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {anchor + p: r for p, r in sorted(ranks.items()) if r != rank},
+        "alpha_pattern": {anchor + p: a for p, a in sorted(alphas.items()) if a != alpha},
+        "target_modules": sorted(layers),
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
 
 
 def _kohya_state(weights: AdapterWeights) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
-    for path, layer in sorted(weights.layers.items()):
-        name = _KOHYA_PREFIX + path.replace(".", "_")
+    for path, layer in sorted({**weights.layers, **weights.text_layers}.items()):
+        name = kohya_name(path)
         state[name + _KOHYA_DOWN] = layer.down.contiguous()
         state[name + _KOHYA_UP] = layer.up.contiguous()
         state[name + _KOHYA_ALPHA] = torch.tensor(layer.alpha, dtype=torch.float32)
     return state
 
 
-def _layers_of(state: Mapping[str, torch.Tensor], alpha_of: Any) -> dict[str, LoraLayer]:
+def _weights_of(
+    state: Mapping[str, torch.Tensor], alpha_of: Any, facts: Mapping[str, str]
+) -> AdapterWeights:
     """Pair downs with ups; `alpha_of(path)` may be None, for an alpha equal to the rank."""
     layers: dict[str, LoraLayer] = {}
     for key in sorted(state):
@@ -302,18 +334,22 @@ def _layers_of(state: Mapping[str, torch.Tensor], alpha_of: Any) -> dict[str, Lo
         if not math.isfinite(alpha):
             raise _bad(f"{path} has the alpha {alpha}")
         layers[path] = LoraLayer(down.detach(), up.detach(), alpha)
-    if not layers:
-        raise _bad("it has no layers")
-    return layers
+    text_layers = {path: layer for path, layer in layers.items() if path.startswith(_PARTS[1:])}
+    of_unet = {path: layer for path, layer in layers.items() if path not in text_layers}
+    if not of_unet:
+        raise _bad("it has no layers of the UNet")
+    return AdapterWeights(of_unet, facts, text_layers)
 
 
-def _unet_path(key: str) -> str:
-    """Strip what may stand before the UNet's own path; refuse what is not the UNet's."""
-    for prefix in ("base_model.model.", "unet."):
-        key = key.removeprefix(prefix)
-    if key.startswith(("text_encoder", "lora_te")):
-        raise _unknown_key(key)
-    return key
+def _by_path(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Strip what may stand before the UNet's own paths; those of text encoders become files'."""
+    found: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        path = text_path(key.removeprefix("base_model.model.").removeprefix("unet."))
+        if path in found:
+            raise _bad(f"{path[:200]} is there twice, under both of its names")
+        found[path] = tensor
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -332,9 +368,9 @@ def _peft_config_of(facts: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _bad(f"{_DIFFUSERS_METADATA} is not a JSON object")
     for feature in ("use_dora", "use_rslora", "lora_bias"):
-        if config.get(f"unet.{feature}"):
+        if any(config.get(part + feature) for part in _PARTS):
             raise _bad(f"it needs {feature}, which cannot be served")
-    return {key.removeprefix("unet."): value for key, value in config.items()}
+    return {key if key.startswith(_PARTS) else f"unet.{key}": config[key] for key in config}
 
 
 def _alpha_of(config: Mapping[str, Any], path: str) -> float | None:
@@ -346,11 +382,13 @@ def _alpha_of(config: Mapping[str, Any], path: str) -> float | None:
 
 def _by_pattern(config: Mapping[str, Any], pattern: str, default: str, path: str) -> Any:
     """Look a layer's value up as PEFT does: by a key that is its path or the end of it."""
-    for key, value in (config.get(pattern) or {}).items():
-        plain = str(key).removeprefix("^")
-        if path == plain or (plain == key and path.endswith("." + plain)):
+    part = next((part for part in _PARTS if path.startswith(part)), "unet.")
+    path = path.removeprefix(part).removeprefix(_TEXT_MODEL)
+    for key, value in (config.get(part + pattern) or {}).items():
+        plain = str(key).removeprefix("^").removeprefix(_TEXT_MODEL)
+        if path == plain or (not str(key).startswith("^") and path.endswith("." + plain)):
             return value
-    return config.get(default)
+    return config.get(part + default)
 
 
 def _commonest(values: Iterable[Any]) -> Any:
@@ -358,7 +396,10 @@ def _commonest(values: Iterable[Any]) -> Any:
 
 
 def _unknown_key(key: str) -> InvalidArgumentError:
-    return _bad(f"{key[:200]} is not a LoRA tensor of the UNet; nothing of a file is left out")
+    return _bad(
+        f"{key[:200]} is not a LoRA tensor of the UNet or the text encoders; nothing of a file is "
+        "left out"
+    )
 
 
 def _bad(message: str) -> InvalidArgumentError:

@@ -23,11 +23,13 @@ from toile.core.bases import read_description
 from toile.core.errors import FailedPreconditionError
 from toile.core.kept import Kept
 from toile.core.prompts import check_prompt
+from toile.diffusion.adapters import check_base
 from toile.diffusion.controls import CONTROLNET_FOLDER
 from toile.diffusion.loading import MAKING
 from toile.diffusion.previews import Previewer
 from toile.diffusion.prompts import PromptEmbeddings, TextEncoder, encode_prompts
 from toile.diffusion.shipped import shipped_bundle_path
+from toile.diffusion.text_encoders import TextAdapter, adapted
 
 __all__ = ["Bundle", "PromptEmbeddings", "shipped_bundle_path"]
 
@@ -63,7 +65,7 @@ class Bundle:
         self.digest = digest
         self.device = device
         self._parts: Kept[str, Any] = Kept()
-        self._prompts: OrderedDict[tuple[str, str, bool], PromptEmbeddings] = OrderedDict()
+        self._prompts: OrderedDict[tuple[Any, ...], PromptEmbeddings] = OrderedDict()
         self._encoding = threading.Lock()  # text encoders are one thread's at a time
 
     @classmethod
@@ -111,6 +113,11 @@ class Bundle:
     def text_encoder_2(self) -> CLIPTextModelWithProjection:
         """Second text encoder, with the projection that the image tower was trained against."""
         return self._network("text_encoder_2", CLIPTextModelWithProjection, dtype=self.dtype)
+
+    @property
+    def text_encoders(self) -> Mapping[str, Any]:
+        """Both text encoders, by name."""
+        return {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -168,37 +175,56 @@ class Bundle:
             for tokenizer in (self.tokenizer, self.tokenizer_2)
         )
 
+    def tokenizing_encoders(self) -> Sequence[TextEncoder]:
+        """Return both text encoders with their tokenizers; a refiner has the second alone."""
+        return [
+            TextEncoder(self.tokenizer, self.text_encoder),
+            TextEncoder(self.tokenizer_2, self.text_encoder_2),
+        ]
+
     def encode_prompt(
-        self, prompt: str, negative_prompt: str = "", *, refiner: bool = False
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        *,
+        refiner: bool = False,
+        adapters: Sequence[TextAdapter] = (),
     ) -> PromptEmbeddings:
         """Encode a prompt for the base or for its refiner; recent ones come from a cache.
 
         Raises:
-            InvalidArgumentError: A prompt has too many tokens (`PROMPT_TOO_LONG`), or emphasis
-                that means nothing (`BAD_EMPHASIS`).
+            InvalidArgumentError: A prompt has too many tokens (`PROMPT_TOO_LONG`), emphasis that
+                means nothing (`BAD_EMPHASIS`), or an adapter is of another base
+                (`ADAPTER_MISMATCH`).
             FailedPreconditionError: The base has no refiner (`NO_REFINER`).
         """
         if refiner:
             self._check_refiner()
-        key = (prompt, negative_prompt, refiner)
+        key = (prompt, negative_prompt, refiner, *((a.key, a.weight) for a in adapters))
         with self._encoding:
             found = self._prompts.get(key)
             if found is None:
                 check_prompt(prompt, self.count_tokens, "prompt")
                 check_prompt(negative_prompt, self.count_tokens, "negative_prompt")
-                encoders = [TextEncoder(self.tokenizer_2, self.text_encoder_2)]
-                if not refiner:
-                    encoders.insert(0, TextEncoder(self.tokenizer, self.text_encoder))
+                for adapter in adapters:
+                    check_base(adapter.weights, self.digest)
+                encoders = self.tokenizing_encoders()[1 if refiner else 0 :]
                 zeros = self._refiner_zeros if refiner else self.zeros_for_empty_negative
-                found = encode_prompts(
-                    encoders, prompt, negative_prompt, zeros_for_empty_negative=zeros
-                )
+                with adapted(self.text_encoders, adapters):
+                    found = encode_prompts(
+                        encoders, prompt, negative_prompt, zeros_for_empty_negative=zeros
+                    )
                 self._prompts[key] = found
                 if len(self._prompts) > PROMPT_CACHE_ENTRIES:
                     self._prompts.popitem(last=False)
             else:
                 self._prompts.move_to_end(key)
             return found
+
+    def forget_prompts(self) -> None:
+        """Encode prompts anew from now on, for the text encoders have changed."""
+        with self._encoding:
+            self._prompts.clear()
 
     @property
     def refiner_wants_aesthetics(self) -> bool:

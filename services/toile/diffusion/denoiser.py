@@ -13,11 +13,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from toile.core.errors import InvalidArgumentError
-from toile.diffusion.adapters import AdapterWeights, check_fits, linear_targets
+from toile.diffusion.adapters import AdapterWeights, check_base, check_fits, linear_targets
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import LoadedControl, controlled, shadowed
 from toile.diffusion.loading import MAKING
 from toile.diffusion.sdxl import TRAINED_TIMESTEPS
+from toile.diffusion.text_encoders import TextAdapter
 from toile.diffusion.turns import NO_HURRY, Turns, Urgency
 
 ADAPTER_CACHE_BYTES = 512 << 20
@@ -43,6 +44,22 @@ class LoadedAdapter:
             return self.weight
         shares, weights = zip(*self.schedule, strict=True)
         return float(np.interp(1.0 - timestep / TRAINED_TIMESTEPS, shares, weights))
+
+    @property
+    def text_adapter(self) -> TextAdapter | None:
+        """What it is to the text encoders, if it changes them.
+
+        Prompts are encoded once for a drawing, so a schedule counts with its mean.
+        """
+        weight = self.weight
+        if self.schedule:
+            shares, weights = zip(*self.schedule, strict=True)
+            # Before its first point and after its last it stays as it is there.
+            levels = [weights[0], *weights, weights[-1]]
+            weight = float(np.trapezoid(levels, [0.0, *shares, 1.0]))
+        if not (self.weights.text_layers and weight):
+            return None
+        return TextAdapter(self.key, self.weights, weight)
 
 
 class Denoiser(Protocol):
@@ -205,14 +222,7 @@ class TorchDenoiser:
         return name
 
     def _check(self, unet: torch.nn.Module, weights: AdapterWeights) -> None:
-        known, wanted = self._bundle.digest, weights.base_digest
-        if known and wanted and known != wanted:
-            raise InvalidArgumentError(
-                "the adapter was trained on another base",
-                field="adapters",
-                reason="ADAPTER_MISMATCH",
-                metadata={"base_digest": known, "adapter_base_digest": wanted},
-            )
+        check_base(weights, self._bundle.digest)
         if self._targets is None:
             self._targets = linear_targets(unet)
         check_fits(weights, self._targets)

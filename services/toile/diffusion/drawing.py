@@ -198,8 +198,14 @@ class Drawing:
 def encode_prompts(
     bundle: Bundle, request: DiffusionRequest, *, refiner: bool = False
 ) -> PromptEmbeddings:
-    """Return the request's prompts for the base or its refiner; from the base's cache, mostly."""
-    return bundle.encode_prompt(request.prompt, request.negative_prompt, refiner=refiner)
+    """Return the request's prompts for the base or its refiner; from the base's cache, mostly.
+
+    A refiner is drawn with as it is, without adapters.
+    """
+    adapters = [] if refiner else [a for one in request.adapters if (a := one.text_adapter)]
+    return bundle.encode_prompt(
+        request.prompt, request.negative_prompt, refiner=refiner, adapters=adapters
+    )
 
 
 def _session(

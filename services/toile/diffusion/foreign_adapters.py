@@ -6,26 +6,29 @@ modules, which between them know the kinds that go around.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapters import (
     AdapterWeights,
     check_fits,
-    kohya_names,
+    check_layers,
     linear_targets,
     read_diffusers,
     read_kohya,
+    text_path,
 )
 from toile.diffusion.banked_unet import ATTENTION_TARGETS, bank_layout
+from toile.diffusion.kohya_keys import kohya_name, kohya_names
+from toile.diffusion.text_encoders import text_targets
 from toile.diffusion.triton.packed import check_adapter
 
 _KINDS = {
-    "text encoder layers": r"(lora_te\d?_|te\d?_|text_encoder(_\d)?\.|text_model\.).*",
     "text embeddings": r"bundle_emb\..*",
     "layers of another architecture": (
         r"(lora_prior_|lora_transformer_|transformer\.|diffusion_model\.).*"
@@ -47,13 +50,17 @@ _PICKLES = (b"\x80", b"PK\x03\x04")  # a bare one, and the archive that torch pu
 
 
 def read_foreign(
-    path: Path, unet: UNet2DConditionModel, ends: Sequence[str] = ATTENTION_TARGETS
+    path: Path,
+    unet: UNet2DConditionModel,
+    text_encoders: Mapping[str, nn.Module],
+    ends: Sequence[str] = ATTENTION_TARGETS,
 ) -> AdapterWeights:
     """Read a LoRA in kohya's layout or in diffusers'; nothing of it is left out.
 
     Args:
         path: A safetensors file.
         unet: Of the base that it is for; may be on the meta device.
+        text_encoders: The base's, by name; likewise.
         ends: Of the module paths that the engine takes adapters for.
 
     Raises:
@@ -66,10 +73,11 @@ def read_foreign(
         # A safetensors file begins with the length of its header, which may look like a pickle.
         if head.startswith(_PICKLES) and not head.endswith(b"{"):
             raise _refused("it is a pickle, which may run code; only safetensors are read")
-    targets = linear_targets(unet)
-    kohya = _check_contents(path, set(targets))
+    targets, text = linear_targets(unet), text_targets(text_encoders)
+    kohya = _check_contents(path, set(targets), set(text))
     weights = read_kohya(path, targets) if kohya else read_diffusers(path)
     check_fits(weights, targets)
+    check_layers(weights.text_layers, text)
     _check_served(weights, ends)
     check_adapter(weights, bank_layout(unet, ends))
     return weights
@@ -89,7 +97,7 @@ def _check_served(weights: AdapterWeights, ends: Sequence[str]) -> None:
         )
 
 
-def _check_contents(path: Path, targets: set[str]) -> bool:
+def _check_contents(path: Path, targets: set[str], text: set[str]) -> bool:
     """Look at the keys without reading the tensors; say whether the layout is kohya's."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -100,9 +108,8 @@ def _check_contents(path: Path, targets: set[str]) -> bool:
     except SafetensorError as error:
         raise _refused(f"it is not a safetensors file: {error}") from error
     _check_architecture(facts)
-    names = kohya_names(targets)
     kohya = any(key.startswith("lora_unet_") for key in shapes)
-    known = set(names) if kohya else targets
+    known = {*kohya_names(targets), *map(kohya_name, text)} if kohya else targets | text
     found = [
         (kind, key)
         for key in sorted(shapes)
@@ -113,8 +120,8 @@ def _check_contents(path: Path, targets: set[str]) -> bool:
         counts = Counter(kind for kind, _ in found)
         what = ", ".join(f"{kind} ({count} tensors)" for kind, count in counts.items())
         raise InvalidArgumentError(
-            f"the file holds {what}, such as {key[:200]}; only LoRAs of the UNet's Linears "
-            "can be served, and nothing of a file is left out",
+            f"the file holds {what}, such as {key[:200]}; only LoRAs of the Linears "
+            "of the UNet and the text encoders can be served, and nothing of a file is left out",
             field="chunk",
             reason="UNSUPPORTED_ADAPTER",
             metadata={"feature": kind, "key": key[:200], "count": str(counts[kind])},
@@ -129,7 +136,7 @@ def _unsupported(key: str, dimensions: int, dtype: str, known: set[str]) -> Iter
             yield kind
             return
     layer = re.sub(r"^(base_model\.model\.)?(unet\.)?", "", key)
-    layer = re.sub(r"\.(lora_(down|up|A|B)\.weight|alpha)$", "", layer)
+    layer = text_path(re.sub(r"\.(lora_(down|up|A|B)\.weight|alpha)$", "", layer))
     if dimensions > 2:
         yield "convolution layers"
     elif layer not in known:

@@ -2,11 +2,12 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from toile.core.artifacts import ArtifactStore, Manifest, publish_folder, read_manifest
 from toile.core.catalog.models import BaseRow
@@ -15,9 +16,10 @@ from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.adapters import AdapterWeights, load_lora, write_adapter
 from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.foreign_adapters import read_foreign
+from toile.diffusion.text_encoders import empty_text_encoders
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
 
-_UNET_CONFIG = "unet/config.json"
+_CONFIGS = ("unet/config.json", "text_encoder/config.json", "text_encoder_2/config.json")
 
 
 def publish_lora(
@@ -42,14 +44,17 @@ def publish_lora(
         targets: What the engine takes adapters for, by the settings' name.
 
     Returns:
-        The manifest; and rank and alpha, those of most layers, as a configuration holds them.
+        The manifest; and rank and alpha, those of most of the UNet's layers, as a configuration
+        holds them.
 
     Raises:
         InvalidArgumentError: The file cannot be used; see `read_foreign`.
     """
     with tempfile.TemporaryDirectory(prefix="toile-import-") as scratch:
-        unet = _unet_of(store, base, Path(scratch) / "base")
-        weights = _read(file, unet, base, TARGETS[targets])
+        configs = Path(scratch) / "base"
+        _fetch_configs(store, base, configs)
+        unet = empty_unet(configs)
+        weights = _read(file, unet, empty_text_encoders(configs), base, TARGETS[targets])
         card = AdapterCard(
             title=title,
             base=base.name,
@@ -71,20 +76,24 @@ def publish_lora(
     return manifest, {"rank": rank, "alpha": alpha}
 
 
-def _unet_of(store: ArtifactStore, base: BaseRow, folder: Path) -> UNet2DConditionModel:
-    """The base's UNet without weights, which are gigabytes; its configuration is all it takes."""
-    path = folder / _UNET_CONFIG
-    path.parent.mkdir(parents=True)
-    key = read_manifest(store, base.artifact).key(base.artifact, _UNET_CONFIG)
-    path.write_bytes(store.get(key))
-    return empty_unet(folder)
+def _fetch_configs(store: ArtifactStore, base: BaseRow, folder: Path) -> None:
+    """Copy the configurations of the networks that LoRAs change; their weights are gigabytes."""
+    manifest = read_manifest(store, base.artifact)
+    for name in _CONFIGS:
+        path = folder / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(store.get(manifest.key(base.artifact, name)))
 
 
 def _read(
-    file: Path, unet: UNet2DConditionModel, base: BaseRow, ends: Sequence[str]
+    file: Path,
+    unet: UNet2DConditionModel,
+    text_encoders: Mapping[str, nn.Module],
+    base: BaseRow,
+    ends: Sequence[str],
 ) -> AdapterWeights:
     try:
-        weights = read_foreign(file, unet, ends)
+        weights = read_foreign(file, unet, text_encoders, ends)
     except InvalidArgumentError as error:
         error.metadata["field"] = "chunk"  # what a drawing calls its adapters
         raise

@@ -29,6 +29,12 @@ from toile.diffusion.adapters import (
 from toile.diffusion.bundle import Bundle
 
 PATHS = ("down_blocks.0.attn.to_q", "down_blocks.0.attn.to_out.0", "mid_block.attn_1.to_k")
+TEXT_PATHS = (
+    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+    "text_encoder.text_model.encoder.layers.10.mlp.fc1",
+    "text_encoder_2.text_model.encoder.layers.0.self_attn.out_proj",
+    "text_encoder_2.text_projection",
+)
 CARD = AdapterCard(
     title="lace",
     base="bases/tiny",
@@ -52,25 +58,28 @@ def header_of(path: Path) -> dict[str, str]:
 
 
 def assert_same(one: AdapterWeights, other: AdapterWeights) -> None:
-    assert one.layers.keys() == other.layers.keys()
-    for path, layer in one.layers.items():
-        assert layer.alpha == other.layers[path].alpha
-        assert torch.equal(layer.down, other.layers[path].down)
-        assert torch.equal(layer.up, other.layers[path].up)
+    for mine, theirs in ((one.layers, other.layers), (one.text_layers, other.text_layers)):
+        assert mine.keys() == theirs.keys()
+        for path, layer in mine.items():
+            assert layer.alpha == theirs[path].alpha
+            assert torch.equal(layer.down, theirs[path].down)
+            assert torch.equal(layer.up, theirs[path].up)
 
 
 @st.composite
 def adapters(draw: st.DrawFn) -> AdapterWeights:
     dtype = draw(st.sampled_from((torch.float32, torch.float16, torch.bfloat16)))
     layers = {}
-    for path in draw(st.sets(st.sampled_from(PATHS), min_size=1)):
+    paths = draw(st.sets(st.sampled_from(PATHS), min_size=1))
+    for path in paths | draw(st.sets(st.sampled_from(TEXT_PATHS))):
         rank = draw(st.integers(1, 5))
         alpha = draw(st.floats(0.0625, 64, width=32))
         numbers = torch.arange(rank * 7, dtype=torch.float32).to(dtype)
         layers[path] = LoraLayer(
             numbers[: rank * 4].view(rank, 4), numbers[-rank * 3 :].view(3, rank), alpha
         )
-    return AdapterWeights(layers)
+    text = {path: layers.pop(path) for path in layers.keys() - set(PATHS)}
+    return AdapterWeights(layers, text_layers=text)
 
 
 @given(weights=adapters())
@@ -99,6 +108,61 @@ def test_a_trained_state_keeps_its_alpha_in_both_files(tmp_path: Path) -> None:
     assert (config["unet.r"], config["unet.lora_alpha"]) == (4, 1.5)
     assert set(load_file(tmp_path / DIFFUSERS_FILE)) == {f"unet.{key}" for key in state}
     assert load_lora(tmp_path).layers["down_blocks.0.attn.to_q"].alpha == 1.5
+
+
+def test_a_trained_state_has_its_text_encoders_in_both_files(tmp_path: Path) -> None:
+    """Under one name, whether transformers flattens the first encoder, as 5 does, or not."""
+    flat, nested = "encoder.layers.0.self_attn.q_proj", "encoder.layers.1.self_attn.q_proj"
+    state = {
+        "mid.to_q.lora_A.weight": torch.ones(4, 8),
+        "mid.to_q.lora_B.weight": torch.ones(6, 4),
+        f"text_encoder.{flat}.lora_A.weight": torch.full((4, 8), 2.0),
+        f"text_encoder.{flat}.lora_B.weight": torch.ones(6, 4),
+        f"text_encoder_2.text_model.{nested}.lora_A.weight": torch.full((4, 8), 3.0),
+        f"text_encoder_2.text_model.{nested}.lora_B.weight": torch.ones(6, 4),
+    }
+    write_lora(tmp_path, state, 4, 1.5, CARD)
+    kohya = load_file(tmp_path / KOHYA_FILE)
+    te1 = kohya["lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight"]
+    te2 = kohya["lora_te2_text_model_encoder_layers_1_self_attn_q_proj.lora_down.weight"]
+    assert (float(te1[0, 0]), float(te2[0, 0])) == (2.0, 3.0)
+    assert float(kohya["lora_te2_text_model_encoder_layers_1_self_attn_q_proj.alpha"]) == 1.5
+    peft = load_file(tmp_path / DIFFUSERS_FILE)
+    assert set(peft) == {
+        (key if key.startswith("text_encoder") else f"unet.{key}").replace(
+            "text_encoder.enc", "text_encoder.text_model.enc"
+        )
+        for key in state
+    }
+    config = json.loads(header_of(tmp_path / DIFFUSERS_FILE)["lora_adapter_metadata"])
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        assert (config[f"{part}.r"], config[f"{part}.lora_alpha"]) == (4, 1.5)
+
+
+@pytest.mark.parametrize("anchor", ["", "^", "text_model.", "^text_model."])
+@pytest.mark.parametrize("around", ["", "text_model."])
+def test_text_encoders_of_a_peft_file_have_the_strength_of_their_header(
+    tmp_path: Path, anchor: str, around: str
+) -> None:
+    one, other = "encoder.layers.1.mlp.fc1", "encoder.layers.11.mlp.fc1"
+    state = {
+        f"text_encoder.{around}{path}.lora_{half}.weight": torch.ones(2, 2)
+        for path in (one, other)
+        for half in "AB"
+    }
+    config = {
+        "unet.lora_alpha": 9.0,
+        "text_encoder.lora_alpha": 1.0,
+        "text_encoder.alpha_pattern": {anchor + one: 0.5},
+    }
+    facts = {"lora_adapter_metadata": json.dumps(config)}
+    save_file({**GOOD, **state}, tmp_path / DIFFUSERS_FILE, metadata=facts)
+    weights = load_lora(tmp_path)
+    assert {path: layer.alpha for path, layer in weights.text_layers.items()} == {
+        f"text_encoder.text_model.{one}": 0.5,
+        f"text_encoder.text_model.{other}": 1.0,
+    }
+    assert weights.layers["a.to_q"].alpha == 9.0
 
 
 def test_a_state_of_another_rank_is_refused(tmp_path: Path) -> None:
@@ -165,7 +229,9 @@ GOOD = {
     ("change", "says"),
     [
         ({"unet.a.to_q.lora_magnitude_vector": torch.ones(4)}, "lora_magnitude_vector"),
-        ({"text_encoder.x.lora_A.weight": torch.ones(2, 3)}, "text_encoder"),
+        ({"text_encoder.x.lora_A.weight": torch.ones(2, 3)}, "text_encoder.x lacks half"),
+        ({"text_encoder.x.lora_magnitude_vector": torch.ones(4)}, "text_encoder.x.lora_magn"),
+        ({"a.to_q.lora_A.weight": torch.ones(2, 3)}, "twice"),
         ({"unet.b.lora_A.weight": torch.ones(2, 3)}, "half"),
         ({"unet.a.to_q.lora_B.weight": torch.ones(4, 3)}, "ranks 2 and 3"),
         ({"unet.a.to_q.lora_A.weight": torch.full((2, 3), torch.nan)}, "not finite"),
@@ -190,7 +256,14 @@ def test_nothing_of_a_file_is_left_out(
 
 @pytest.mark.parametrize(
     "key",
-    ["lora_te1_x.lora_down.weight", "lora_unet_elsewhere.lora_down.weight", "lora_unet_a_to_q.oft"],
+    [
+        "lora_te1_x.lora_down.weight",
+        "lora_te3_text_projection.lora_down.weight",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+        "lora_te1_text_model_encoder_layers_0_mlp_q_proj_x.lora_down.weight",
+        "lora_unet_elsewhere.lora_down.weight",
+        "lora_unet_a_to_q.oft",
+    ],
 )
 def test_unknown_kohya_keys_are_refused(tmp_path: Path, key: str) -> None:
     good = {
@@ -210,12 +283,20 @@ def test_unknown_kohya_keys_are_refused(tmp_path: Path, key: str) -> None:
         {"lora_adapter_metadata": "{"},
         {"lora_adapter_metadata": "[]"},
         {"lora_adapter_metadata": '{"unet.use_dora": true}'},
+        {"lora_adapter_metadata": '{"text_encoder_2.use_dora": true}'},
         {"lora_adapter_metadata": '{"unet.r": 8, "unet.lora_alpha": 8}'},
     ],
 )
 def test_headers_that_contradict_are_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
     save_file(GOOD, tmp_path / DIFFUSERS_FILE, metadata=metadata)
     with pytest.raises(InvalidArgumentError):
+        load_lora(tmp_path)
+
+
+def test_a_file_of_the_text_encoders_alone_is_refused(tmp_path: Path) -> None:
+    state = {key.replace("unet.a", "text_encoder.a"): tensor for key, tensor in GOOD.items()}
+    save_file(state, tmp_path / DIFFUSERS_FILE)
+    with pytest.raises(InvalidArgumentError, match="no layers of the UNet"):
         load_lora(tmp_path)
 
 

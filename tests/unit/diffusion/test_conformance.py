@@ -2,7 +2,7 @@
 
 The rules of ComfyUI (`comfy/lora.py`: `model_lora_keys_unet`, `load_lora`) and of InvokeAI
 (`backend/patches`: `sdxl_lora_conversion_utils.py`, `layer_patcher.py`) are written down below in
-our own words, for SDXL's UNet. diffusers is asked itself.
+our own words, for SDXL's UNet and text encoders. diffusers is asked itself.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from toile.core.clock import now
 from toile.core.errors import InvalidArgumentError
@@ -25,7 +26,6 @@ from toile.diffusion.adapters import (
     KOHYA_FILE,
     AdapterWeights,
     LoraLayer,
-    kohya_names,
     linear_targets,
     read_diffusers,
     read_kohya,
@@ -35,6 +35,10 @@ from toile.diffusion.bank import gather
 from toile.diffusion.banked_unet import TARGETS, BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
+from toile.diffusion.drawing import encode_prompts
+from toile.diffusion.kohya_keys import kohya_names
+from toile.diffusion.pipelines import DiffusionRequest
+from toile.diffusion.text_encoders import text_targets
 from toile.diffusion.triton.packed import pack_adapter
 
 CARD = AdapterCard(title="lace", base="bases/sdxl", base_digest="", resolution=1024, created=now())
@@ -69,6 +73,12 @@ TRANSFORMERS = {
 }
 LINEARS = ("to_q", "to_k", "to_v", "to_out_0")
 FEED_FORWARD = ("ff_net_0_proj", "ff_net_2")
+TEXT_LAYERS = {"1": 12, "2": 32}
+"""Depths of SDXL's two text encoders."""
+TEXT_LINEARS = (
+    *(f"self_attn_{name}_proj" for name in ("k", "q", "v", "out")),
+    *("mlp_fc1", "mlp_fc2"),
+)
 
 
 def linear_names(targets: str) -> Iterator[tuple[str, str]]:
@@ -101,13 +111,44 @@ def targets(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def text_names() -> Iterator[str]:
+    """Names of all Linears of SDXL's text encoders' layers."""
+    for encoder, depth in TEXT_LAYERS.items():
+        for number, linear in itertools.product(range(depth), TEXT_LINEARS):
+            yield f"lora_te{encoder}_text_model_encoder_layers_{number}_{linear}"
+
+
+@pytest.fixture(scope="module")
+def text_encoders() -> dict[str, torch.nn.Module]:
+    """Encoders of SDXL's depths, narrow; neither is flattened, as where others read the files."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 9}
+    with torch.device("meta"):
+        return {
+            name: CLIPTextModelWithProjection(CLIPTextConfig(num_hidden_layers=depth, **small))
+            for name, depth in zip(
+                ("text_encoder", "text_encoder_2"), TEXT_LAYERS.values(), strict=True
+            )
+        }
+
+
 @pytest.fixture(scope="module")
 def exported(
-    sdxl: UNet2DConditionModel, targets: str, tmp_path_factory: pytest.TempPathFactory
+    sdxl: UNet2DConditionModel,
+    targets: str,
+    text_encoders: dict[str, torch.nn.Module],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, AdapterWeights]:
     """An adapter on all of SDXL's targets whose layers differ in rank and alpha, as files."""
     folder = tmp_path_factory.mktemp("exported")
-    weights = mixed_adapter(sdxl, targets, dtype=torch.bfloat16)
+    of_text = {
+        path: shape
+        for path, shape in text_targets(text_encoders).items()
+        if not path.endswith("text_projection")
+    }
+    weights = AdapterWeights(
+        mixed_adapter(sdxl, targets, dtype=torch.bfloat16).layers,
+        text_layers=mixed_layers(of_text, dtype=torch.bfloat16),
+    )
     write_adapter(folder, weights, CARD)
     return folder, weights
 
@@ -132,9 +173,28 @@ def mixed_adapter(
     return AdapterWeights(layers)
 
 
+def mixed_layers(
+    targets: dict[str, tuple[int, int]],
+    *,
+    alphas: Sequence[float] = (0.5, 3.0, 8.0, 1.0),
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, LoraLayer]:
+    generator = torch.Generator().manual_seed(4)
+    return {
+        path: LoraLayer(
+            (0.1 * torch.randn(1 + place % 3, inputs, generator=generator)).to(dtype),
+            (0.1 * torch.randn(outputs, 1 + place % 3, generator=generator)).to(dtype),
+            alpha=alphas[place % len(alphas)],
+        )
+        for place, (path, (inputs, outputs)) in enumerate(sorted(targets.items()))
+    }
+
+
 # ComfyUI: for each module that it knows it takes `.alpha`, `.lora_up.weight` and
 # `.lora_down.weight` under `lora_unet_` and the name of either kind, and multiplies by
 # alpha / rows of down. What is left over in the file is not loaded, with no more than a warning.
+# For the text encoders (`model_lora_keys_clip`) it knows the six Linears of each layer under
+# `lora_te1_text_model_encoder_layers_` and `lora_te2_…`.
 
 
 def test_comfyui_takes_every_key_and_the_right_strength(
@@ -143,17 +203,26 @@ def test_comfyui_takes_every_key_and_the_right_strength(
     folder, weights = exported
     left = load_file(folder / KOHYA_FILE)
     strengths = {}
-    for module in itertools.chain.from_iterable(linear_names(targets)):
+    for module in itertools.chain(
+        (name for two in linear_names(targets) for name in two), text_names()
+    ):
         if f"{module}.lora_up.weight" in left:
             left.pop(f"{module}.lora_up.weight")
             down = left.pop(f"{module}.lora_down.weight")
             strengths[module] = left.pop(f"{module}.alpha").item() / down.shape[0]
     assert left == {}
     # 70 transformer blocks with 8 Linears each; or 10 each, and 2 of each of the 11 transformers.
-    assert len(strengths) == {"attention": 560, "transformer": 722}[targets]
+    # 44 layers of text encoders with 6.
+    assert len(strengths) == {"attention": 560, "transformer": 722}[targets] + 264
+    prefixes = {"text_encoder.": "lora_te1_", "text_encoder_2.": "lora_te2_"}
+    names = {path: "lora_unet_" + path for path in weights.layers}
+    for path in weights.text_layers:
+        part = next(part for part in prefixes if path.startswith(part))
+        names[path] = prefixes[part] + path.removeprefix(part)
+    layers = {**weights.layers, **weights.text_layers}
     assert strengths == {
-        "lora_unet_" + path.replace(".", "_"): layer.alpha / layer.rank
-        for path, layer in weights.layers.items()
+        name.replace(".", "_"): layers[path].alpha / layers[path].rank
+        for path, name in names.items()
     }
 
 
@@ -163,15 +232,22 @@ def test_comfyui_takes_every_key_and_the_right_strength(
 
 
 def test_invokeai_finds_the_module_of_every_key(
-    exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel
+    exported: tuple[Path, AdapterWeights],
+    sdxl: UNet2DConditionModel,
+    text_encoders: dict[str, torch.nn.Module],
 ) -> None:
     folder, weights = exported
-    stems, leaves = set(), set()
+    stems, leaves, text = set(), set(), set()
     for key in load_file(folder / KOHYA_FILE):
         stem, leaf = key.split(".", 1)
-        assert stem.startswith("lora_unet_")
-        stems.add(stem.removeprefix("lora_unet_"))
         leaves.add(leaf)
+        prefix, stem = stem[:9], stem[9:]
+        if prefix != "lora_unet":
+            part = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}[prefix]
+            text.add(f"{part}.{module_path(text_encoders[part], stem)}")
+            continue
+        stems.add(stem.removeprefix("_"))
+    assert text == set(weights.text_layers)
     assert leaves == {"lora_down.weight", "lora_up.weight", "alpha"}
     others = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out_")
     assert not any(stem.startswith(others) for stem in stems)
@@ -210,13 +286,13 @@ def test_a_file_of_stabilitys_names_is_the_same_adapter(
     mine = load_file(folder / KOHYA_FILE)
     other = {diffusers: stability for stability, diffusers in linear_names(targets)}
     renamed = {
-        f"{other[stem]}.{leaf}": tensor
+        f"{other.get(stem, stem)}.{leaf}": tensor
         for key, tensor in mine.items()
         for stem, _, leaf in [key.partition(".")]
     }
     save_file(renamed, tmp_path / KOHYA_FILE)
     assert_same(read_kohya(tmp_path / KOHYA_FILE, linear_targets(sdxl)), weights)
-    key = next(iter(mine))
+    key = next(key for key in mine if key.startswith("lora_unet_"))
     save_file({**renamed, key: mine[key].clone()}, tmp_path / KOHYA_FILE)
     with pytest.raises(InvalidArgumentError, match="twice"):
         read_kohya(tmp_path / KOHYA_FILE, linear_targets(sdxl))
@@ -248,12 +324,13 @@ def contents(path: Path) -> tuple[dict[str, str], dict[str, Any], bytes]:
 
 
 def assert_same(one: AdapterWeights, other: AdapterWeights) -> None:
-    assert one.layers.keys() == other.layers.keys()
-    for path, layer in one.layers.items():
-        assert layer.alpha == other.layers[path].alpha
-        assert layer.down.dtype == other.layers[path].down.dtype
-        assert torch.equal(layer.down, other.layers[path].down)
-        assert torch.equal(layer.up, other.layers[path].up)
+    for mine, theirs in ((one.layers, other.layers), (one.text_layers, other.text_layers)):
+        assert mine.keys() == theirs.keys()
+        for path, layer in mine.items():
+            assert layer.alpha == theirs[path].alpha
+            assert layer.down.dtype == theirs[path].down.dtype
+            assert torch.equal(layer.down, theirs[path].down)
+            assert torch.equal(layer.up, theirs[path].up)
 
 
 # Strength, by what comes out: diffusers' own loading against both of Toile's ways to draw.
@@ -293,6 +370,38 @@ def test_the_unet_predicts_in_diffusers_what_it_predicts_here(
     assert (theirs - banked).abs().max() <= 1e-5
     assert (theirs - without).abs().max() > 1e-3
     assert (theirs - mistaken).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("file", "alphas"),
+    [(DIFFUSERS_FILE, [0.5, 3.0, 8.0, 1.0]), (DIFFUSERS_FILE, [5.0]), (KOHYA_FILE, [5.0])],
+)
+def test_prompts_are_encoded_in_diffusers_as_they_are_here(
+    bundle: Bundle, tmp_path: Path, file: str, alphas: list[float]
+) -> None:
+    unet_alone = mixed_adapter(bundle.unet, alphas=alphas)
+    targets = text_targets(bundle.text_encoders)
+    if file == KOHYA_FILE:
+        # Of a kohya file, diffusers 0.42 overlooks that the projection has a rank of its own.
+        del targets["text_encoder_2.text_projection"]
+    text = mixed_layers(targets, alphas=alphas)
+    adapter = AdapterWeights(unet_alone.layers, text_layers=text)
+    write_adapter(tmp_path, adapter, dataclasses.replace(CARD, base_digest=bundle.digest))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(bundle.path, local_files_only=True)
+    pipeline.load_lora_weights(tmp_path, weight_name=file)
+
+    def encoded(*adapters: LoadedAdapter) -> list[torch.Tensor]:
+        request = DiffusionRequest("a red dress", [1], negative_prompt="dull", adapters=adapters)
+        found = encode_prompts(bundle, request)
+        return [found.prompt, found.negative, found.pooled, found.negative_pooled]
+
+    with torch.inference_mode():
+        theirs = pipeline.encode_prompt("a red dress", negative_prompt="dull")
+    key = f"{file}-{alphas}"  # the bundle is shared, and remembers
+    ours, without = encoded(LoadedAdapter(key, adapter)), encoded()
+    for one, other, plain in zip(theirs, ours, without, strict=True):
+        assert (one - other).abs().max() <= 1e-5
+        assert (one - plain).abs().max() > 1e-3
 
 
 def model_inputs(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:

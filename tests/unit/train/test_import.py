@@ -1,6 +1,7 @@
 """LoRA files from elsewhere, through the service: what becomes a version, and what is refused."""
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from toile.core.errors import (  # noqa: E402
 from toile.core.settings import EngineSettings, Settings  # noqa: E402
 from toile.diffusion.adapters import DIFFUSERS_FILE, KOHYA_FILE, linear_targets  # noqa: E402
 from toile.diffusion.banked_unet import TRANSFORMER_TARGETS, bank_layout  # noqa: E402
+from toile.diffusion.kohya_keys import kohya_name  # noqa: E402
+from toile.diffusion.text_encoders import empty_text_encoders, text_targets  # noqa: E402
 from toile.diffusion.triton.packed import PackedFiles, empty_unet  # noqa: E402
 from toile.train.importing import Importer  # noqa: E402
 from toile.v1 import train_pb2  # noqa: E402
@@ -113,6 +116,57 @@ def test_a_kohya_file_becomes_a_version_in_both_layouts(
     assert all(torch.equal(peft[key], want[key]) for key in want)
 
 
+TEXT_PATHS = (
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+    "text_encoder_2.text_model.encoder.layers.1.self_attn.q_proj",
+)
+
+
+@pytest.fixture
+def with_text(kohya: State, tiny_bundle: Path) -> State:
+    """The same file with layers of both text encoders, of a rank over what the bank takes."""
+    targets = text_targets(empty_text_encoders(tiny_bundle))
+    state = dict(kohya)
+    for path in TEXT_PATHS:
+        inputs, outputs = targets[path]
+        name = kohya_name(path)
+        state[f"{name}.lora_down.weight"] = torch.randn(70, inputs)
+        state[f"{name}.lora_up.weight"] = torch.randn(outputs, 70)
+        state[f"{name}.alpha"] = torch.tensor(35.0)
+    return state
+
+
+def test_the_text_encoders_of_a_kohya_file_come_along(
+    train: TrainServiceStub, import_: Import, with_text: State, store: ArtifactStore, unet: Any
+) -> None:
+    version = import_(with_text)
+    again = download(train, version, KOHYA_FILE)
+    assert again.keys() == with_text.keys()
+    assert all(torch.equal(again[key], with_text[key]) for key in with_text)
+    peft = download(train, version, DIFFUSERS_FILE)
+    assert {key.rpartition(".lora_")[0] for key in peft if key.startswith("text")} == {*TEXT_PATHS}
+    assert (version.config.rank, version.config.alpha) == (RANK, ALPHA), "the UNet's"
+    (packed,) = [info.key for info in store.list("projects/p/models/") if ".bank/" in info.key]
+    assert load(store.get(packed)).keys() == set(bank_layout(unet).input_names)
+
+    # A PEFT file of the same, as transformers 5 names the first encoder's modules.
+    flat = {key.replace("text_encoder.text_model.", "text_encoder."): peft[key] for key in peft}
+    parts = {"unet": (RANK, ALPHA), "text_encoder": (70, 35.0), "text_encoder_2": (70, 35.0)}
+    config = {f"{p}.r": r for p, (r, _) in parts.items()}
+    config |= {f"{p}.lora_alpha": alpha for p, (_, alpha) in parts.items()}
+    version = import_(flat, facts={"lora_adapter_metadata": json.dumps(config)})
+    again = download(train, version, KOHYA_FILE)
+    assert all(torch.equal(again[key], with_text[key]) for key in with_text)
+
+
+def test_text_encoders_of_other_sizes_are_refused(import_: Import, with_text: State) -> None:
+    name = kohya_name(TEXT_PATHS[0])
+    with pytest.raises(InvalidArgumentError, match="the base's is") as caught:
+        import_({**with_text, f"{name}.lora_down.weight": torch.ones(70, 3)})
+    assert caught.value.reason == "ADAPTER_MISMATCH"
+    assert caught.value.metadata["field"] == "chunk"
+
+
 def test_names_of_stabilitys_own_blocks_are_understood(
     train: TrainServiceStub, import_: Import, unet: Any
 ) -> None:
@@ -187,8 +241,15 @@ def with_(key: str, *shape: int, dtype: Any = None) -> State:
 @pytest.mark.parametrize(
     ("extra", "kind"),
     [
-        (with_("lora_te1_text_model_x.lora_down.weight", 2, 3), "text encoder layers"),
-        (with_("text_encoder_2.x.lora_A.weight", 2, 3), "text encoder layers"),
+        (with_("lora_te1_text_model_x.lora_down.weight", 2, 3), "unknown keys"),
+        (with_("lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", 1), "unknown keys"),
+        (with_("lora_te1_text_model_encoder_layers_9_mlp_fc1.alpha", 1), "unknown keys"),
+        (with_("lora_te1_text_model_encoder_layers_0_mlp_fc1.hada_w1_a", 2, 3), "LoHa"),
+        (with_("text_encoder_2.x.lora_A.weight", 2, 3), "unknown keys"),
+        (
+            with_("text_encoder.layers.0.q_proj.lora_linear_layer.down.weight", 2, 3),
+            "diffusers' early layout",
+        ),
         (with_("lora_unet_x.lokr_w1", 2, 3), "LoKr"),
         (with_("lora_unet_x.hada_w1_a", 2, 3), "LoHa"),
         (with_("lora_unet_x.dora_scale", 2, 3), "DoRA"),

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from toile.core.artifacts import ArtifactStore
 from toile.core.errors import InvalidArgumentError
-from toile.diffusion.adapters import AdapterWeights
+from toile.diffusion.adapters import AdapterWeights, check_base
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter, pack
 from toile.diffusion.denoiser import LoadedAdapter
 
@@ -78,13 +78,7 @@ def check_adapter(weights: AdapterWeights, layout: BankLayout, *, base_digest: s
         InvalidArgumentError: It is of another base, or has layers that the bank does not hold
             (`ADAPTER_MISMATCH`).
     """
-    if base_digest and weights.base_digest and base_digest != weights.base_digest:
-        raise InvalidArgumentError(
-            "the adapter was trained on another base",
-            field="adapters",
-            reason="ADAPTER_MISMATCH",
-            metadata={"base_digest": base_digest, "adapter_base_digest": weights.base_digest},
-        )
+    check_base(weights, base_digest)
     known = {path for group in layout.groups for path in group.targets}
     if foreign := sorted(weights.layers.keys() - known):
         raise InvalidArgumentError(
