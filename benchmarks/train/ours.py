@@ -7,7 +7,6 @@ noise, no optimizer.
 
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from train.task import Task
 
 from toile.training import loop
 from toile.training.batches import loss_sum, make_batch
-from toile.training.caches import Cache, build_cache
+from toile.training.caches import Cache, encoded
 from toile.training.lora import Lora
 
 
@@ -28,10 +27,7 @@ def main() -> None:
     task = Task(**described)
     bundle, examples = task.inputs()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        cache = build_cache(
-            bundle, examples, Path(folder), dataset_digest="", on_progress=lambda *_: None
-        )
+    cache = encoded(bundle, examples)
     _say(cache_seconds=time.monotonic() - began)
     scheduler = DDPMScheduler.from_config(bundle.scheduler_config)
     recipe = Lora(bundle, task.config())

@@ -18,6 +18,7 @@ from toile.core.artifacts import (
     open_store,
     publish,
     publish_folder,
+    publish_stored,
     read_manifest,
 )
 from toile.core.errors import (
@@ -47,6 +48,23 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def test_files_that_were_put_one_by_one_are_published_as_they_are(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    store.put(f"{PREFIX}/1", b"one")
+    with pytest.raises(NotFoundError):
+        publish_stored(store, PREFIX, ["1", "2"])
+    store.put(f"{PREFIX}/2", b"two")
+    with pytest.raises(NotFoundError):
+        fetch(store, PREFIX, tmp_path)
+    published = publish_stored(store, PREFIX, ["1", "2"])
+    assert contents(fetch(store, PREFIX, tmp_path)) == {"1": b"one", "2": b"two"}
+    assert publish_stored(store, PREFIX, ["1", "2"]) == published
+    assert publish(store, PREFIX, {"1": b"one", "2": b"two"}) == published
+    with pytest.raises(AlreadyExistsError):
+        publish_stored(store, PREFIX, ["1"])
 
 
 def test_publishes_and_fetches(store: ArtifactStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from integration.training_platform import (
     settings_for,
 )
 from toile.core.jobs import JobState, JobStore
+from toile.diffusion.bundle import Bundle
+from toile.training.caches import encoded
+from toile.training.data import read_examples
 from toile.v1 import job_pb2, train_pb2
 
 pytestmark = pytest.mark.timeout(1800)  # most of it on a machine that is busy otherwise
@@ -131,6 +135,31 @@ async def test_a_controlnet_becomes_a_model_version(platform: Platform) -> None:
     assert len(facts["samples"]) == len(version.controlnet_config.sample_prompts) == 2
     shown = await download(platform, version.name, "samples/01.map.png")
     assert Image.open(io.BytesIO(shown)).size == (128, 128)
+
+
+async def test_two_workers_find_the_caches_that_one_would_compute(
+    home: Path, ray_head: RayHead, tiny_bundle: Path
+) -> None:
+    settings = settings_for(home, ray_head.jobs_url).model_copy(update={"train_workers": 2})
+    async with running(settings) as platform:
+        for info in list(platform.store.list("projects/p/caches/")):
+            platform.store.delete(info.key)
+        job = await create(platform, request_of("two", steps=4, masked_loss=True))
+        responses = await platform.watch(job.name)
+        end = responses[-1].job
+        assert (end.state, end.error.message) == (job_pb2.JOB_STATE_SUCCEEDED, "")
+        told = [response.event.progress for response in responses if response.event.progress.phase]
+        staged = list(itertools.takewhile(lambda progress: progress.phase == "cache", told))
+        assert [progress.step for progress in staged] == [0, 4, 8], "before the workers start"
+        assert {progress.total_steps for progress in staged} == {8}
+        (key,) = (
+            info.key
+            for info in platform.store.list("projects/p/caches/examples-")
+            if info.key.endswith("safetensors")
+        )
+        found = safetensors.torch.load(platform.store.get(key))
+    alone = encoded(Bundle.load(tiny_bundle), read_examples(home / "version"))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in vars(alone).items())
 
 
 async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:

@@ -1,15 +1,10 @@
 """What does not change from step to step, computed once: latents and text embeddings."""
 
-import hashlib
-import logging
-import os
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toile.core.prompts import CHUNK_TOKENS, escape
@@ -17,9 +12,6 @@ from toile.diffusion.bundle import Bundle
 from toile.training.data import Example, load_image
 
 _ENCODE_BATCH = 8
-_VERSION = "1"  # of what is cached; a change makes old caches be computed again
-
-_log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]
 
@@ -57,100 +49,76 @@ class WeightedCache(Cache):
     weights: Tensor
 
 
-def build_cache(
-    bundle: Bundle,
-    examples: Sequence[Example],
-    folder: Path,
-    *,
-    dataset_digest: str,
-    on_progress: OnProgress,
-) -> Cache:
-    """Encode the examples, or take from `folder` what an earlier run of the same left there."""
-    return encoded(bundle, lambda: examples, folder, digest=dataset_digest, on_progress=on_progress)
-
-
-def encoded(
-    bundle: Bundle,
-    load: Callable[[], Sequence[Example]],
-    folder: Path,
-    *,
-    digest: str,
-    on_progress: OnProgress,
-) -> Cache:
-    """The same, of examples that are loaded only if they have to be encoded."""
-    facts = (_VERSION, digest, bundle.digest, str(bundle.native_size))
-    found = remembered(
-        folder, "encoded", facts, lambda: dict(vars(_encode(bundle, load(), on_progress)))
-    )
-    return Cache(**found)
-
-
-def remembered(
-    folder: Path, name: str, facts: Sequence[str], compute: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Compute tensors, or take from `folder` those that follow from the same facts.
-
-    Where a fact is empty they are computed every time: only published data has a digest.
-    """
-    if not all(facts):
-        return compute()
-    key = hashlib.sha256("\0".join(facts).encode()).hexdigest()
-    file = folder / f"{name}-{key[:24]}.safetensors"
-    if file.is_file():
-        try:
-            found: dict[str, Tensor] = load_file(file)
-            return found
-        except (SafetensorError, OSError):
-            file.unlink(missing_ok=True)  # damaged
-    tensors = compute()
-    part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        save_file(tensors, part)
-        part.replace(file)
-    except (SafetensorError, OSError) as error:
-        part.unlink(missing_ok=True)
-        _log.warning("%s is not kept for the next time: %s", file.name, error)
-    return tensors
+def encoded(bundle: Bundle, examples: Sequence[Example]) -> Cache:
+    """Encode examples and keep them nowhere."""
+    every = range(len(examples))
+    return Cache(**encode(bundle, examples, every, lambda *_: None))
 
 
 @torch.inference_mode()
-def _encode(bundle: Bundle, examples: Sequence[Example], on_progress: OnProgress) -> Cache:
-    texts, captions = _encode_captions(bundle, [example.caption for example in examples])
+def encode(
+    bundle: Bundle, examples: Sequence[Example], places: range, on_progress: OnProgress
+) -> dict[str, Tensor]:
+    """Encode some of the examples: tensors of a `Cache` that `joined_shards` puts together.
+
+    A caption is encoded with the first of the examples that has it. Equal shards are equal bit for
+    bit wherever a processor computes them: in batches of the same images, on one thread.
+    """
     means: list[Tensor] = []
     deviations: list[Tensor] = []
     scale, shift = bundle.vae.config.scaling_factor, bundle.vae.config.shift_factor or 0.0
-    for start in range(0, len(examples), _ENCODE_BATCH):
-        batch = examples[start : start + _ENCODE_BATCH]
-        pixels = torch.stack([load_image(one.path, bundle.native_size) for one in batch])
-        latents = bundle.vae.encode(pixels.to(bundle.vae.device)).latent_dist
-        means.append((latents.mean - shift).float().cpu() * scale)
-        deviations.append(latents.std.float().cpu() * scale)
-        on_progress(start + len(batch), len(examples))
-    return Cache(
-        means=torch.cat(means),
-        deviations=torch.cat(deviations),
-        captions=torch.tensor(captions),
-        embeds=torch.cat([embeds for embeds, _ in texts]),
-        pooled=torch.cat([pooled for _, pooled in texts]),
-    )
+    with on_one_thread():
+        captions = [example.caption for example in examples]
+        tensors = _encode_captions(bundle, captions, places)
+        for start in range(places.start, places.stop, _ENCODE_BATCH):
+            batch = examples[start : min(start + _ENCODE_BATCH, places.stop)]
+            pixels = torch.stack([load_image(one.path, bundle.native_size) for one in batch])
+            latents = bundle.vae.encode(pixels.to(bundle.vae.device)).latent_dist
+            means.append((latents.mean - shift).float().cpu() * scale)
+            deviations.append(latents.std.float().cpu() * scale)
+            on_progress(start + len(batch) - places.start, len(places))
+    return {"means": torch.cat(means), "deviations": torch.cat(deviations), **tensors}
 
 
-def _encode_captions(
-    bundle: Bundle, captions: Sequence[str]
-) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
-    """Embeddings of the distinct captions, the empty one's first, and each caption's place."""
-    places: dict[str, int] = {}
+def joined_shards(shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Put tensors of all examples together; one that a shard has nothing for is not in it."""
+    names = dict.fromkeys(name for shard in shards for name in shard)
+    return {name: torch.cat([shard[name] for shard in shards if name in shard]) for name in names}
+
+
+@contextlib.contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Compute alike on machines of any number of cores: sums of parts depend on the parts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _encode_captions(bundle: Bundle, captions: Sequence[str], places: range) -> dict[str, Tensor]:
+    """Which embeddings some examples have, and those that no example before them has.
+
+    The first embedding of all is the empty caption's.
+    """
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions), start=1)}
     texts: list[tuple[Tensor, Tensor]] = []
-    for caption in captions:
-        if caption in places:
+    known = set(captions[: places.start])
+    for caption in dict.fromkeys(captions[places.start : places.stop]):
+        if caption in known:
             continue
-        encoded = bundle.encode_prompt(escape(fit_caption(bundle, caption)))
-        if not texts:
+        found = bundle.encode_prompt(escape(fit_caption(bundle, caption)))
+        if not (texts or known):
             # What guidance will push away from: the empty prompt just as the pipelines embed it.
-            texts.append((encoded.negative.float().cpu(), encoded.negative_pooled.float().cpu()))
-        places[caption] = len(texts)
-        texts.append((encoded.prompt.float().cpu(), encoded.pooled.float().cpu()))
-    return texts, [places[caption] for caption in captions]
+            texts.append((found.negative.float().cpu(), found.negative_pooled.float().cpu()))
+        texts.append((found.prompt.float().cpu(), found.pooled.float().cpu()))
+    own = [numbers[caption] for caption in captions[places.start : places.stop]]
+    tensors = {"captions": torch.tensor(own)}
+    if texts:
+        tensors["embeds"] = torch.cat([embeds for embeds, _ in texts])
+        tensors["pooled"] = torch.cat([pooled for _, pooled in texts])
+    return tensors
 
 
 def fit_caption(bundle: Bundle, caption: str) -> str:

@@ -6,16 +6,13 @@ not turn all of the class into them. As in diffusers' DreamBooth scripts a batch
 images of the one as of the other, and the loss is the sum of both means, the class's weighted.
 
 An image is kept in the artifact store as soon as it is drawn, at
-`projects/{project}/class-images/{what it follows from}/{index}.png`: another attempt, another rank
+`projects/{project}/class-images/{what it follows from}/{index}.png`: another attempt
 and a later training find it there, and a larger count draws the rest.
 """
 
 import contextlib
 import hashlib
 import io
-import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,50 +25,15 @@ from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DEFAULT_GUIDANCE_SCALE, DiffusionRequest, diffuse
 from toile.diffusion.turns import Urgency
-from toile.training.caches import Cache, OnProgress, WeightedCache, encoded, fit_caption
-from toile.training.config import LoraRecipeConfig
+from toile.training.caches import Cache, OnProgress, WeightedCache, fit_caption
 from toile.training.data import Example
-from toile.training.patience import patiently, report
-from toile.training.ranks import place
+from toile.training.patience import patiently
 
 PHASE = "class images"
 _VERSION = "1"  # of how they are drawn; a change makes them be drawn again
 _GUIDANCE_SCALE = DEFAULT_GUIDANCE_SCALE / 2
 """Who trains on guided images needs less guidance afterwards, and is given as much: with the whole
 of it the class comes out glaring, without any it comes out dull (ADR 12)."""
-_POLL_SECONDS = 1.0
-"""Between two looks whether the other ranks are done."""
-
-
-def with_class_images(
-    cache: Cache,
-    job: JobContext,
-    bundle: Bundle,
-    config: LoraRecipeConfig,
-    *,
-    on_progress: OnProgress,
-) -> WeightedCache:
-    """Put the images of the class behind the dataset's; those that there are not are drawn.
-
-    Every rank calls it: they share the drawing. The UNet must still be the base's own.
-
-    Raises:
-        CancelledError: The job should stop; what was drawn is kept.
-        DataLossError: An image that was kept is damaged; it is kept no longer.
-        UnavailableError: The artifact store stayed away.
-    """
-    prompt = fit_caption(bundle, config.class_prompt)
-    shelf = _Shelf(job, bundle, prompt)
-    digests = shelf.fill(config.class_image_count)
-    with tempfile.TemporaryDirectory(prefix="class-", dir=job.scratch_path) as folder:
-        drawn = encoded(
-            bundle,
-            lambda: shelf.examples(len(digests), Path(folder)),
-            job.cache_path,
-            digest=hashlib.sha256("\0".join((prompt, *digests)).encode()).hexdigest(),
-            on_progress=on_progress,
-        )
-    return joined(cache, drawn, config.prior_loss_weight)
 
 
 def joined(cache: Cache, drawn: Cache, weight: float) -> WeightedCache:
@@ -88,48 +50,43 @@ def joined(cache: Cache, drawn: Cache, weight: float) -> WeightedCache:
     )
 
 
-class _Shelf:
+class Shelf:
     """Images of one prompt by one base, in the artifact store."""
 
     def __init__(self, job: JobContext, bundle: Bundle, prompt: str) -> None:
+        """Open a job's project's; a prompt that is too long loses its end."""
+        prompt = fit_caption(bundle, prompt)
         self._job, self._bundle, self._prompt = job, bundle, prompt
         self._denoiser = TorchDenoiser(bundle)
         facts = (_VERSION, bundle.digest, str(bundle.native_size), prompt)
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
         self._prefix = f"projects/{job.project}/class-images/{key}"
 
-    def fill(self, count: int) -> Sequence[str]:
-        """Draw what is missing of the first `count` images; return the digests of all of them.
+    def fill(self, places: range, on_drawn: OnProgress) -> None:
+        """Draw those of some images that are missing. The UNet must still be the base's own.
 
-        Each rank draws its share and waits for the others'. It looks into the store for them: a
-        collective of the ranks would not wait as long as drawing may take.
+        Raises:
+            CancelledError: The job should stop; what was drawn is kept.
+            UnavailableError: The artifact store stayed away.
         """
-        rank, world_size = place()
-        while True:
-            kept = self._kept()
-            missing = [index for index in range(count) if self._key(index) not in kept]
-            if not missing:
-                return [kept[self._key(index)] for index in range(count)]
-            mine = [index for index in missing if index % world_size == rank]
-            for done, index in enumerate(mine):
-                self._job.check()
-                if rank == 0:  # the others are about as far
-                    known = count - len(missing) + done * world_size
-                    report(self._job, PHASE, min(known, count), count)
-                self._keep(index, self._draw(index))
-            if not mine:
-                self._job.check()
-                time.sleep(_POLL_SECONDS)
-
-    def examples(self, count: int, folder: Path) -> list[Example]:
-        """Write the first `count` images into a folder, to be encoded."""
-        found: list[Example] = []
-        for index in range(count):
+        kept = self._kept()
+        missing = [index for index in places if self._key(index) not in kept]
+        for done, index in enumerate(missing, start=len(places) - len(missing)):
             self._job.check()
-            path = folder / f"{index:05d}.png"
-            path.write_bytes(self._read(index))
-            found.append(Example(path, path.name, self._prompt, path.name))
-        return found
+            on_drawn(done, len(places))
+            self._keep(index, self._draw(index))
+
+    def examples(self, count: int, places: range, folder: Path) -> list[Example]:
+        """The first `count` images, of which some are written into a folder, to be encoded.
+
+        Raises:
+            DataLossError: An image that was kept is damaged; it is kept no longer.
+        """
+        paths = [folder / f"{index:05d}.png" for index in range(count)]
+        for index in places:
+            self._job.check()
+            paths[index].write_bytes(self._read(index))
+        return [Example(path, path.name, self._prompt, path.name) for path in paths]
 
     def _draw(self, index: int) -> Image.Image:
         """Draw an image of the base's own size."""
@@ -160,12 +117,12 @@ class _Shelf:
 
         patiently(self._job, PHASE, put)
 
-    def _kept(self) -> dict[str, str]:
-        """Digests of the images that there are, by their keys."""
+    def _kept(self) -> set[str]:
+        """Keys of the images that there are."""
         return patiently(
             self._job,
             PHASE,
-            lambda: {info.key: info.digest for info in self._job.store.list(self._prefix + "/")},
+            lambda: {info.key for info in self._job.store.list(self._prefix + "/")},
         )
 
     def _read(self, index: int) -> bytes:

@@ -2,20 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from toile.diffusion.bundle import Bundle
 from toile.diffusion.vision import Vision
 from toile.imaging.control_maps import ControlKind, palette
 from toile.imaging.edges import canny
-from toile.training.caches import Cache, OnProgress, remembered
+from toile.training.caches import Cache, OnProgress, on_one_thread
 from toile.training.data import Example, load_square
-
-_VERSION = "1"  # of what is cached; a change makes old maps be computed again
 
 
 @dataclass(frozen=True)
@@ -37,41 +33,32 @@ class ControlCache(Cache):
         return shown.permute(0, 3, 1, 2).contiguous()
 
 
-def with_maps(
-    cache: Cache,
-    bundle: Bundle,
+def with_maps(cache: Cache, planes: Tensor, kind: ControlKind) -> ControlCache:
+    """Add the maps of the squares that the latents are of, by what `control_planes` found."""
+    return ControlCache(**vars(cache), planes=planes, colours=torch.from_numpy(palette(kind)))
+
+
+def control_planes(
+    vision: Vision,
     examples: Sequence[Example],
     kind: ControlKind,
-    folder: Path,
-    *,
-    dataset_digest: str,
+    native_size: int,
     on_progress: OnProgress,
-) -> ControlCache:
-    """Add the maps of the squares that the latents are of, or take them from `folder`.
+) -> Tensor:
+    """What each pixel of some examples is, `[N, S, S]` of uint8.
 
     Raises:
         FailedPreconditionError: Parts are asked of a base that has no segmenter
             (`BASE_LACKS_VISION`).
     """
-    facts = (_VERSION, kind.value, dataset_digest, bundle.digest, str(bundle.native_size))
-    found = remembered(
-        folder, "maps", facts, lambda: {"planes": _planes(bundle, examples, kind, on_progress)}
-    )
-    colours = torch.from_numpy(palette(kind))
-    return ControlCache(**vars(cache), planes=found["planes"], colours=colours)
-
-
-def _planes(
-    bundle: Bundle, examples: Sequence[Example], kind: ControlKind, on_progress: OnProgress
-) -> Tensor:
-    vision = Vision(bundle.path)
     planes: list[Tensor] = []
-    for example in examples:
-        square = load_square(example.path, bundle.native_size)
-        if kind is ControlKind.PARTS:
-            plane = vision.segment(square)[0]
-        else:
-            plane = canny(np.asarray(square))
-        planes.append(torch.from_numpy(plane))
-        on_progress(len(planes), len(examples))
+    with on_one_thread():
+        for example in examples:
+            square = load_square(example.path, native_size)
+            if kind is ControlKind.PARTS:
+                plane = vision.segment(square)[0]
+            else:
+                plane = canny(np.asarray(square))
+            planes.append(torch.from_numpy(plane))
+            on_progress(len(planes), len(examples))
     return torch.stack(planes)

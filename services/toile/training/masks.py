@@ -1,7 +1,6 @@
 """What the loss of a picture weighs where: the garment's parts, as the dataset version has them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,36 +8,32 @@ from PIL import Image
 from torch import Tensor, nn
 
 from toile.core.errors import DataLossError
-from toile.training.caches import Cache, WeightedCache, remembered
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
+from toile.training.caches import Cache, WeightedCache
 from toile.training.config import LoraRecipeConfig, lacks_masks
 from toile.training.data import Example, middle_square
 
-_VERSION = "1"  # of what is cached; a change makes old shares be computed again
 
-
-def with_masks(
-    cache: Cache,
-    examples: Sequence[Example],
-    config: LoraRecipeConfig,
-    folder: Path,
-    *,
-    dataset_digest: str,
-) -> WeightedCache:
+def with_masks(cache: Cache, shares: Tensor, config: LoraRecipeConfig) -> WeightedCache:
     """Add the weights of the squares that the latents are of, 1 on average over each image.
+
+    Args:
+        cache: The examples.
+        shares: Of their latents, as `garment_shares` says.
+        config: Says what the background counts.
+    """
+    return WeightedCache(**vars(cache), weights=loss_weights(shares, config.background_weight))
+
+
+def garment_shares(examples: Sequence[Example], native_size: int) -> Tensor:
+    """How much of each latent of some examples the garment covers, `[N, 1, h, w]`.
 
     Raises:
         FailedPreconditionError: An example has no mask (`DATASET_LACKS_MASKS`).
         DataLossError: A mask cannot be read.
     """
-    height, width = cache.means.shape[-2:]
-    found = remembered(
-        folder,
-        "masks",
-        (_VERSION, dataset_digest, f"{height}x{width}"),
-        lambda: {"shares": torch.stack([_share(one, height, width) for one in examples])},
-    )
-    weights = loss_weights(found["shares"], config.background_weight)
-    return WeightedCache(**vars(cache), weights=weights)
+    side = native_size // PIXELS_PER_LATENT
+    return torch.stack([_share(one, side, side) for one in examples])
 
 
 def loss_weights(shares: Tensor, background: float) -> Tensor:

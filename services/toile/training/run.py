@@ -4,28 +4,36 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
 
 from toile.core.artifacts import delete_folder, fetch
-from toile.core.catalog.models import BaseRow, DatasetVersionRow
-from toile.core.errors import NotFoundError
 from toile.core.jobs.records import CHECKPOINTS_FOLDER
 from toile.core.jobs.runtime import JobContext
 from toile.core.jobs.samples import SAMPLES_FOLDER
 from toile.diffusion.bundle import CPU, Bundle
 from toile.imaging.control_maps import ControlKind
 from toile.training import loop, publish
-from toile.training.caches import Cache, build_cache
+from toile.training.cache_maker import CacheMaker
+from toile.training.cache_plans import (
+    CLASS_IMAGES,
+    EXAMPLES,
+    MAPS,
+    MASKS,
+    CachePlan,
+    inputs,
+    plans_for,
+)
+from toile.training.caches import Cache
 from toile.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from toile.training.class_images import with_class_images
+from toile.training.class_images import joined
 from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig, RecipeConfig
 from toile.training.control_recipe import ControlNet
 from toile.training.data import Example, read_examples
@@ -44,13 +52,20 @@ REPORT_INTERVAL_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 
 
-def train_and_publish(job: JobContext, *, rank: int = 0, device: torch.device = CPU) -> None:
+def train_and_publish(
+    job: JobContext,
+    *,
+    rank: int = 0,
+    device: torch.device = CPU,
+    meet: Callable[[], None] = lambda: None,
+) -> None:
     """Train the job's adapter; the leading rank publishes it and ends the job.
 
     Args:
         job: The job.
         rank: Of this process among those that train together.
         device: Where it computes.
+        meet: Returns when all that train together have what they train on.
 
     Raises:
         CancelledError: The job should stop.
@@ -58,14 +73,16 @@ def train_and_publish(job: JobContext, *, rank: int = 0, device: torch.device = 
     """
     leads = rank == 0
     config = RECIPES[job.spec["recipe"]].checked(job.spec["config"])
-    base, dataset = patiently(job, "prepare", lambda: _inputs(job))
+    base, dataset = inputs(job)
     if leads:
         report(job, "prepare", 0, 1)
     base_path = _fetched(job, base.artifact)
     bundle = Bundle.load(base_path, digest=base.digest, device=device)
     examples = read_examples(_fetched(job, dataset.artifact))
     job.check()
-    recipe, cache = _recipe(job, bundle, examples, dataset, config, leads=leads)
+    plans = plans_for(job, base, dataset)
+    recipe, cache = _recipe(job, bundle, examples, plans, config, leads=leads)
+    meet()
     end = _train(job, bundle, recipe, cache, examples, config, leads=leads)
     recipe.finish()
     if leads:
@@ -90,15 +107,6 @@ def train_and_publish(job: JobContext, *, rank: int = 0, device: torch.device = 
         _forget(job)
 
 
-def _inputs(job: JobContext) -> tuple[BaseRow, DatasetVersionRow]:
-    with job.catalog.reading() as session:
-        base = session.get(BaseRow, job.spec["base"])
-        dataset = session.get(DatasetVersionRow, job.spec["dataset_version"])
-    if base is None or dataset is None:
-        raise NotFoundError("the base or the dataset version is gone")
-    return base, dataset
-
-
 def _fetched(job: JobContext, artifact: str) -> Path:
     return patiently(job, "prepare", lambda: fetch(job.store, artifact, job.cache_path))
 
@@ -107,38 +115,22 @@ def _recipe(
     job: JobContext,
     bundle: Bundle,
     examples: list[Example],
-    dataset: DatasetVersionRow,
+    plans: Sequence[CachePlan],
     config: LoraRecipeConfig | ControlNetRecipeConfig,
     *,
     leads: bool,
 ) -> tuple[Recipe, Cache]:
     """What is trained, and what it is trained on."""
-
-    def on_progress(done: int, total: int) -> None:
-        job.check()
-        if leads:
-            report(job, "cache", done, total)
-
-    cache = build_cache(
-        bundle, examples, job.cache_path, dataset_digest=dataset.digest, on_progress=on_progress
-    )
+    maker = CacheMaker(job, bundle, examples, tells=leads)
+    found = {plan.kind: maker.obtain(plan) for plan in plans}
+    cache = Cache(**found[EXAMPLES])
     if isinstance(config, LoraRecipeConfig):
-        if config.masked_loss:
-            cache = with_masks(
-                cache, examples, config, job.cache_path, dataset_digest=dataset.digest
-            )
-        if config.class_prompt:
-            cache = with_class_images(cache, job, bundle, config, on_progress=on_progress)
+        if MASKS in found:
+            cache = with_masks(cache, found[MASKS]["shares"], config)
+        if CLASS_IMAGES in found:
+            cache = joined(cache, Cache(**found[CLASS_IMAGES]), config.prior_loss_weight)
         return Lora(bundle, config), cache
-    with_control = with_maps(
-        cache,
-        bundle,
-        examples,
-        ControlKind(config.control_kind),
-        job.cache_path,
-        dataset_digest=dataset.digest,
-        on_progress=on_progress,
-    )
+    with_control = with_maps(cache, found[MAPS]["planes"], ControlKind(config.control_kind))
     names = [example.file_name for example in examples]
     return ControlNet(bundle, config, with_control, names), with_control
 

@@ -1,8 +1,9 @@
 """The one module that speaks to Ray Train: starts workers, and what each of them does.
 
 `launch` runs in the job's process and imports no torch beyond what Ray Train does; `work` runs in
-a worker. The worker that leads (rank 0) publishes the model version and ends the job by itself,
-so that no result has to travel back.
+a worker. Several workers find their caches computed (`stage`); one computes them for itself. The
+worker that leads (rank 0) publishes the model version and ends the job by itself, so that no
+result has to travel back.
 
 A worker that is killed is started again by Ray Train and goes on from the last checkpoint; an
 error of the training itself is recorded as the job's failure and not tried again.
@@ -16,6 +17,7 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.train.collective
 import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -24,14 +26,13 @@ from toile.core import logging as core_logging
 from toile.core.errors import CancelledError, ComputeUnavailableError, ToileError
 from toile.core.jobs.failures import COMPUTE_LOST
 from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
+from toile.training.stage import NICENESS, fill_caches
 
 WORKER_RESTARTS = 3
 LEAVE_SECONDS = 25.0
 """What workers may take for a checkpoint when the job is told to end; Kubernetes gives 30."""
 _COLLECTIVE_TIMEOUT_SECONDS = 300
 _LEAVE_POLL_SECONDS = 0.1
-_NICENESS = 10
-"""Of a worker: who draws on the same machine goes first."""
 # Ray Train has no other place for these.
 _RAY_TRAIN_VARIABLES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon it notices that the worker is done
@@ -49,17 +50,26 @@ def launch(job: JobContext) -> None:
     os.environ.update(_RAY_TRAIN_VARIABLES)
     ray.init(address="auto")
     install_stop_handler()
-    results = job.scratch_path / "ray"
+    workers = scaling(
+        int(job.spec["workers"]), job.settings.train_gpu, ray.cluster_resources().get("GPU", 0)
+    )
+    try:
+        if workers.num_workers > 1:
+            fill_caches(job, actors=workers.num_workers, gpus=int(workers.use_gpu))
+        _fit(job, workers)
+    finally:
+        shutil.rmtree(job.scratch_path, ignore_errors=True)
+
+
+def _fit(job: JobContext, workers: ScalingConfig) -> None:
     trainer = TorchTrainer(
         work,
         train_loop_config={"settings": job.settings, "job": job.name, "attempt": job.attempt},
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
-        scaling_config=scaling(
-            int(job.spec["workers"]), job.settings.train_gpu, ray.cluster_resources().get("GPU", 0)
-        ),
+        scaling_config=workers,
         run_config=RunConfig(
             name=f"attempt-{job.attempt}",
-            storage_path=str(results),
+            storage_path=str(job.scratch_path / "ray"),
             failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
         ),
     )
@@ -75,8 +85,6 @@ def launch(job: JobContext) -> None:
         raise ComputeUnavailableError(
             f"training workers died {WORKER_RESTARTS + 1} times", reason=COMPUTE_LOST
         ) from error
-    finally:
-        shutil.rmtree(job.scratch_path, ignore_errors=True)
 
 
 def scaling(workers: int, wants_gpus: bool | None, gpus: float) -> ScalingConfig:
@@ -109,12 +117,14 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     core_logging.configure(config["settings"], "training")
     _use_all_cores(context.get_local_world_size())
-    os.nice(_NICENESS)
+    os.nice(NICENESS)
     device = ray.train.torch.get_device()
     gpus = int(device.type == "cuda")
     with opened(config["settings"], config["job"], config["attempt"]) as job, job.heartbeat(gpus):
         try:
-            train_and_publish(job, rank=context.get_world_rank(), device=device)
+            train_and_publish(
+                job, rank=context.get_world_rank(), device=device, meet=ray.train.collective.barrier
+            )
         except CancelledError as error:
             job.fail(error)
         except Exception as error:

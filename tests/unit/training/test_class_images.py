@@ -2,10 +2,8 @@
 
 import io
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from PIL import Image
 from toile.core.artifacts import ArtifactStore
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import JobRow
-from toile.core.errors import CancelledError, ToileError
+from toile.core.errors import ToileError
 from toile.core.jobs import JobKind, JobState, JobStore
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.settings import Settings
@@ -25,7 +23,6 @@ from toile.training import class_images, loop, validation
 from toile.training.batches import Batch, loss_sum, make_batch
 from toile.training.caches import Cache, WeightedCache
 from toile.training.checkpoint import Checkpoint
-from toile.training.config import LoraRecipeConfig
 from toile.training.masks import loss_weights
 from toile.training.run import train_and_publish
 from unit.training.runs import CLASS_CONFIG, CONFIG, NAMES, Run, with_class
@@ -208,8 +205,8 @@ def test_a_damaged_image_is_drawn_again_by_the_next_training(
     before = file.stat()
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as where a disk forgets
-    for file in settings.home_path.glob("cache/encoded-*"):
-        file.unlink()
+    for info in list(store.list("projects/p/caches/class-images-")):
+        store.delete(info.key)
     row = train(train_and_publish, **config)
     assert (row.state, row.error_reason) == (JobState.FAILED, "DATA_LOSS")
     assert train(train_and_publish, **config).state == JobState.SUCCEEDED
@@ -259,7 +256,7 @@ def test_an_interrupted_drawing_goes_on_where_it_was(
     assert jobs.get(row.name).state == JobState.SUCCEEDED
     whole = kept(store)
     assert before.items() < whole.items()
-    for key in whole:
+    for key in (*whole, *(info.key for info in store.list("projects/p/caches/class-images-"))):
         store.delete(key)
     drawn.clear()
     assert train(train_and_publish, **config).state == JobState.SUCCEEDED
@@ -274,45 +271,3 @@ def started(train: Train, jobs: JobStore, how: str, **config: object) -> JobRow:
         train(train_and_publish, **config)
     (row,) = jobs.active(JobKind.TRAINING)
     return row
-
-
-def test_ranks_share_the_drawing_and_have_the_same_examples(
-    train: Train, tiny_bundle: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine = threading.local()
-    by_rank: dict[int, int] = {0: 0, 1: 0}
-
-    def flat(bundle: Bundle, denoiser: object, request: object, **_: object) -> Iterator[object]:
-        by_rank[mine.rank] += 1
-        shade = request.seeds[0] % 256  # type: ignore[attr-defined]
-        yield Image.new("RGB", (128, 128), (shade, shade, shade))
-
-    monkeypatch.setattr(class_images, "place", lambda: (mine.rank, 2))
-    monkeypatch.setattr(class_images, "diffuse", flat)
-    monkeypatch.setattr(class_images, "_POLL_SECONDS", 0.05)
-    config = LoraRecipeConfig(class_prompt="a dress", class_image_count=5)
-    found: dict[int, Cache] = {}
-
-    def work(job: JobContext) -> None:
-        def be(rank: int) -> None:
-            mine.rank = rank
-            found[rank] = class_images.with_class_images(
-                cache, job, bundles[rank], config, on_progress=lambda *_: None
-            )
-
-        bundles = [Bundle.load(tiny_bundle, digest="b") for _ in range(2)]
-        for bundle in bundles:  # networks cannot be loaded in two threads at once
-            bundle.encode_prompt("a dress")
-            assert bundle.unet.device == bundle.vae.device
-        ranks = [threading.Thread(target=be, args=(rank,)) for rank in (0, 1)]
-        for thread in ranks:
-            thread.start()
-        for thread in ranks:
-            thread.join()
-        raise CancelledError("enough")
-
-    train(work)
-    assert by_rank == {0: 3, 1: 2}
-    first, second = (vars(found[rank]) for rank in (0, 1))
-    assert len(first["means"]) == len(cache) + 5
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +28,8 @@ from toile.diffusion.triton.packed import PackedFiles, empty_unet
 from toile.serving.models import Models
 from toile.train.handler import TrainHandler
 from toile.training import caches, lora, publish, run
+from toile.training.cache_maker import CacheMaker
+from toile.training.cache_plans import CachePlan
 from toile.training.data import Example, read_examples
 from toile.training.run import train_and_publish
 from toile.v1 import inference_pb2
@@ -286,12 +287,14 @@ def test_a_loss_that_is_no_number_ends_the_job_with_its_step_and_images(
     def read(path: Path) -> list[Example]:
         return [replace(one, file_name=folder + one.file_name) for one in read_examples(path)]
 
-    def poisoned(*arguments: Any, **options: Any) -> caches.Cache:
-        cache = caches.build_cache(*arguments, **options)
-        return replace(cache, means=torch.full_like(cache.means, float("nan")))
+    obtain = CacheMaker.obtain
+
+    def poisoned(maker: CacheMaker, plan: CachePlan) -> dict[str, torch.Tensor]:
+        tensors = obtain(maker, plan)
+        return {**tensors, "means": torch.full_like(tensors["means"], float("nan"))}
 
     monkeypatch.setattr(run, "read_examples", read)
-    monkeypatch.setattr(run, "build_cache", poisoned)
+    monkeypatch.setattr(CacheMaker, "obtain", poisoned)
     job = train(train_and_publish, batch_size=8)
     assert (job.state, job.error_reason) == ("FAILED", "TRAINING_DIVERGED")
     assert "at step 1" in job.error_message
@@ -330,37 +333,6 @@ def test_cancelled_while_it_samples_publishes_nothing(
     monkeypatch.setattr(publish, "draw_samples", cancel_then_draw)
     assert train(train_and_publish).state == JobState.CANCELLED
     assert version_of(catalog) is None
-
-
-def test_encoded_examples_are_computed_once(
-    settings: Settings, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = Bundle.load(tiny_bundle, digest="base")
-    examples = read_examples(settings.home_path / "version")
-
-    def build(digest: str) -> tuple[caches.Cache, list[int]]:
-        progress: list[int] = []
-        cache = caches.build_cache(
-            bundle,
-            examples,
-            tmp_path,
-            dataset_digest=digest,
-            on_progress=lambda done, _: progress.append(done),
-        )
-        return cache, progress
-
-    first, computed = build("one")
-    again, nothing = build("one")
-    assert (computed, nothing) == ([4], [])
-    assert all(torch.equal(tensor, vars(again)[name]) for name, tensor in vars(first).items())
-    assert first.means.shape == (4, 4, 16, 16)
-    assert first.captions.tolist() == [1, 2, 1, 2]
-    assert len(first.embeds) == 3
-    assert build("two")[1] == [4]
-    (file, *_) = sorted(tmp_path.glob("encoded-*.safetensors"))
-    for damaged in tmp_path.glob("encoded-*.safetensors"):
-        damaged.write_bytes(file.read_bytes()[:100])
-    assert build("one")[1] == [4]
 
 
 def test_long_captions_lose_their_end(tiny_bundle: Path) -> None:

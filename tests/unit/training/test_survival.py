@@ -24,7 +24,6 @@ from toile.core.settings import Settings
 from toile.diffusion.adapters import load_lora
 from toile.train.handler import TrainHandler
 from toile.training import events, patience, publish, run
-from toile.training.caches import remembered
 from toile.training.run import train_and_publish
 from unit.training.event_files import shown
 
@@ -273,19 +272,3 @@ def test_a_catalog_that_is_away_costs_only_reports(
     assert weights(settings, catalog, trained(settings, catalog), tmp_path / "fetched")
     assert lost
     catalog.close()
-
-
-def test_what_cannot_be_kept_is_computed_each_time(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    computed = []
-
-    def compute() -> dict[str, torch.Tensor]:
-        computed.append(1)
-        return {"one": torch.ones(1)}
-
-    for _ in range(2):
-        kept = remembered(tmp_path / "no folder", "ones", ("fact",), compute)
-        assert kept["one"] == 1
-    assert len(computed) == 2
-    assert "not kept for the next time" in caplog.text

@@ -7,6 +7,7 @@ from toile.core.artifacts.manifest import (
     delete_folder,
     publish,
     publish_folder,
+    publish_stored,
     read_manifest,
 )
 from toile.core.artifacts.opening import open_store
@@ -22,5 +23,6 @@ __all__ = [
     "open_store",
     "publish",
     "publish_folder",
+    "publish_stored",
     "read_manifest",
 ]

@@ -10,7 +10,7 @@ so: therefore read a file at `Manifest.key(prefix, name)`.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,21 +134,52 @@ def publish(
     wanted = Manifest(entries, json.loads(_canonical(metadata or {})))
     published = _published(store, prefix)
     if published is None:
-        wanted = _upload(store, prefix, files, wanted)
-        try:
-            store.put(
-                f"{prefix}/{MANIFEST}",
-                wanted.to_json(),
-                media_type="application/json",
-                if_absent=True,
-            )
-        except AlreadyExistsError:
-            published = read_manifest(store, prefix)
-        else:
-            return wanted
+        return _seal(store, prefix, _upload(store, prefix, files, wanted))
+    _check_same(published, wanted, prefix)
+    return published
+
+
+def publish_stored(
+    store: ArtifactStore,
+    prefix: str,
+    names: Sequence[str],
+    metadata: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Make files count that were put under a prefix one by one, whoever put them there.
+
+    Raises:
+        NotFoundError: One is not there.
+        AlreadyExistsError: Other content is published there.
+        InvalidArgumentError: A name cannot be a key.
+    """
+    check_key(prefix)
+    entries = {}
+    for name in names:
+        _check_name(name)
+        info = store.stat(f"{prefix}/{name}")
+        entries[name] = FileEntry(info.size_bytes, info.digest)
+    return _seal(store, prefix, Manifest(entries, json.loads(_canonical(metadata or {}))))
+
+
+def _seal(store: ArtifactStore, prefix: str, wanted: Manifest) -> Manifest:
+    """Write the manifest, or find the same one written by another."""
+    try:
+        store.put(
+            f"{prefix}/{MANIFEST}",
+            wanted.to_json(),
+            media_type="application/json",
+            if_absent=True,
+        )
+    except AlreadyExistsError:
+        published = read_manifest(store, prefix)
+        _check_same(published, wanted, prefix)
+        return published
+    return wanted
+
+
+def _check_same(published: Manifest, wanted: Manifest, prefix: str) -> None:
     if published.digest != wanted.digest:
         raise AlreadyExistsError(f"other content is published at {prefix}")
-    return published
 
 
 def publish_folder(
