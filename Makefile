@@ -100,7 +100,7 @@ engine-full: setup-dev ## Export and compile SDXL's UNet at full size, random we
 gpu-check: setup-dev triton-gpu ## On a GPU: run the tests that need one, and compare fresh engines with torch
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "No GPU, or a CPU build of torch.")'
 	$(BIN)/pytest tests/gpu -m gpu
-	$(MAKE) engine BUILDER=$(BUILDER) COMPUTE_CAPABILITY="$$($(BIN)/python -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")')"
+	$(MAKE) engine $$($(BIN)/python -c 'from toile.diffusion.tensorrt_library import *; gpu = capability_here(); print(f"BUILDER={builder_for(gpu)} COMPUTE_CAPABILITY={gpu}")')
 	@for part in $(PARTS); do \
 	  $(BIN)/python tensorrt/verify_engine.py out/engines/$$part.engine --part $$part || exit 1; \
 	done

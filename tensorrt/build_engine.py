@@ -7,8 +7,9 @@ Says first how much memory the engine will want on a GPU (see `toile.diffusion.e
 
 import argparse
 import json
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from toile.core.bases import bundle_digest
 from toile.core.errors import ToileError
 from toile.diffusion.engine_builders import open_builder
 from toile.diffusion.engine_memory import estimate_memory
-from toile.diffusion.engines import EngineProfile
+from toile.diffusion.engines import BUILDER, CAPABILITY, EngineProfile
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
 
@@ -46,6 +47,11 @@ def main() -> None:
     parser.add_argument(
         "--vram-limit", type=float, metavar="GB", help="build nothing that will want more"
     )
+    parser.add_argument(
+        "--timing-cache",
+        type=Path,
+        help="of tensorrt: file that keeps what it measured, for the next engine on the same GPU",
+    )
     arguments = parser.parse_args()
     try:
         profiles = _profiles(vars(arguments))
@@ -59,6 +65,8 @@ def main() -> None:
             profiles=profiles,
             compute_capabilities=arguments.compute_capability,
             base_digest=bundle_digest(arguments.base),
+            rebuild=_command(arguments, profiles),
+            timing_cache=arguments.timing_cache,
         )
     except ToileError as error:
         sys.exit(f"error: {error.message}")
@@ -71,6 +79,21 @@ def main() -> None:
         "estimated_memory_bytes": memory.total,
     }
     print(json.dumps(facts))  # noqa: T201 - the script's output
+
+
+def _command(arguments: argparse.Namespace, profiles: Sequence[EngineProfile]) -> str:
+    """Return the command that builds the same for what it is told in place of this."""
+    ranges = [
+        word
+        for profile in profiles
+        for name in RANGES
+        for word in ("--" + name.replace("_", "-"), *map(str, getattr(profile, name)))
+    ]
+    paths = ["--onnx", str(arguments.onnx), "--base", str(arguments.base)]
+    if arguments.out:
+        paths += ["--out", str(arguments.out)]
+    what = f"--builder {BUILDER} --compute-capability {CAPABILITY}"
+    return f"python tensorrt/build_engine.py {shlex.join(paths)} {what} {shlex.join(ranges)}"
 
 
 def _profiles(given: Mapping[str, Any]) -> list[EngineProfile]:

@@ -66,6 +66,7 @@ def _write_fp8(network: NamedNetwork, arguments: argparse.Namespace) -> Path:
     prompts = CALIBRATION_PROMPTS
     if arguments.prompts:
         prompts = tuple(arguments.prompts.read_text(encoding="utf-8").splitlines())
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     samples = calibration(Bundle.load(arguments.base), prompts)
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as folder:
         half = write_onnx(network, Path(folder) / "half.onnx")

@@ -5,9 +5,7 @@ import torch
 
 from toile.core.errors import ToileError
 from toile.diffusion.engine_builders import EngineBuilder, open_builder
-from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX, capability_here
-
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+from toile.diffusion.tensorrt_library import builder_for, capability_here
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +18,7 @@ def device() -> torch.device:
 @pytest.fixture(scope="session")
 def builder(device: torch.device) -> EngineBuilder:
     """Of TensorRT for RTX where it knows the GPU, of TensorRT elsewhere."""
-    name = TENSORRT_RTX if capability_here() in RTX_CAPABILITIES else TENSORRT
     try:
-        return open_builder(name)
+        return open_builder(builder_for(capability_here()))
     except ToileError as error:
         pytest.skip(f"compute capability {capability_here()}: {error.message}")

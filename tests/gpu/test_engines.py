@@ -19,7 +19,7 @@ from toile.diffusion.engines import EngineProfile
 from toile.diffusion.export import write_onnx
 from toile.diffusion.networks import PARTS, UNET_CONTROL, NamedNetwork, Sizes, open_network
 from toile.diffusion.shipped import shipped_bundle_path
-from toile.diffusion.tensorrt_library import capability_here
+from toile.diffusion.tensorrt_library import capability_here, keep_messages, load_library
 from toile.diffusion.verification import LEAST_PSNR_DB, check
 
 pytest.importorskip("onnx", reason="the engine extra is not installed")
@@ -56,6 +56,18 @@ def built(
     )
     full = open_network(BASE, part, controlnets=nets)
     return part, engine.path, half.to(device), full.to(device)
+
+
+def test_the_inspector_reads_an_engine_back(built: Built, builder: EngineBuilder) -> None:
+    _, path, half, _ = built
+    trt = load_library(builder.name)
+    runtime = trt.Runtime(keep_messages(trt))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    inspector = engine.create_engine_inspector()
+    found = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    assert engine.num_layers == len(found["Layers"]) > 0
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    assert names >= set(half.output_names)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
@@ -98,6 +110,6 @@ def test_a_truncated_or_foreign_engine_is_refused(built: Built, tmp_path: Path) 
     assert caught.value.reason == "ENGINE_BROKEN"
     replace(runner.fingerprint, builder_version="0").save(cut)
     cut.write_bytes(engine.read_bytes())
-    with pytest.raises(FailedPreconditionError, match="make engine") as caught:
+    with pytest.raises(FailedPreconditionError, match="was built by") as caught:
         EngineRunner(cut)
     assert caught.value.reason == "ENGINE_MISMATCH"

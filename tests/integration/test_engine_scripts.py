@@ -1,14 +1,18 @@
 """The scripts of `tensorrt/` export, build and verify from the command line, without a GPU."""
 
 import json
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from toile.core.bases import bundle_digest
+from toile.core.errors import FailedPreconditionError
+from toile.diffusion.engines import Fingerprint
 from toile.diffusion.shipped import shipped_bundle_path
 
 pytest.importorskip("onnxruntime", reason="the engine extra is not installed")
@@ -67,6 +71,7 @@ def test_an_engine_is_checked_as_far_as_it_goes_without_a_gpu(
     assert found["passed"] is True
     assert found["not_done"] == ["parity", "speed", "compute capability"]
     assert found["fingerprint"]["base_digest"] == bundle_digest(shipped_bundle_path())
+    rebuilt_for_another_gpu(engine, list(found["fingerprint"]["profiles"][0]))
     other = script("tensorrt/verify_engine.py", engine, "--base", tiny_bundle, status=1)
     assert other["problems"] == ["it was built from another base"]
     onnx_bytes = onnx.read_bytes()
@@ -75,6 +80,21 @@ def test_an_engine_is_checked_as_far_as_it_goes_without_a_gpu(
     assert found["problems"] == [f"it was not built from {onnx.name}"]
     engine.write_bytes(engine.read_bytes()[:-1])
     assert script("tensorrt/verify_engine.py", engine, status=1)["reason"] == "ENGINE_BROKEN"
+
+
+def rebuilt_for_another_gpu(engine: Path, ranges: list[str]) -> None:
+    """Do what the error says."""
+    before = Fingerprint.load(engine)
+    with pytest.raises(FailedPreconditionError) as caught:
+        before.check(
+            builder=before.builder,
+            builder_version=before.builder_version,
+            compute_capability="8.6",
+        )
+    _, program, *arguments = shlex.split(caught.value.metadata["command"])
+    assert all("--" + name.replace("_", "-") in arguments for name in ranges)
+    assert script(program, *arguments)["engine"] == str(engine)
+    assert Fingerprint.load(engine) == replace(before, compute_capabilities=("8.6",))
 
 
 def test_the_full_size_program_runs_in_miniature(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ The first compiles ahead of time for named compute capabilities, 7.5 to 8.9 and 
 the GPU of the machine, Hopper and data-centre Blackwell included. Source: NVIDIA TensorRT for RTX
 documentation, "Ahead-of-time compilation", and the TensorRT Python API.
 
-There is no timing cache: TensorRT for RTX has none (its calls do nothing since 1.2); what it keeps
-is made on the GPU, when an engine runs: see `engine_runner`.
+TensorRT times kernels while it builds, and keeps the times for the next build on the same GPU.
+TensorRT for RTX does not (its calls do nothing since 1.2); what it keeps is made on the GPU, when
+an engine runs: see `engine_runner`.
 """
 
 import time
@@ -63,6 +64,8 @@ class EngineBuilder:
         profiles: Sequence[EngineProfile],
         compute_capabilities: Sequence[str] = (),
         base_digest: str = "",
+        rebuild: str = "",
+        timing_cache: Path | None = None,
     ) -> BuiltEngine:
         """Compile a network and write the engine with its fingerprint.
 
@@ -72,6 +75,9 @@ class EngineBuilder:
             profiles: Shapes it takes.
             compute_capabilities: GPUs it is for, such as `8.6`.
             base_digest: Digest of the base that the network comes from.
+            rebuild: Command that does all this again, as `Fingerprint.rebuild` has it.
+            timing_cache: File that TensorRT's times are taken from and kept in; of its version and
+                the GPU, or it is made anew. TensorRT for RTX does not look at it.
 
         Raises:
             InvalidArgumentError: The network cannot be compiled (`BAD_NETWORK`), or a compute
@@ -90,6 +96,7 @@ class EngineBuilder:
                 tensor = network.get_input(index)
                 shapes.set_shape(tensor.name, *profile.shapes(tensor.name, tuple(tensor.shape)))
             config.add_optimization_profile(shapes)
+        times = self._open_times(config, timing_cache)
         serialized = builder.build_serialized_network(network, config)
         del parser
         if serialized is None:
@@ -106,12 +113,25 @@ class EngineBuilder:
                 onnx_digest=onnx_digest(onnx),
                 base_digest=base_digest,
                 precision=_PRECISIONS.get(network.get_output(0).dtype.name, ""),
+                rebuild=rebuild,
             )
             fingerprint.save(engine)
             partial.replace(engine)
         finally:
             partial.unlink(missing_ok=True)
+        if times is not None and timing_cache is not None:
+            timing_cache.write_bytes(bytes(times.serialize()))
         return BuiltEngine(engine, fingerprint, int(serialized.nbytes), time.monotonic() - started)
+
+    def _open_times(self, config: Any, path: Path | None) -> Any:
+        """Give a build the times of earlier ones; None where there is nothing to keep."""
+        if path is None or self.name != TENSORRT:
+            return None
+        times = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        if not config.set_timing_cache(times, ignore_mismatch=False):
+            times = config.create_timing_cache(b"")  # of another version or GPU
+            config.set_timing_cache(times, ignore_mismatch=False)
+        return times
 
     def _parse(self, builder: Any, onnx: Path) -> tuple[Any, Any]:
         trt = self._trt

@@ -22,6 +22,9 @@ LEAST_LATENT_SIZE = 8
 TUNED_RANK = 16
 """Of one LoRA, as most are trained; an engine is at its best there."""
 
+BUILDER, CAPABILITY = "{builder}", "{compute_capability}"
+"""What stands in `Fingerprint.rebuild` for a builder and for the GPU's compute capability."""
+
 Range = tuple[int, int, int]
 """Least, what it is tuned for, most."""
 
@@ -166,6 +169,9 @@ class Fingerprint:
     base_digest: str = ""
     precision: str = ""
     """Of what it computes and gives: `fp16`, `bf16` or `fp32`."""
+    rebuild: str = ""
+    """Command that builds it again, with `BUILDER` and `CAPABILITY` in place of what to build with
+    and for."""
 
     def save(self, engine: Path) -> None:
         """Write it beside an engine."""
@@ -222,9 +228,10 @@ class Fingerprint:
             problem = "it was built from another base"
         else:
             return
-        command = rebuild_command(builder, compute_capability)
+        command = self.rebuild.replace(BUILDER, builder).replace(CAPABILITY, compute_capability)
         raise FailedPreconditionError(
-            f"the engine cannot be used: {problem}. Build it anew: {command}",
+            f"the engine cannot be used: {problem}."
+            + (f" Build it anew: {command}" if command else ""),
             reason="ENGINE_MISMATCH",
             metadata={"command": command},
         )
@@ -253,11 +260,6 @@ def check_plan(engine: Path) -> None:
 
 def _broken(engine: Path, what: str) -> FailedPreconditionError:
     return FailedPreconditionError(f"{engine.name} {what}", reason="ENGINE_BROKEN")
-
-
-def rebuild_command(builder: str, compute_capability: str) -> str:
-    """Return the command that builds the engines for a GPU."""
-    return f"make engine BUILDER={builder} COMPUTE_CAPABILITY={compute_capability}"
 
 
 def onnx_digest(path: Path) -> str:

@@ -10,8 +10,15 @@ from typing import Any
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
+_DATA_CENTRE = ("9.0", "10.0", "10.3")
+"""Hopper and Blackwell for data centres, which TensorRT for RTX does not know."""
 _MODULES = {TENSORRT: ("tensorrt",), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _EXTRA = {TENSORRT: "tensorrt, from NVIDIA", TENSORRT_RTX: "the extra `rtx`"}
+
+
+def builder_for(compute_capability: str) -> str:
+    """Return the library for a GPU: the one that needs no GPU to build, where it can."""
+    return TENSORRT if compute_capability in _DATA_CENTRE else TENSORRT_RTX
 
 
 def load_library(name: str) -> Any:

@@ -33,7 +33,13 @@ from toile.diffusion.banked_unet import TARGETS, BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import CONTROLNET_FOLDER
 from toile.diffusion.engine_builders import open_builder
-from toile.diffusion.engines import CACHE_SUFFIX, ENGINE_SUFFIX, serving_profiles
+from toile.diffusion.engines import (
+    BUILDER,
+    CACHE_SUFFIX,
+    CAPABILITY,
+    ENGINE_SUFFIX,
+    serving_profiles,
+)
 from toile.diffusion.export import export_onnx
 from toile.diffusion.networks import (
     BASE_TIME_IDS,
@@ -50,6 +56,7 @@ from toile.diffusion.triton.repository import VERSION, FrontConfig, write_model
 EXPORT_FORMAT = 2
 """Counts changes of what an export takes or gives; engines of another number are not used."""
 ONNX_RUNTIME = "onnxruntime"
+TIMING_CACHE = "tensorrt.timing"
 SERVER_SECONDS = 120.0
 """How long to wait for a server that is not up, and for it to open an engine."""
 
@@ -76,7 +83,8 @@ def serve_engines(settings: Settings, repository: Path) -> list[str]:
         prefix = kind.prefix(base.digest, part)
         if not is_exported(store, prefix):
             folder = fetch(store, base.artifact, cache)
-            export_engine(store, Bundle.load(folder, digest=base.digest), part, kind)
+            bundle = Bundle.load(folder, digest=base.digest)
+            export_engine(store, bundle, part, kind, settings.home_path / TIMING_CACHE)
         name = model_name(base.digest, part)
         own = sync_repository(store, prefix, name, repository, cache, front_config(settings.engine))
         load_models(settings.triton_address, own)
@@ -166,9 +174,15 @@ def is_exported(store: ArtifactStore, prefix: str) -> bool:
 
 
 def export_engine(
-    store: ArtifactStore, bundle: Bundle, part: str, kind: EngineKind | None = None
+    store: ArtifactStore,
+    bundle: Bundle,
+    part: str,
+    kind: EngineKind | None = None,
+    timing_cache: Path | None = None,
 ) -> None:
     """Export a base's UNet, its refiner's, or the UNet with a ControlNet to the artifact store.
+
+    See `EngineBuilder.build` for the timing cache.
 
     Raises:
         StoreUnavailableError: The artifact store does not answer.
@@ -194,7 +208,7 @@ def export_engine(
         if kind.precision == FP8 and part == UNET:
             onnx = quantize_fp8(onnx, onnx.with_name("unet-fp8.onnx"), layout, calibration(bundle))
         if kind.builder != ONNX_RUNTIME:
-            _compile(onnx, folder / "unet.engine", bundle, kind)
+            _compile(onnx, folder / "unet.engine", bundle, kind, timing_cache)
         facts = {
             "unet_config": dict(unet.config),
             "time_ids": time_ids,
@@ -212,7 +226,9 @@ def _typed(network: Any, dtype: torch.dtype) -> Any:
     return network if network.dtype == dtype else copy.deepcopy(network).to(dtype)
 
 
-def _compile(onnx: Path, engine: Path, bundle: Bundle, kind: EngineKind) -> None:
+def _compile(
+    onnx: Path, engine: Path, bundle: Bundle, kind: EngineKind, timing_cache: Path | None
+) -> None:
     open_builder(kind.builder).build(
         onnx,
         engine,
@@ -225,6 +241,9 @@ def _compile(onnx: Path, engine: Path, bundle: Bundle, kind: EngineKind) -> None
         ),
         compute_capabilities=[kind.compute_capability],
         base_digest=bundle.digest,
+        rebuild=f"TOILE_ENGINE__BUILDER={BUILDER} "
+        f"TOILE_ENGINE__COMPUTE_CAPABILITY={CAPABILITY} toile up",
+        timing_cache=timing_cache,
     )
 
 

@@ -5,6 +5,8 @@ import pytest
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.diffusion.engine_builders import open_builder
 from toile.diffusion.engines import (
+    BUILDER,
+    CAPABILITY,
     EngineProfile,
     Fingerprint,
     check_plan,
@@ -20,6 +22,7 @@ FINGERPRINT = Fingerprint(
     profiles=(EngineProfile(batch=(1, 4, 8)), EngineProfile(batch=(1, 2, 2))),
     onnx_digest="a" * 64,
     base_digest="b" * 64,
+    rebuild=f"build --with {BUILDER} --for {CAPABILITY}",
 )
 HERE = {"builder": TENSORRT_RTX, "builder_version": "1.7.1", "compute_capability": "8.9"}
 
@@ -109,8 +112,9 @@ def test_an_engine_for_something_else_is_refused_with_the_command(differs, says)
         FINGERPRINT.check(**{**HERE, **differs})
     assert caught.value.reason == "ENGINE_MISMATCH"
     capability = differs.get("compute_capability", "8.9")
-    assert f"make engine BUILDER={differs.get('builder', TENSORRT_RTX)}" in caught.value.message
-    assert caught.value.metadata["command"].endswith(f"COMPUTE_CAPABILITY={capability}")
+    command = f"build --with {differs.get('builder', TENSORRT_RTX)} --for {capability}"
+    assert caught.value.message.endswith(command)
+    assert caught.value.metadata["command"] == command
 
 
 def test_the_digest_covers_the_data_beside_the_network(tmp_path: Path):

@@ -5,7 +5,8 @@ GPU's, so that a step's adapters do not cross the bus.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from toile.diffusion.bank import (
     gather,
 )
 from toile.diffusion.engines import ENGINE_SUFFIX, Fingerprint
+from toile.diffusion.tensorrt_library import capability_here
 
 PLAN_SUFFIX = ".plan"
 """Of the file that names another model of the server, whose engine is called in place."""
@@ -122,6 +124,7 @@ class EngineEvaluator:
         self._layout, self._max_rank = layout, max_rank
         bank_dtype = self._runner.dtypes[layout.input_names[0]]
         self._place, self._zeros = _tensors(device, bank_dtype)
+        self._on_own_stream = _own_stream(device)
 
     def place(self, adapter: PackedAdapter) -> PackedAdapter:
         """Bring it to the GPU, in the engine's type."""
@@ -135,10 +138,11 @@ class EngineEvaluator:
         """See `Evaluator.run`."""
         import torch
 
-        bank = gather(samples, self._layout, max_rank=self._max_rank, zeros=self._zeros)
-        given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        predicted = self._runner({**given, **bank})["prediction"]
-        found: Array = predicted.float().cpu().numpy()
+        with self._on_own_stream():
+            bank = gather(samples, self._layout, max_rank=self._max_rank, zeros=self._zeros)
+            given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            predicted = self._runner({**given, **bank})["prediction"]
+            found: Array = predicted.float().cpu().numpy()  # which waits for the stream
         return found
 
     def close(self) -> None:
@@ -165,6 +169,11 @@ class PlanEvaluator:
         self._place: Any = lambda array: array.astype(dtype)
         self._zeros: Zeros = lambda shape: np.zeros(shape, dtype)
         if _has_gpu():
+            self._fingerprint.check(
+                builder=self._fingerprint.builder,  # of what version the server's is, it says
+                builder_version=self._fingerprint.builder_version,
+                compute_capability=capability_here(),
+            )
             self._place, self._zeros = _tensors("cuda", _torch_type(dtype))
 
     def place(self, adapter: PackedAdapter) -> PackedAdapter:
@@ -245,6 +254,19 @@ def _tensors(device: str, dtype: Any) -> tuple[Any, Zeros]:
         return torch.from_numpy(array).to(device, dtype)
 
     return place, lambda shape: torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _own_stream(device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what has torch use a stream other than the default one.
+
+    TensorRT synchronizes more than it must on the default stream.
+    """
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return nullcontext
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return lambda: torch.cuda.stream(stream)
 
 
 def _placed(adapter: PackedAdapter, place: Any) -> PackedAdapter:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toile.core.errors import FailedPreconditionError
 from toile.diffusion.bank import MAX_RANK, BankLayout
 from toile.diffusion.engines import ENGINE_SUFFIX, Fingerprint
 from toile.diffusion.tensorrt_library import TENSORRT
 from toile.diffusion.triton.evaluators import HALF_INPUTS, PLAN_SUFFIX
 
 VERSION = "1"
+_PLAN_TYPES = {"fp16": "FP16", "fp32": "FP32"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def write_model(
         config: How it batches.
 
     Raises:
-        FailedPreconditionError: An engine has no fingerprint (`ENGINE_UNKNOWN`).
+        FailedPreconditionError: An engine has no fingerprint (`ENGINE_UNKNOWN`), or TensorRT's is
+            in a precision that NumPy has no type for (`PRECISION_NOT_SERVED`).
     """
     config = config or FrontConfig()
     version = repository / name / VERSION
@@ -163,7 +166,13 @@ def _write_plan(
     """Write the model of an engine that the server's TensorRT backend runs."""
     (folder / VERSION).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(engine, folder / VERSION / "model.plan")
-    kind = {"fp16": "FP16", "fp32": "FP32"}[fingerprint.precision]
+    kind = _PLAN_TYPES.get(fingerprint.precision)
+    if kind is None:
+        raise FailedPreconditionError(
+            f"a plan in {fingerprint.precision or 'no known precision'} cannot be called in place; "
+            f"one in {' or '.join(_PLAN_TYPES)} can",
+            reason="PRECISION_NOT_SERVED",
+        )
     tensors = []
     for name, dims in inputs.items():
         scalar = name == "timestep" or name.startswith("control_scale_")
