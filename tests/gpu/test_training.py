@@ -17,15 +17,20 @@ from toile.training.run import train_and_publish
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "no"])
 @pytest.mark.parametrize("make_request", [request_of, control_request_of])
 def test_a_training_on_the_gpu_becomes_a_version(
-    device: torch.device, tiny_bundle: Path, tmp_path: Path, make_request: functools.partial
+    device: torch.device,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    make_request: functools.partial,
+    precision: str,
 ) -> None:
     settings = settings_for(tmp_path / "home", "")
     prepare(settings, tiny_bundle)
     catalog = open_catalog(settings)
     jobs = JobStore(catalog)
-    request = make_request(steps=4, sample_prompts=["a lace dress"])
+    request = make_request(steps=4, sample_prompts=["a lace dress"], mixed_precision=precision)
     row = TrainHandler(settings, catalog, open_store(settings)).create(request)
     jobs.next_attempt(row.name, after=0)
     torch.cuda.reset_peak_memory_stats()

@@ -107,6 +107,7 @@ class TorchDenoiser:
         *,
         cache_bytes: int = ADAPTER_CACHE_BYTES,
         bfloat16: bool | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         """Make a denoiser.
 
@@ -115,10 +116,12 @@ class TorchDenoiser:
             cache_bytes: Adapters kept between sessions.
             bfloat16: Evaluate the UNet under bf16 autocast; where the CPU has the
                 instructions for it when None.
+            autocast: Evaluate it under autocast to this in place of that, and on GPUs, too.
         """
         self._bundle = bundle
         self._cache_bytes = cache_bytes
         self._bfloat16 = cpu_has_bfloat16() if bfloat16 is None else bfloat16
+        self._autocast = autocast
         self._turns, self._refiner_turns = Turns(1), Turns(1)
         self._names: OrderedDict[str, tuple[str, int]] = OrderedDict()  # key: peft name, bytes
         self._serial = 0
@@ -237,10 +240,13 @@ class TorchDenoiser:
     @contextlib.contextmanager
     def _precision(self, unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
         """Put autocast around the UNet alone; its results come back in fp32."""
-        if not self._bfloat16 or unet.device.type != "cpu":
+        dtype = self._autocast
+        if dtype is None and self._bfloat16 and unet.device.type == "cpu":
+            dtype = torch.bfloat16
+        if dtype in (None, torch.float32):
             yield unet
             return
-        with shadowed(unet, _autocast(unet.forward)):
+        with shadowed(unet, _autocast(unet.forward, unet.device.type, dtype)):
             yield unet
 
 
@@ -250,9 +256,11 @@ def cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _autocast(
+    forward: Callable[..., Any], device_type: str, dtype: torch.dtype | None
+) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device_type, dtype=dtype):
             result = forward(*args, **kwargs)
         if isinstance(result, tuple):
             return (result[0].float(), *result[1:])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from toile.diffusion.denoiser import cpu_has_bfloat16
@@ -24,6 +24,8 @@ from toile.training.diffusion_loss import (
     squared_or_huber,
 )
 from toile.training.maps import ControlCache
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def loss_sum(
     """Weighted errors, meant over each image and summed over this rank's images."""
     noised = add_noise(scheduler, batch.latents, batch.noise, batch.timesteps)
     target = prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
-    with half_precision(noised.device):
+    with half_precision(noised.device, compute_dtype(config, noised.device)):
         predicted = model(noised, batch.timesteps, **batch.conditions(time_ids), return_dict=False)[
             0
         ]
@@ -177,9 +179,29 @@ def loss_sum(
     return total
 
 
+def compute_dtype(config: RecipeConfig, device: torch.device) -> torch.dtype:
+    """What networks compute in: as configured, or bf16 where the hardware computes in it."""
+    if config.mixed_precision == "auto":
+        is_fast = device.type != "cpu" or cpu_has_bfloat16()
+        return torch.bfloat16 if is_fast else torch.float32
+    return _DTYPES[config.mixed_precision]
+
+
 @contextlib.contextmanager
-def half_precision(device: torch.device) -> Iterator[None]:
-    """bf16 autocast where the hardware computes in it."""
-    enabled = device.type != "cpu" or cpu_has_bfloat16()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+def half_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype`; none to fp32."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
         yield
+
+
+def hold_frozen(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+    """Keep frozen weights as autocast would cast them in each forward: half the memory, no casts.
+
+    What is computed is the same, bit for bit. Norms stay fp32, in which autocast computes them;
+    so does `conv_in`, whose type is what diffusers' pipelines take for the network's and draw in.
+    """
+    for module in unet.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module is not unet.conv_in:
+            for parameter in module.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)

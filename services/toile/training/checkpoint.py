@@ -35,6 +35,8 @@ class Checkpoint:
         validations: Loss of every validation, by its step.
         judgements: Scores of every set of samples that was judged, by its step.
         best: Weights of the best validation, or the best samples; empty before the first.
+        scaler: State of the scaler of an fp16 run's loss; empty of others.
+        skipped: Steps that changed no weights, for their fp16 gradients overflowed.
     """
 
     step: int
@@ -45,6 +47,8 @@ class Checkpoint:
     validations: Mapping[int, float] = field(default_factory=dict)
     judgements: Mapping[int, Sequence[Mapping[str, float | None]]] = field(default_factory=dict)
     best: Mapping[str, Tensor] = field(default_factory=dict)
+    scaler: Mapping[str, float] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
 
     def to_files(self) -> dict[str, bytes]:
         """Serialise."""
@@ -59,6 +63,8 @@ class Checkpoint:
             "losses": self.losses,
             "validations": list(self.validations.items()),
             "judgements": list(self.judgements.items()),
+            "scaler": dict(self.scaler),
+            "skipped": self.skipped,
         }
         return {_TENSORS: save(tensors), _STATE: json.dumps(facts).encode()}
 
@@ -82,6 +88,8 @@ class Checkpoint:
             validations={int(step): float(loss) for step, loss in state["validations"]},
             # Checkpoints of earlier versions have none.
             judgements={int(step): scores for step, scores in state.get("judgements", [])},
+            scaler=state.get("scaler", {}),
+            skipped=state.get("skipped", []),
             **sets,
         )
 

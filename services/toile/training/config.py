@@ -103,6 +103,15 @@ class RecipeConfig(BaseModel):
     publish_weights: Literal["best_validation", "best_samples", "last"] = Field(
         "best_validation", description="Which weights are published."
     )
+    mixed_precision: Literal["auto", "bf16", "fp16", "no"] = Field(
+        "auto", description="What networks compute in; bf16 where the hardware does, if auto."
+    )
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        """A YAML file's bare `no` is false."""
+        return "no" if value is False else value
 
     @model_validator(mode="before")
     @classmethod

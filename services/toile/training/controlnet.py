@@ -10,6 +10,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
+from toile.training.batches import compute_dtype, hold_frozen
 from toile.training.config import ControlNetRecipeConfig
 
 SDXL_EMBEDDING_CHANNELS = (16, 32, 96, 256)
@@ -33,6 +34,7 @@ def new_controlnet(unet: UNet2DConditionModel, *, seed: int) -> ControlNetModel:
 def start_training(unet: UNet2DConditionModel, config: ControlNetRecipeConfig) -> "ControlledUNet":
     """Freeze the UNet and put a new ControlNet beside it; the same one for the same seed."""
     controlnet = new_controlnet(unet, seed=config.seed)
+    hold_frozen(unet.requires_grad_(False), compute_dtype(config, unet.device))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         controlnet.enable_gradient_checkpointing()

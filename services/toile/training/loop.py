@@ -49,6 +49,7 @@ class StepReport:
         images_per_second: Over the last steps.
         seconds_left: To the last step, at that speed.
         validation_loss: Where the step was validated.
+        skipped: Whether it changed no weights, for its fp16 gradients overflowed.
     """
 
     step: int
@@ -59,6 +60,7 @@ class StepReport:
     images_per_second: float
     seconds_left: float
     validation_loss: float | None = None
+    skipped: bool = False
 
 
 class Samples(Protocol):
@@ -157,11 +159,16 @@ def train(
         state.optimizer.zero_grad(set_to_none=True)
         for dropout in dropouts:
             dropout.step = step
-        loss = over_ranks(_backward(model, batch, scheduler, config, time_ids, dropouts))
+        loss = over_ranks(
+            _backward(model, batch, scheduler, config, time_ids, dropouts, state.scaler)
+        )
+        state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(state.parameters.values(), _CLIP_NORM)
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+        overflowed = not math.isfinite(float(norm))
+        # Gradients of a loss that is scaled up may overflow where nothing is wrong with it.
+        if not math.isfinite(loss) or (overflowed and state.scaler.get_scale() <= 1.0):
             raise _diverged(step + 1, indices, names)
-        rate = state.advance(learning_rate(config, step), loss)
+        rate = state.advance(learning_rate(config, step), loss, overflowed=overflowed)
         if held_out and _is_due(state.step, config):
             network.eval()
             with replaced(state.parameters, state.current()):
@@ -215,6 +222,7 @@ def _backward(
     config: RecipeConfig,
     time_ids: Tensor,
     dropouts: Sequence[ImageDropout],
+    scaler: torch.amp.GradScaler,
 ) -> Tensor:
     """Add the step's gradients to the parameters; returns this rank's share of the loss.
 
@@ -232,7 +240,7 @@ def _backward(
         with contextlib.nullcontext() if last else _without_exchange(model):
             share = loss_sum(model, piece, scheduler, config, time_ids) / config.batch_size
             # DistributedDataParallel divides by the number of ranks.
-            (share * world_size).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(share * world_size).backward()  # type: ignore[no-untyped-call]
         total += share.detach()
     return total
 
@@ -293,6 +301,7 @@ class _Pace:
             images_per_second=self._config.images_per_step / seconds_per_step,
             seconds_left=seconds_per_step * (self._config.steps - state.step),
             validation_loss=state.validations.get(state.step),
+            skipped=state.step in state.skipped[-1:],
         )
 
 

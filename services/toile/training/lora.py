@@ -18,6 +18,7 @@ from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
+from toile.training.batches import compute_dtype, hold_frozen
 from toile.training.config import LoraRecipeConfig
 from toile.training.dropout import ImageDropout
 from toile.training.recipe import Recipe
@@ -72,6 +73,7 @@ def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
         )
     if config.dropout:
         _drop_by_image(unet, config)
+    hold_frozen(unet, compute_dtype(config, unet.device))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 

@@ -27,6 +27,7 @@ from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.turns import Urgency
+from toile.training.batches import compute_dtype
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.events import EVENTS_FOLDER, copy_events, events_path
@@ -88,7 +89,9 @@ def draw_sample(
         urgency=Urgency(cancelled=job.stopping),
         **fields,
     )
-    return next(diffuse(bundle, TorchDenoiser(bundle), request))
+    # As it was trained: weights that are held in half precision can be drawn with in no other.
+    denoiser = TorchDenoiser(bundle, autocast=compute_dtype(config, bundle.device))
+    return next(diffuse(bundle, denoiser, request))
 
 
 def sample_seed(config: RecipeConfig, index: int) -> int:
@@ -188,7 +191,10 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
 
 
 def _loss_lines(trained: Trained) -> Iterator[str]:
-    """A line of JSON for each step: its loss, how it was judged, and which one is published."""
+    """A line of JSON for each step: its loss, how it was judged, and which one is published.
+
+    One that changed no weights is marked, too.
+    """
     end, published = trained.end, published_step(trained.end, trained.config)
     for step, loss in enumerate(end.losses, start=1):
         entry: dict[str, Any] = {"step": step, "loss": loss}
@@ -196,6 +202,8 @@ def _loss_lines(trained: Trained) -> Iterator[str]:
             entry["validation_loss"] = end.validations[step]
         if step in end.judgements:
             entry["sample_scores"] = mean_scores(end.judgements[step])
+        if step in end.skipped:
+            entry["skipped"] = True
         if step == published:
             entry["published"] = True
         yield json.dumps(entry) + "\n"

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from toile.core.artifacts import delete_folder, fetch
+from toile.core.jobs.progress import Figure
 from toile.core.jobs.records import CHECKPOINTS_FOLDER
 from toile.core.jobs.runtime import JobContext
 from toile.core.jobs.samples import SAMPLES_FOLDER
@@ -215,7 +216,8 @@ class _Reporter:
         self._reported = 0.0
 
     def __call__(self, step: loop.StepReport) -> None:
-        matters = step.step == step.total_steps or step.validation_loss is not None
+        is_last = step.step == step.total_steps
+        matters = is_last or step.validation_loss is not None or step.skipped
         if not matters and time.monotonic() - self._reported < REPORT_INTERVAL_SECONDS:
             return
         self._reported = time.monotonic()
@@ -232,9 +234,11 @@ class _Reporter:
         )
 
 
-def _where_known(step: loop.StepReport) -> dict[str, float]:
+def _where_known(step: loop.StepReport) -> dict[str, Figure]:
     """Figures that not every step or machine has."""
-    figures: dict[str, float] = {}
+    figures: dict[str, Figure] = {}
+    if step.skipped:
+        figures["message"] = f"step {step.step} changed nothing: its fp16 gradients overflowed"
     if step.validation_loss is not None:
         figures["validation_loss"] = step.validation_loss
     if torch.cuda.is_available():

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from toile.training.batches import compute_dtype
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
 from toile.training.ema import MovingAverage, to_parameters
@@ -30,6 +32,8 @@ class RunState:
         judgements: Scores of every set of samples that was judged, by its step.
         best: What the run would have published at the best validation, or the best samples, as
             the configuration says; empty before the first.
+        scaler: Scales the loss of an fp16 run, whose gradients would vanish; of others by 1.
+        skipped: Steps that changed no weights, for their gradients overflowed.
     """
 
     def __init__(self, network: nn.Module, config: RecipeConfig) -> None:
@@ -44,6 +48,11 @@ class RunState:
         self.validations: dict[int, float] = {}
         self.judgements: dict[int, Sequence[ImageScores]] = {}
         self.best: dict[str, Tensor] = {}
+        self.skipped: list[int] = []
+        device = next(iter(self.parameters.values())).device
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=compute_dtype(config, device) is torch.float16
+        )
 
     def restore(self, start: Checkpoint) -> None:
         """Go on from a checkpoint of a run of the same configuration."""
@@ -52,17 +61,21 @@ class RunState:
         self.validations = dict(start.validations)
         self.judgements = dict(start.judgements)
         self.best = dict(start.best)
+        self.skipped = list(start.skipped)
+        if start.scaler:
+            self.scaler.load_state_dict(dict(start.scaler))
         to_parameters(self.parameters, start.weights)
         restore_optimizer(self.optimizer, start.optimizer)
         if self.average is not None:
             self.average.restore(start.average)
 
-    def advance(self, rate: float, loss: float) -> float:
-        """Take a step with the gradients that the parameters have.
+    def advance(self, rate: float, loss: float, *, overflowed: bool = False) -> float:
+        """Take a step with the gradients that the parameters have, which `scaler` unscaled.
 
         Args:
             rate: The schedule's.
             loss: The step's.
+            overflowed: Whether the gradients cannot be used: the step changes no weights.
 
         Returns:
             The rate that the step was taken at, which Prodigy adapts.
@@ -70,9 +83,13 @@ class RunState:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         taken_at = adapted_rate(self.optimizer)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.step)
+        if overflowed:
+            self.skipped.append(self.step + 1)
+        else:
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.step)
+        self.scaler.update()
         self.losses.append(loss)
         self.step += 1
         return taken_at
@@ -110,6 +127,8 @@ class RunState:
             validations=dict(self.validations),
             judgements=dict(self.judgements),
             best=self.best,
+            scaler=self.scaler.state_dict(),
+            skipped=list(self.skipped),
         )
 
 

@@ -50,6 +50,7 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"learning_rate": 1.0}, "lora.learning_rate"),
         ({"background_weight": 0.1}, "lora.background_weight"),
         ({"dropout": 1.0}, "lora.dropout"),
+        ({"mixed_precision": "fp8"}, "lora.mixed_precision"),
         ({"target_modules": "convolutions"}, "lora.target_modules"),
         ({"masked_loss": True, "background_weight": 1.1}, "lora.background_weight"),
         ({"repeats": {"detail/*": 0}}, "lora.repeats.detail/*"),
@@ -145,6 +146,11 @@ def test_a_rate_left_out_is_the_optimizers_own(
     assert recipe.checked(config.model_dump(mode="json")) == config
     assert recipe.checked({"optimizer": "adafactor"}) == recipe(optimizer="adafactor")
     assert recipe.checked({}).learning_rate < 0.01
+
+
+def test_yamls_false_is_the_word_no() -> None:
+    assert LoraRecipeConfig.checked({"mixed_precision": False}).mixed_precision == "no"
+    assert ControlNetRecipeConfig.checked({"mixed_precision": "no"}).mixed_precision == "no"
 
 
 def test_a_step_with_a_class_computes_twice_the_images() -> None:

@@ -33,6 +33,8 @@ VARIANTS: dict[str, dict[str, object]] = {
         "validation_share": 0.25,
         "validation_interval_steps": 3,
     },
+    "fp16": {"mixed_precision": "fp16"},
+    "fp32": {"mixed_precision": "no"},
     "whole transformers": {"target_modules": "transformer"},
     "betas": {"adam_beta1": 0.8, "adam_beta2": 0.99, "learning_rate_schedule": "linear"},
 }

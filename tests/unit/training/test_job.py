@@ -1,5 +1,6 @@
 """A training from its job to the published version, without Ray."""
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -76,6 +77,28 @@ def test_training_becomes_a_version(
     assert weights.header["modelspec.resolution"] == "128x128"
     assert any(layer.up.abs().sum() > 0 for layer in weights.layers.values())
     assert not list(store.list(f"{job.name}/checkpoints/"))
+
+
+def test_a_training_in_fp16_is_drawn_in_it_and_says_what_it_skipped(
+    train: Train,
+    catalog: Catalog,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**40)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    job = train(train_and_publish, mixed_precision="fp16", steps=2)
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    assert version.reproduction_difference <= publish.REPRODUCTION_TOLERANCE_LEVELS
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    lines = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
+    assert [entry.get("skipped") for entry in lines] == [True, True]
+    events, _ = JobStore(catalog).events_after(job.name, 0)
+    said = [event.progress.get("message") or "" for event in events if event.progress]
+    assert sum("fp16 gradients overflowed" in message for message in said) == 2
 
 
 def test_validations_are_told_and_published(
