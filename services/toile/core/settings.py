@@ -59,10 +59,12 @@ class Limits(BaseModel):
     )
     images_per_ranking: PositiveInt = Field(1000, description="Most images in one ranking.")
     running_generations: PositiveInt = Field(
-        8, description="Calls that one replica of the models works on in turns."
+        8, description="Generations that one replica of the models works on side by side."
     )
     queued_generations: PositiveInt = Field(
-        32, description="Generations that may wait in one replica before more are refused."
+        32,
+        description="Generations that may wait in one replica, those of batches last; as many "
+        "again may wait for a replica before more are refused.",
     )
 
 

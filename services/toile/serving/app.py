@@ -54,9 +54,7 @@ class InferenceReplica:
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray would have it be one
         device = torch.device("cuda" if settings.model_gpus else "cpu")
         self._models = Models(settings, open_store(settings), device=device)
-        self._threads = ThreadPoolExecutor(
-            settings.limits.running_generations, thread_name_prefix="models"
-        )
+        self._threads = ThreadPoolExecutor(_calls(settings), thread_name_prefix="models")
         if warm_base:
             try:
                 self._models.warm_up(warm_base)
@@ -215,12 +213,18 @@ def build_app(settings: Settings, *, warm_base: str = "") -> serve.Application:
             target_ongoing_requests=settings.limits.running_generations / 2,
         ),
         ray_actor_options={"num_cpus": 1, "num_gpus": settings.model_gpus},
-        max_ongoing_requests=settings.limits.running_generations,
+        # Those that wait do so in the replica, which knows who may.
+        max_ongoing_requests=_calls(settings),
         max_queued_requests=settings.limits.queued_generations,
         health_check_period_s=HEALTH_PERIOD_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     return deployment.bind(settings, warm_base)
+
+
+def _calls(settings: Settings) -> int:
+    """Return how many calls a replica has in hand at most, those that wait included."""
+    return settings.limits.running_generations + settings.limits.queued_generations
 
 
 async def _until_closed(requests: AsyncIterator[inference_pb2.DiffuseRequest]) -> None:

@@ -22,7 +22,7 @@ from toile.diffusion.denoiser import Denoiser, LoadedAdapter
 from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
 from toile.diffusion.request import RefinerMode, UpscaleTiles
 from toile.diffusion.triton.packed import empty_unet
-from toile.diffusion.turns import Urgency
+from toile.diffusion.turns import Turns, Urgency
 from toile.diffusion.vision import Vision
 from toile.imaging import decode, formats, png
 from toile.imaging.formats import ImageFormat
@@ -78,6 +78,9 @@ class Models:
             ADAPTER_BYTES_IN_MEMORY, lambda weights: weights.size_bytes
         )
         self._controlnets = ControlNets(settings.limits, store, self._cache)
+        self._turns = Turns(
+            settings.limits.running_generations, waiting_limit=settings.limits.queued_generations
+        )
 
     def warm_up(self, base_artifact: str) -> None:
         """Load a base and run each of its networks once."""
@@ -97,7 +100,7 @@ class Models:
         on_preview: Callable[[int, int, bytes], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        """Draw images, each as PNG to `on_image` when it is done.
+        """Draw images when it is their turn, each as PNG to `on_image` when it is done.
 
         Previews go to `on_preview` as JPEG, with the image's index and the steps done.
 
@@ -107,9 +110,20 @@ class Models:
             NotFoundError: There is no such base, adapter or ControlNet.
             InvalidArgumentError: The request asks for what cannot be drawn.
             FailedPreconditionError: The base lacks what is asked of it.
+            ExhaustedError: As many as may already wait.
         """
         urgency = _urgency(request, cancelled)
-        urgency.check()  # the caller may have left while this waited for a thread
+        with self._turns.turn(urgency):
+            self._draw(request, urgency, on_step, on_image, on_preview)
+
+    def _draw(
+        self,
+        request: inference_pb2.DiffuseRequest,
+        urgency: Urgency,
+        on_step: OnStep,
+        on_image: Callable[[int, bytes], None],
+        on_preview: Callable[[int, int, bytes], None],
+    ) -> None:
         base = self._base(request.base_artifact)
         drawing = self._drawing(base, request, urgency)
 

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from PIL import Image
 from toile.core.artifacts import ArtifactStore, open_store
 from toile.core.bases import import_base
 from toile.core.catalog.engine import open_catalog
-from toile.core.errors import CancelledError, InvalidArgumentError, NotFoundError
-from toile.core.settings import Settings
+from toile.core.errors import (
+    CancelledError,
+    ExhaustedError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from toile.core.settings import Limits, Settings
 from toile.serving import models as serving_models
 from toile.serving.models import Models
 from toile.v1 import common_pb2, inference_pb2
@@ -45,7 +51,10 @@ class Drawn:
 
 @pytest.fixture(scope="module")
 def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Models, str]:
-    settings = Settings(home=tmp_path_factory.mktemp("home"))
+    return models_of(Settings(home=tmp_path_factory.mktemp("home")), tiny_bundle)
+
+
+def models_of(settings: Settings, tiny_bundle: Path) -> tuple[Models, str]:
     catalog, store = open_catalog(settings), open_store(settings)
     catalog.migrate()
     base = import_base(settings, catalog, store, tiny_bundle)
@@ -54,9 +63,12 @@ def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def draw(served: tuple[Models, str], **fields: Any) -> Drawn:
-    models, base = served
+    return Drawn(served[0], asked_of(served, **fields))
+
+
+def asked_of(served: tuple[Models, str], **fields: Any) -> inference_pb2.DiffuseRequest:
     asked = {
-        "base_artifact": base,
+        "base_artifact": served[1],
         "prompt": "a red dress",
         "seeds": [1],
         "steps": 4,
@@ -65,7 +77,7 @@ def draw(served: tuple[Models, str], **fields: Any) -> Drawn:
         "height": SIDE,
         **fields,
     }
-    return Drawn(models, inference_pb2.DiffuseRequest(**asked))
+    return inference_pb2.DiffuseRequest(**asked)
 
 
 def png(image: Image.Image) -> bytes:
@@ -181,3 +193,47 @@ def test_a_base_is_not_loaded_for_a_caller_that_has_left(served: tuple[Models, s
             on_preview=lambda *_: None,
             cancelled=lambda: True,
         )
+
+
+def test_drawings_begin_by_priority(tiny_bundle: Path, tmp_path: Path) -> None:
+    limits = Limits(running_generations=1, queued_generations=3)
+    served = models_of(Settings(home=tmp_path, limits=limits), tiny_bundle)
+    models, _ = served
+    order: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def one(name: str, priority: common_pb2.Priority) -> None:
+        def on_step(*_: int) -> None:
+            order.append(name)
+            if name == "first":
+                begun.set()
+                assert go_on.wait(120)
+
+        models.diffuse(
+            asked_of(served, steps=1, priority=priority),
+            on_step=on_step,
+            on_image=lambda *_: None,
+            on_preview=lambda *_: None,
+            cancelled=lambda: False,
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        drawings = [pool.submit(one, "first", common_pb2.PRIORITY_BATCH)]
+        assert begun.wait(120)
+        for number, (name, priority) in enumerate(
+            [
+                ("a row", common_pb2.PRIORITY_BATCH),
+                ("a design", common_pb2.PRIORITY_INTERACTIVE),
+                ("another", common_pb2.PRIORITY_INTERACTIVE),
+            ],
+            start=1,
+        ):
+            drawings.append(pool.submit(one, name, priority))
+            while models._turns.waiting < number:
+                time.sleep(0.001)
+        with pytest.raises(ExhaustedError):
+            one("one too many", common_pb2.PRIORITY_INTERACTIVE)
+        go_on.set()
+        for drawing in drawings:
+            drawing.result(120)
+    assert order == ["first", "a design", "another", "a row"]
