@@ -49,7 +49,7 @@ class AdapterCard:
 def header(
     card: AdapterCard, tensors: Mapping[str, torch.Tensor], *, rank: int, alpha: float
 ) -> dict[str, str]:
-    """Return the header of an adapter whose kohya tensors are given."""
+    """Return the header of a file with these tensors."""
     facts = {**_modelspec(card), **_kohya(card, rank, alpha), **_own(card)}
     facts |= _hashes(tensors, {k: v for k, v in facts.items() if k.startswith("ss_")})
     return {key: value for key, value in sorted(facts.items()) if value}

@@ -116,13 +116,13 @@ def write_lora(
 def write_adapter(folder: Path, weights: AdapterWeights, card: AdapterCard) -> list[Path]:
     """Write an adapter as both files and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    rank = _commonest(layer.rank for layer in weights.layers.values())
+    alpha = _commonest(layer.alpha for layer in weights.layers.values())
     kohya = _kohya_state(weights)
-    ranks = [layer.rank for layer in weights.layers.values()]
-    alphas = [layer.alpha for layer in weights.layers.values()]
-    facts = header(card, kohya, rank=_commonest(ranks), alpha=_commonest(alphas))
-    save_file(kohya, folder / KOHYA_FILE, metadata=facts)
+    save_file(kohya, folder / KOHYA_FILE, metadata=header(card, kohya, rank=rank, alpha=alpha))
     state = {f"unet.{key}": value for key, value in weights.peft_state().items()}
     state |= _peft_state(weights.text_layers)
+    state = {key: value.contiguous() for key, value in state.items()}
     config = {f"unet.{key}": value for key, value in weights.peft_config().items()}
     for part in _PARTS[1:]:
         # Matched from their end, without `text_model.`: diffusers 0.42 strips that of the keys of
@@ -135,10 +135,10 @@ def write_adapter(folder: Path, weights: AdapterWeights, card: AdapterCard) -> l
         if layers:
             config |= {part + key: value for key, value in _peft_config(layers).items()}
     save_file(
-        {key: value.contiguous() for key, value in state.items()},
+        state,
         folder / DIFFUSERS_FILE,
         metadata={
-            **facts,
+            **header(card, state, rank=rank, alpha=alpha),
             "format": "pt",
             _DIFFUSERS_METADATA: json.dumps(config, indent=2, sort_keys=True),
         },

@@ -15,6 +15,7 @@ from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.adapters import AdapterWeights, load_lora, write_adapter
 from toile.diffusion.banked_unet import TARGETS, bank_layout
+from toile.diffusion.conformance import check_lora
 from toile.diffusion.foreign_adapters import read_foreign
 from toile.diffusion.text_encoders import empty_text_encoders
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
@@ -67,10 +68,11 @@ def publish_lora(
         )
         folder = Path(scratch) / "version"
         write_adapter(folder, weights, card)
-        manifest = publish_folder(store, artifact, folder)
+        check_lora(folder, unet)
         # What is packed is what the server would read.
         packed = PackedFiles(store, bank_layout(unet, TARGETS[targets]), base_digest=base.digest)
         packed.put(artifact, load_lora(folder))
+        manifest = publish_folder(store, artifact, folder)
     layers = weights.layers.values()
     ((rank, alpha), _), *_ = Counter((layer.rank, layer.alpha) for layer in layers).most_common(1)
     return manifest, {"rank": rank, "alpha": alpha}

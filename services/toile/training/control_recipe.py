@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from toile.diffusion.adapter_header import AdapterCard, control_header
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import CONTROLNET_FOLDER, LoadedControl, load_controlnet
+from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.vision import Vision
 from toile.imaging.alignment import edge_alignment, part_overlap
 from toile.imaging.control_maps import ControlKind
 from toile.training.config import ControlNetRecipeConfig
 from toile.training.controlnet import ControlledUNet, start_training
 from toile.training.maps import ControlCache
-from toile.training.recipe import Recipe
+from toile.training.recipe import Recipe, Served, reload_frozen
 from toile.training.validation import hold_out
 
 ALIGNMENT_FILE = "alignment.json"
@@ -47,6 +48,7 @@ class ControlNet(Recipe):
         names: Sequence[str],
     ) -> None:
         """Make a new one; `names` are the file names of the cache's examples."""
+        self._bundle = bundle
         self._config = config
         self._cache = cache
         self._names = names
@@ -56,7 +58,8 @@ class ControlNet(Recipe):
         self.network: ControlledUNet = start_training(bundle.unet, config)
 
     def finish(self) -> None:
-        """Round the weights to what a file will hold of them."""
+        """Round the weights to what a file will hold of them; bring the UNet back to fp32."""
+        reload_frozen(self._bundle.unet, self._bundle.path)
         self.network.controlnet.requires_grad_(False)
         for tensor in self.network.controlnet.state_dict().values():
             tensor.copy_(tensor.to(self._dtype))
@@ -64,12 +67,6 @@ class ControlNet(Recipe):
     def trained(self, index: int) -> Mapping[str, Any]:
         """The network in memory, and the map of the sample's image."""
         return {"controls": [LoadedControl(self.network.controlnet, self._map(index))]}
-
-    def exported(self, folder: Path, bundle: Bundle, index: int) -> Mapping[str, Any]:
-        """The network of a version's files, and the same map."""
-        network = load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet.config)
-        network.to(bundle.device)
-        return {"controls": [LoadedControl(network, self._map(index))]}
 
     def export(self, folder: Path, card: AdapterCard) -> None:
         """Write it in diffusers' layout, in the precision of the base's own UNet."""
@@ -81,6 +78,17 @@ class ControlNet(Recipe):
             for name, tensor in network.state_dict().items()
         }
         save_file(state, target / WEIGHTS_FILE, metadata=control_header(card, self._kind))
+
+    def check(self, folder: Path) -> None:
+        """Nothing: diffusers' own loader is the one that other programs go by."""
+
+    def served(self, folder: Path, bank: Path, bundle: Bundle, index: int) -> Served:  # noqa: ARG002
+        """The network of the version's files beside the UNet, and the map of the sample's image."""
+        network = load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet.config)
+        network.to(bundle.device)
+        fields = {"controls": [LoadedControl(network, self._map(index))]}
+        denoiser = TorchDenoiser(bundle, autocast=torch.float32)
+        return Served(denoiser, fields, f"{CONTROLNET_FOLDER}/{WEIGHTS_FILE}")
 
     def judged(
         self, samples: Sequence[Image.Image], without: Callable[[int], Image.Image]

@@ -11,17 +11,19 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from toile.core.artifacts import ArtifactStore
 from toile.diffusion.adapter_header import AdapterCard
-from toile.diffusion.adapters import linear_targets, load_lora, write_lora
+from toile.diffusion.adapters import DIFFUSERS_FILE, load_lora, write_lora
+from toile.diffusion.bank import BankError, PackedAdapter
+from toile.diffusion.banked_denoiser import BankedDenoiser
 from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.conformance import check_lora, not_conformant
 from toile.diffusion.denoiser import LoadedAdapter
-from toile.diffusion.triton.packed import PackedFiles, empty_unet
+from toile.diffusion.triton.packed import empty_unet, pack_adapter, packed_name
 from toile.training.batches import compute_dtype, hold_frozen
 from toile.training.config import LoraRecipeConfig
 from toile.training.dropout import ImageDropout
-from toile.training.recipe import Recipe
+from toile.training.recipe import Recipe, Served, reload_frozen
 
 ADAPTER = "default"
 
@@ -29,31 +31,50 @@ ADAPTER = "default"
 class Lora(Recipe):
     """A LoRA that is trained in the bundle's own UNet."""
 
-    def __init__(self, bundle: Bundle, config: LoraRecipeConfig) -> None:
+    def __init__(
+        self, bundle: Bundle, config: LoraRecipeConfig, targets: str = "attention"
+    ) -> None:
+        """Make a new one; `targets` is what engines take adapters for, by the settings' name."""
         self._bundle = bundle
         self._config = config
+        self._empty = empty_unet(bundle.path)
+        self._layout = bank_layout(self._empty, TARGETS[targets])
         add_adapter(bundle.unet, config)
         self.network: nn.Module = bundle.unet
+
+    def finish(self) -> None:
+        """Bring the UNet back to fp32, which engines draw in."""
+        reload_frozen(self._bundle.unet, self._bundle.path)
 
     def trained(self, index: int) -> Mapping[str, Any]:  # noqa: ARG002 - the same for all
         """Nothing: the adapter sits in the UNet."""
         return {}
-
-    def exported(self, folder: Path, bundle: Bundle, index: int) -> Mapping[str, Any]:  # noqa: ARG002
-        """The adapter of a version's files."""
-        return {"adapters": [LoadedAdapter(str(folder), load_lora(folder))]}
 
     def export(self, folder: Path, card: AdapterCard) -> None:
         """Write it in diffusers' layout and in kohya's."""
         state = adapter_state(self._bundle.unet)
         write_lora(folder, state, self._config.rank, self._config.alpha, card)
 
-    def pack(self, store: ArtifactStore, prefix: str, folder: Path, targets: str) -> None:
+    def check(self, folder: Path) -> None:
+        """Refuse files that differ from one another, or that other programs would not take."""
+        check_lora(folder, self._empty)
+
+    def pack(self, folder: Path, bank: Path) -> None:
         """Pack it for the engine of its base, so that the first drawing with it need not."""
-        unet = empty_unet(self._bundle.path)
-        layout = bank_layout(unet, TARGETS[targets])
-        files = PackedFiles(store, layout, base_digest=self._bundle.digest)
-        files.put(prefix, load_lora(folder, targets=linear_targets(unet)))
+        weights = load_lora(folder)
+        packed = pack_adapter(weights, self._layout, base_digest=self._bundle.digest)
+        packed.save(bank / packed_name(self._layout), self._layout)
+
+    def served(self, folder: Path, bank: Path, bundle: Bundle, index: int) -> Served:  # noqa: ARG002
+        """The packed file in the graph that engines are exported from."""
+        file = bank / packed_name(self._layout)
+        adapter = LoadedAdapter(str(folder), load_lora(folder))
+        try:
+            packed = {adapter.key: PackedAdapter.load(file, self._layout)}
+        except BankError as error:
+            raise not_conformant(file.name, str(error)) from error
+        denoiser = BankedDenoiser(bundle, self._layout, packed)
+        return Served(denoiser, {"adapters": [adapter]}, f"{file.name}, packed of {DIFFUSERS_FILE}")
 
 
 def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:

@@ -1,7 +1,7 @@
 """From trained weights to a published version: export, reload, compare, publish.
 
-A version is published only if its files, loaded afresh the way the server loads them, draw what
-the trainer's own weights drew.
+A version is published only if other programs would take its files whole, and if these, loaded
+afresh and drawn with as the server draws, give what the trainer's own weights drew.
 """
 
 import json
@@ -24,8 +24,9 @@ from toile.core.jobs.samples import SAMPLES_FOLDER, JobSamples, mean_scores
 from toile.core.names import ModelVersionName
 from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.denoiser import TorchDenoiser
+from toile.diffusion.denoiser import Denoiser, TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.diffusion.triton.packed import packed_folder
 from toile.diffusion.turns import Urgency
 from toile.training.batches import compute_dtype
 from toile.training.checkpoint import Checkpoint
@@ -37,7 +38,11 @@ from toile.training.recipe import Recipe
 from toile.training.state import published_step
 
 REPRODUCTION_TOLERANCE_LEVELS = 2.0
-"""Largest difference of a pixel, of 255: the arithmetic is the same, its order may differ."""
+"""Largest difference of a pixel, of 255: both are drawn in fp32, in another order of arithmetic.
+
+The tiny base's come to 1 at most. bf16, which training uses on CPUs, would make it 12: too much to
+tell a file that is right from one that is slightly wrong.
+"""
 
 LOSS_FILE = "loss.jsonl"
 
@@ -63,22 +68,37 @@ class Trained:
 def draw_samples(
     job: JobContext, bundle: Bundle, config: RecipeConfig, recipe: Recipe
 ) -> list[Image.Image]:
-    """Draw the sample prompts with what was trained.
+    """Draw the sample prompts with what was trained, in fp32 as engines do.
 
     Raises:
         CancelledError: The job should stop.
     """
+    denoiser = TorchDenoiser(bundle, autocast=torch.float32)
     images: list[Image.Image] = []
     for index in range(len(config.sample_prompts)):
         report(job, "sample", index, len(config.sample_prompts))
-        images.append(draw_sample(job, bundle, config, index, recipe.trained(index)))
+        fields = recipe.trained(index)
+        images.append(draw_sample(job, bundle, config, index, fields, denoiser))
     return images
 
 
 def draw_sample(
-    job: JobContext, bundle: Bundle, config: RecipeConfig, index: int, fields: Mapping[str, Any]
+    job: JobContext,
+    bundle: Bundle,
+    config: RecipeConfig,
+    index: int,
+    fields: Mapping[str, Any],
+    denoiser: Denoiser | None = None,
 ) -> Image.Image:
     """Draw one of the sample prompts, with these fields of the request.
+
+    Args:
+        job: That it is drawn for.
+        bundle: The base.
+        config: The recipe's configuration.
+        index: Of the sample.
+        fields: Of the request.
+        denoiser: What evaluates the UNet; if None the bundle's own, as it is trained.
 
     Raises:
         CancelledError: The job should stop.
@@ -89,8 +109,8 @@ def draw_sample(
         urgency=Urgency(cancelled=job.stopping),
         **fields,
     )
-    # As it was trained: weights that are held in half precision can be drawn with in no other.
-    denoiser = TorchDenoiser(bundle, autocast=compute_dtype(config, bundle.device))
+    # As it is trained: weights that are held in half precision can be drawn with in no other.
+    denoiser = denoiser or TorchDenoiser(bundle, autocast=compute_dtype(config, bundle.device))
     return next(diffuse(bundle, denoiser, request))
 
 
@@ -104,30 +124,31 @@ def publish(job: JobContext, trained: Trained) -> None:
 
     Raises:
         InvalidArgumentError: The exported files cannot be loaded.
-        ToileError: The exported file does not reproduce the sample (`NOT_REPRODUCED`).
+        ToileError: Another program would not take a file (`NOT_CONFORMANT`), or the server would
+            not draw the sample with it (`NOT_REPRODUCED`); metadata say which.
         CancelledError: The job was cancelled meanwhile; nothing is published.
     """
-    folder = job.scratch_path / f"export-{job.attempt}"
+    folder, bank = (job.scratch_path / f"{name}-{job.attempt}" for name in ("export", "bank"))
 
     def export() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder, bank):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
         _export(job, trained, folder)
+        trained.recipe.pack(folder, bank)
 
     patiently(job, "publish", export)
     report(job, "verify", 0, 1)
-    difference = reproduction_difference(trained, folder, job)
-    if difference > REPRODUCTION_TOLERANCE_LEVELS:
-        raise ToileError(
-            f"the exported file draws another sample: {difference:g} of 255 levels apart, "
-            f"more than {REPRODUCTION_TOLERANCE_LEVELS:g}",
-            reason="NOT_REPRODUCED",
-        )
+    difference = verify(trained, folder, bank, job)
     report(job, "publish", 0, 1)
     prefix = f"{job.target}/{job.name.rpartition('/')[2]}-{job.attempt}"
-    manifest = patiently(
-        job, "publish", lambda: publish_folder(job.store, prefix, folder, {"job": job.name})
-    )
-    patiently(job, "publish", lambda: _pack(job, trained, prefix, folder))
+
+    def upload() -> Manifest:
+        for file in bank.iterdir():
+            job.store.put(f"{packed_folder(prefix)}/{file.name}", file)
+        return publish_folder(job.store, prefix, folder, {"job": job.name})
+
+    manifest = patiently(job, "publish", upload)
 
     def end() -> None:
         with job.catalog.transaction() as session:
@@ -137,24 +158,41 @@ def publish(job: JobContext, trained: Trained) -> None:
     patiently(job, "publish", end)
 
 
-def _pack(job: JobContext, trained: Trained, prefix: str, folder: Path) -> None:
-    trained.recipe.pack(job.store, prefix, folder, job.settings.engine.targets)
+def verify(trained: Trained, folder: Path, bank: Path, job: JobContext) -> float:
+    """Check the files of a version, and draw the closing sample with them as the server would.
 
+    Args:
+        trained: The training.
+        folder: Its exported files.
+        bank: What was packed of them.
+        job: That the sample is drawn for.
 
-def reproduction_difference(trained: Trained, folder: Path, job: JobContext) -> float:
-    """Draw the closing sample from the exported file; return how far it is from the trainer's.
+    Returns:
+        How far it is from the trainer's own: the largest difference of a pixel, in 8-bit levels;
+        0 where there are no sample prompts.
 
-    The largest difference of a pixel in 8-bit levels; 0 where there are no sample prompts.
+    Raises:
+        ToileError: A file does not conform (`NOT_CONFORMANT`), or the difference is over
+            `REPRODUCTION_TOLERANCE_LEVELS` (`NOT_REPRODUCED`); metadata say which file.
     """
+    trained.recipe.check(folder)
     if not trained.samples:
         return 0.0
     index = len(trained.samples) - 1
     fresh = Bundle.load(trained.base_path, digest=trained.base_digest, device=trained.device)
-    fields = trained.recipe.exported(folder, fresh, index)
-    again = draw_sample(job, fresh, trained.config, index, fields)
+    served = trained.recipe.served(folder, bank, fresh, index)
+    again = draw_sample(job, fresh, trained.config, index, served.fields, served.denoiser)
     mine = np.asarray(trained.samples[index].convert("RGB"), dtype=np.int16)
     theirs = np.asarray(again.convert("RGB"), dtype=np.int16)
-    return float(np.abs(mine - theirs).max())
+    difference = float(np.abs(mine - theirs).max())
+    if difference > REPRODUCTION_TOLERANCE_LEVELS:
+        raise ToileError(
+            f"{served.file} draws another sample: {difference:g} of 255 levels apart, "
+            f"more than {REPRODUCTION_TOLERANCE_LEVELS:g}",
+            reason="NOT_REPRODUCED",
+            metadata={"file": served.file},
+        )
+    return difference
 
 
 def _export(job: JobContext, trained: Trained, folder: Path) -> None:

@@ -2,15 +2,44 @@
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import nn
 
-from toile.core.artifacts import ArtifactStore
 from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.denoiser import Denoiser
+
+
+def reload_frozen(unet: UNet2DConditionModel, base: Path) -> None:
+    """Give a UNet that is held in half precision its own weights again, in fp32.
+
+    Args:
+        unet: Whose parameters are all frozen but those of adapters.
+        base: The folder of its base.
+    """
+    fresh = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
+    weights = fresh.state_dict()
+    for name, parameter in unet.named_parameters():
+        plain = name.replace(".base_layer.", ".")  # where peft has put the Linear
+        if plain in weights:
+            parameter.data = weights[plain].to(parameter.device)
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a server draws."""
+
+    denoiser: Denoiser
+    fields: Mapping[str, Any]
+    """Of the `DiffusionRequest`."""
+    file: str
+    """The file that it draws with, for who must be told of it."""
 
 
 class Recipe(abc.ABC):
@@ -30,16 +59,33 @@ class Recipe(abc.ABC):
         """Fields of the `DiffusionRequest` that draws a sample with the weights in memory."""
 
     @abc.abstractmethod
-    def exported(self, folder: Path, bundle: Bundle, index: int) -> Mapping[str, Any]:
-        """The same, with a version's files, loaded afresh as the server loads them.
-
-        Raises:
-            InvalidArgumentError: They cannot be used.
-        """
-
-    @abc.abstractmethod
     def export(self, folder: Path, card: AdapterCard) -> None:
         """Write the adapter's files into the folder of a version."""
+
+    @abc.abstractmethod
+    def check(self, folder: Path) -> None:
+        """Refuse a version's files that other programs would not take.
+
+        Raises:
+            ToileError: One does not conform (`NOT_CONFORMANT`).
+        """
+
+    def pack(self, folder: Path, bank: Path) -> None:  # noqa: B027 - most need nothing packed
+        """Write what engines want of a version's files, made of these files, into `bank`."""
+
+    @abc.abstractmethod
+    def served(self, folder: Path, bank: Path, bundle: Bundle, index: int) -> Served:
+        """What a server draws a sample with, from a version's files alone.
+
+        Args:
+            folder: The version's files.
+            bank: What `pack` wrote.
+            bundle: The base, loaded afresh.
+            index: Of the sample.
+
+        Raises:
+            ToileError: The files cannot be used.
+        """
 
     def judged(
         self,
@@ -53,15 +99,3 @@ class Recipe(abc.ABC):
             without: Draws a sample again, but without the adapter.
         """
         return {}
-
-    def pack(  # noqa: B027
-        self, store: ArtifactStore, prefix: str, folder: Path, targets: str
-    ) -> None:
-        """Store what engines want of the version at `prefix`, if they want something.
-
-        Args:
-            store: Where to.
-            prefix: The version's.
-            folder: Its files.
-            targets: What engines take adapters for, by the settings' name.
-        """

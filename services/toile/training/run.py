@@ -16,6 +16,7 @@ from toile.core.jobs.records import CHECKPOINTS_FOLDER
 from toile.core.jobs.runtime import JobContext
 from toile.core.jobs.samples import SAMPLES_FOLDER
 from toile.diffusion.bundle import CPU, Bundle
+from toile.diffusion.denoiser import TorchDenoiser
 from toile.imaging.control_maps import ControlKind
 from toile.training import loop, publish
 from toile.training.cache_maker import CacheMaker
@@ -85,16 +86,18 @@ def train_and_publish(
     recipe, cache = _recipe(job, bundle, examples, plans, config, leads=leads)
     meet()
     end = _train(job, bundle, recipe, cache, examples, config, leads=leads)
-    recipe.finish()
     if leads:
+        recipe.finish()
         samples = publish.draw_samples(job, bundle, config, recipe)
+        plain = TorchDenoiser(bundle, autocast=torch.float32)
         trained = publish.Trained(
             config=config,
             recipe=recipe,
             end=end,
             samples=samples,
             judged=recipe.judged(
-                samples, lambda index: publish.draw_sample(job, bundle, config, index, {})
+                samples,
+                lambda index: publish.draw_sample(job, bundle, config, index, {}, plain),
             ),
             base=base.name,
             base_path=base_path,
@@ -130,7 +133,7 @@ def _recipe(
             cache = with_masks(cache, found[MASKS]["shares"], config)
         if CLASS_IMAGES in found:
             cache = joined(cache, Cache(**found[CLASS_IMAGES]), config.prior_loss_weight)
-        return Lora(bundle, config), cache
+        return Lora(bundle, config, job.settings.engine.targets), cache
     with_control = with_maps(cache, found[MAPS]["planes"], ControlKind(config.control_kind))
     names = [example.file_name for example in examples]
     return ControlNet(bundle, config, with_control, names), with_control

@@ -1,25 +1,26 @@
 """The exported files are what other programs look for, and as strong there as here.
 
-The rules of ComfyUI (`comfy/lora.py`: `model_lora_keys_unet`, `load_lora`) and of InvokeAI
-(`backend/patches`: `sdxl_lora_conversion_utils.py`, `layer_patcher.py`) are written down below in
-our own words, for SDXL's UNet and text encoders. diffusers is asked itself.
+The rules of ComfyUI and InvokeAI are in `toile.diffusion.conformance`, which the publish gate goes
+by; here they are held against SDXL's own names, spelt out. diffusers is asked itself.
 """
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from toile.core.clock import now
-from toile.core.errors import InvalidArgumentError
+from toile.core.errors import InvalidArgumentError, ToileError
 from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.adapters import (
     DIFFUSERS_FILE,
@@ -34,6 +35,13 @@ from toile.diffusion.adapters import (
 from toile.diffusion.bank import gather
 from toile.diffusion.banked_unet import TARGETS, BankedUNet, bank_layout
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.conformance import (
+    check_lora,
+    comfyui_strengths,
+    content_hash,
+    invokeai_modules,
+    module_path,
+)
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.drawing import encode_prompts
 from toile.diffusion.kohya_keys import kohya_names
@@ -41,6 +49,8 @@ from toile.diffusion.pipelines import DiffusionRequest
 from toile.diffusion.text_encoders import text_targets
 from toile.diffusion.triton.packed import pack_adapter
 
+State = dict[str, torch.Tensor]
+Facts = dict[str, str]
 CARD = AdapterCard(title="lace", base="bases/sdxl", base_digest="", resolution=1024, created=now())
 SDXL_SHAPE = {
     # Blocks, layers and depths of stable-diffusion-xl-base-1.0, on which the names depend;
@@ -190,27 +200,12 @@ def mixed_layers(
     }
 
 
-# ComfyUI: for each module that it knows it takes `.alpha`, `.lora_up.weight` and
-# `.lora_down.weight` under `lora_unet_` and the name of either kind, and multiplies by
-# alpha / rows of down. What is left over in the file is not loaded, with no more than a warning.
-# For the text encoders (`model_lora_keys_clip`) it knows the six Linears of each layer under
-# `lora_te1_text_model_encoder_layers_` and `lora_te2_…`.
-
-
 def test_comfyui_takes_every_key_and_the_right_strength(
     exported: tuple[Path, AdapterWeights], targets: str
 ) -> None:
     folder, weights = exported
-    left = load_file(folder / KOHYA_FILE)
-    strengths = {}
-    for module in itertools.chain(
-        (name for two in linear_names(targets) for name in two), text_names()
-    ):
-        if f"{module}.lora_up.weight" in left:
-            left.pop(f"{module}.lora_up.weight")
-            down = left.pop(f"{module}.lora_down.weight")
-            strengths[module] = left.pop(f"{module}.alpha").item() / down.shape[0]
-    assert left == {}
+    known = itertools.chain((n for two in linear_names(targets) for n in two), text_names())
+    strengths = comfyui_strengths(folder / KOHYA_FILE, known)
     # 70 transformer blocks with 8 Linears each; or 10 each, and 2 of each of the 11 transformers.
     # 44 layers of text encoders with 6.
     assert len(strengths) == {"attention": 560, "transformer": 722}[targets] + 264
@@ -226,47 +221,162 @@ def test_comfyui_takes_every_key_and_the_right_strength(
     }
 
 
-# InvokeAI: every key begins with `lora_unet_`, `lora_te1_` or `lora_te2_`; no key may begin with
-# a Stability name where another does not; the rest up to the first dot names a module, whose path
-# is found by trying ever longer pieces between underscores.
-
-
 def test_invokeai_finds_the_module_of_every_key(
     exported: tuple[Path, AdapterWeights],
     sdxl: UNet2DConditionModel,
     text_encoders: dict[str, torch.nn.Module],
 ) -> None:
     folder, weights = exported
-    stems, leaves, text = set(), set(), set()
+    found = invokeai_modules(folder / KOHYA_FILE, sdxl)
+    assert found == {*weights.layers, *weights.text_layers}
     for key in load_file(folder / KOHYA_FILE):
-        stem, leaf = key.split(".", 1)
-        leaves.add(leaf)
-        prefix, stem = stem[:9], stem[9:]
-        if prefix != "lora_unet":
-            part = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}[prefix]
-            text.add(f"{part}.{module_path(text_encoders[part], stem)}")
-            continue
-        stems.add(stem.removeprefix("_"))
-    assert text == set(weights.text_layers)
-    assert leaves == {"lora_down.weight", "lora_up.weight", "alpha"}
-    others = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out_")
-    assert not any(stem.startswith(others) for stem in stems)
-    assert {module_path(sdxl, stem) for stem in stems} == set(weights.layers)
+        if not key.startswith("lora_unet_"):
+            part = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}[key[:9]]
+            path = module_path(text_encoders[part], key[9:].partition(".")[0])
+            assert f"{part}.{path}" in weights.text_layers
 
 
-def module_path(module: torch.nn.Module, flat: str) -> str:
-    path: list[str] = []
-    pieces = flat.split("_")
-    name = pieces.pop(0)
-    while pieces:
-        if name in dict(module.named_children()):
-            module = module.get_submodule(name)
-            path.append(name)
-            name = pieces.pop(0)
-        else:
-            name += "_" + pieces.pop(0)
-    module.get_submodule(name)
-    return ".".join([*path, name])
+# What the gate goes by. Each of these would load somewhere, wrong or in part.
+
+
+def test_exported_files_pass_the_gate(
+    exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel
+) -> None:
+    check_lora(exported[0], sdxl)
+
+
+def respelt(state: State, _facts: Facts) -> None:
+    """Stability's names, which InvokeAI does not take beside diffusers' and sd-scripts write."""
+    stability = {theirs: its for its, theirs in linear_names("transformer")}
+    for key in list(state):
+        name, _, leaf = key.partition(".")
+        state[f"{stability.get(name, name)}.{leaf}"] = state.pop(key)
+
+
+def stronger(state: State, _: Facts) -> None:
+    state[min(key for key in state if key.endswith(".alpha"))] *= 2
+
+
+def rounded(state: State, _: Facts) -> None:
+    for key in state:
+        if "lora_" in key and key.endswith(".weight"):
+            state[key] = state[key].float()
+
+
+def without_an_alpha(state: State, _: Facts) -> None:
+    del state[min(key for key in state if key.endswith(".alpha"))]
+
+
+def moved_a_little(state: State, _: Facts) -> None:
+    key = min(key for key in state if "lora_up" in key or "lora_B" in key)
+    state[key].view(-1)[0] += 0.01
+
+
+def without_a_layer(state: State, _: Facts) -> None:
+    name = min(state).partition(".lora_")[0].removesuffix(".alpha")
+    for key in [key for key in state if key.startswith(f"{name}.")]:
+        del state[key]
+
+
+def without_half_a_layer(state: State, _: Facts) -> None:
+    del state[max(state)]
+
+
+def without_its_prefix(state: State, _: Facts) -> None:
+    for key in list(state):
+        state[key.removeprefix("unet.")] = state.pop(key)
+
+
+def of_another_architecture(_: State, facts: Facts) -> None:
+    facts["modelspec.architecture"] = "flux-1-dev/lora"
+
+
+def without_the_alphas(_: State, facts: Facts) -> None:
+    del facts["lora_adapter_metadata"]
+
+
+def without_its_network(_: State, facts: Facts) -> None:
+    del facts["ss_network_module"]
+
+
+def with_another_hash(_: State, facts: Facts) -> None:
+    facts["modelspec.hash_sha256"] = "0x" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "why"),
+    [
+        (KOHYA_FILE, respelt, "InvokeAI"),
+        (KOHYA_FILE, stronger, "not the adapter of"),
+        (KOHYA_FILE, rounded, "not the adapter of"),
+        (KOHYA_FILE, without_an_alpha, "not the adapter of"),
+        (KOHYA_FILE, moved_a_little, "not the adapter of"),
+        (KOHYA_FILE, without_a_layer, "not the adapter of"),
+        (KOHYA_FILE, without_half_a_layer, "lacks half"),
+        (KOHYA_FILE, of_another_architecture, "does not say"),
+        (KOHYA_FILE, without_its_network, "ss_network_module"),
+        (KOHYA_FILE, with_another_hash, "hash"),
+        (DIFFUSERS_FILE, without_half_a_layer, "lacks half"),
+        (DIFFUSERS_FILE, without_its_prefix, "diffusers would not load"),
+        (DIFFUSERS_FILE, of_another_architecture, "does not say"),
+        (DIFFUSERS_FILE, with_another_hash, "hash"),
+    ],
+)
+def test_a_spoilt_file_does_not_pass(
+    exported: tuple[Path, AdapterWeights],
+    sdxl: UNet2DConditionModel,
+    tmp_path: Path,
+    file: str,
+    spoil: Callable[[State, Facts], None],
+    why: str,
+) -> None:
+    folder = tmp_path / "version"
+    shutil.copytree(exported[0], folder)
+    rewritten(folder / file, spoil)
+    with pytest.raises(ToileError, match=why) as caught:
+        check_lora(folder, sdxl)
+    assert caught.value.reason == "NOT_CONFORMANT"
+    assert caught.value.metadata == {"file": file}
+
+
+@pytest.mark.parametrize("spoil", [without_the_alphas, moved_a_little, without_a_layer])
+def test_files_that_differ_do_not_pass(
+    exported: tuple[Path, AdapterWeights],
+    sdxl: UNet2DConditionModel,
+    tmp_path: Path,
+    spoil: Callable[[State, Facts], None],
+) -> None:
+    """Which of the two is wrong cannot be told from the files."""
+    folder = tmp_path / "version"
+    shutil.copytree(exported[0], folder)
+    rewritten(folder / DIFFUSERS_FILE, spoil)
+    with pytest.raises(ToileError, match=f"{KOHYA_FILE}.*{DIFFUSERS_FILE}") as caught:
+        check_lora(folder, sdxl)
+    assert caught.value.reason == "NOT_CONFORMANT"
+
+
+def test_a_file_that_is_cut_off_does_not_pass(
+    exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "version"
+    shutil.copytree(exported[0], folder)
+    whole = (folder / KOHYA_FILE).read_bytes()
+    (folder / KOHYA_FILE).write_bytes(whole[:-100])
+    with pytest.raises(ToileError, match="not a safetensors file") as caught:
+        check_lora(folder, sdxl)
+    assert caught.value.metadata == {"file": KOHYA_FILE}
+
+
+def rewritten(path: Path, spoil: Callable[[State, Facts], None]) -> None:
+    """Spoil a file; its hash is that of what it then holds, unless that is what is spoilt."""
+    with safe_open(path, "pt") as file:
+        facts = dict(file.metadata())
+    state = load_file(path)
+    spoil(state, facts)
+    save_file(state, path, metadata=facts)
+    if not facts["modelspec.hash_sha256"].startswith("0x00"):
+        facts["modelspec.hash_sha256"] = f"0x{content_hash(path)}"
+        save_file(state, path, metadata=facts)
 
 
 def test_both_names_of_sdxls_modules_are_read(sdxl: UNet2DConditionModel, targets: str) -> None:
@@ -280,8 +390,6 @@ def test_both_names_of_sdxls_modules_are_read(sdxl: UNet2DConditionModel, target
 def test_a_file_of_stabilitys_names_is_the_same_adapter(
     exported: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel, targets: str, tmp_path: Path
 ) -> None:
-    from safetensors.torch import save_file
-
     folder, weights = exported
     mine = load_file(folder / KOHYA_FILE)
     other = {diffusers: stability for stability, diffusers in linear_names(targets)}

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sqlalchemy import update
 
 from integration.training_platform import request_of
 from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, DatasetVersionRow, JobRow, ModelVersionRow
+from toile.core.errors import ToileError
 from toile.core.jobs import JobState, JobStore
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.prompts import CHUNK_TOKENS
@@ -341,6 +344,76 @@ def test_file_that_draws_something_else_is_not_published(
     job = train(train_and_publish)
     assert (job.state, job.error_reason) == ("FAILED", "NOT_REPRODUCED")
     assert version_of(catalog) is None
+
+
+def times(factor: float) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+        state = {name: factor * tensor for name, tensor in load_file(path).items()}
+        save_file(state, path, metadata=facts)
+
+    return spoil
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def test_each_file_that_is_spoilt_between_export_and_gate_is_named(
+    train: Train, catalog: Catalog, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousandth more draws the same picture, so the layouts are compared as numbers."""
+    verify = publish.verify
+    found: list[tuple[str, float, str]] = []
+
+    def spoilt(trained: publish.Trained, folder: Path, bank: Path, job: JobContext) -> float:
+        (packed,) = bank.iterdir()
+        for path, factor, spoil in [
+            (folder / "kohya.safetensors", 1.001, times(1.001)),
+            (folder / "pytorch_lora_weights.safetensors", 1.001, times(1.001)),
+            (packed, 30, times(30)),
+            (packed, 0, times(0)),
+            (packed, 1, cut_off),
+        ]:
+            whole = path.read_bytes()
+            spoil(path)
+            with pytest.raises(ToileError) as caught:
+                verify(trained, folder, bank, job)
+            path.write_bytes(whole)
+            assert path.name in caught.value.message
+            found.append((path.parent.name, factor, caught.value.reason))
+        return verify(trained, folder, bank, job)
+
+    monkeypatch.setattr(publish, "verify", spoilt)
+    job = train(train_and_publish, learning_rate=5e-2, mixed_precision="bf16")
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    assert found == [
+        ("export-1", 1.001, "NOT_CONFORMANT"),
+        ("export-1", 1.001, "NOT_CONFORMANT"),
+        ("bank-1", 30, "NOT_REPRODUCED"),
+        ("bank-1", 0, "NOT_REPRODUCED"),
+        ("bank-1", 1, "NOT_CONFORMANT"),
+    ]
+
+
+def test_the_bank_is_there_before_the_version(
+    train: Train, catalog: Catalog, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[str] = []
+    real = type(store).put
+
+    def recorded(self: ArtifactStore, key: str, *rest: object, **options: object) -> object:
+        assert version_of(catalog) is None
+        put.append(key)
+        return real(self, key, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(store), "put", recorded)
+    train(train_and_publish)
+    version = version_of(catalog)
+    assert version is not None
+    (packed,) = store.list(f"{version.artifact}.bank/")
+    assert put.index(packed.key) < put.index(f"{version.artifact}/manifest.json")
 
 
 def test_cancelled_while_it_samples_publishes_nothing(

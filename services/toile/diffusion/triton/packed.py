@@ -29,12 +29,11 @@ class PackedFiles:
 
     def __init__(self, store: ArtifactStore, layout: BankLayout, *, base_digest: str = "") -> None:
         self._store, self._layout, self._base_digest = store, layout, base_digest
-        self._name = hashlib.sha256(layout.to_json().encode()).hexdigest()[:12]
         self._lock = threading.Lock()
 
     def key(self, artifact: str) -> str:
         """Return where the packed file of an adapter's artifact is."""
-        return f"{artifact}.bank/{self._name}.safetensors"
+        return f"{packed_folder(artifact)}/{packed_name(self._layout)}"
 
     def put(self, artifact: str, weights: AdapterWeights) -> None:
         """Pack an adapter and store it; one that is there already is left alone.
@@ -49,7 +48,7 @@ class PackedFiles:
                 return
             packed = pack_adapter(weights, self._layout, base_digest=self._base_digest)
             with tempfile.TemporaryDirectory(prefix="toile-bank-") as folder:
-                path = Path(folder) / "adapter.safetensors"
+                path = Path(folder) / packed_name(self._layout)
                 packed.save(path, self._layout)
                 self._store.put(key, path)
 
@@ -62,6 +61,16 @@ class PackedFiles:
         """
         self.put(adapter.key, adapter.weights)
         return self._store.presigned_url(self.key(adapter.key), expires_seconds=LINK_SECONDS)
+
+
+def packed_folder(artifact: str) -> str:
+    """Return the prefix of an adapter's packed files."""
+    return f"{artifact}.bank"
+
+
+def packed_name(layout: BankLayout) -> str:
+    """Return the name of a layout's packed file, which all adapters have in common."""
+    return f"{hashlib.sha256(layout.to_json().encode()).hexdigest()[:12]}.safetensors"
 
 
 def empty_unet(base: Path) -> UNet2DConditionModel:
