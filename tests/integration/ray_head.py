@@ -75,6 +75,19 @@ class RayHead:
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
 
+    def processes(self, text: str) -> list[psutil.Process]:
+        """Processes of the head whose command line has the text."""
+        assert self.process is not None
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                command = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if text in command and not command.startswith("/bin/sh"):
+                found.append(process)
+        return found
+
     def kill(self) -> None:
         """Kill every process of the head at once, as a power cut would."""
         if self.process is None:

@@ -1,4 +1,4 @@
-"""A run that is interrupted, and interrupted again, ends bit for bit as one that is not."""
+"""A run that is interrupted again and again ends bit for bit as one that is not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from toile.core.errors import CancelledError
 from toile.training import lora
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
@@ -41,7 +42,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_two_interruptions_change_nothing(
+def test_three_interruptions_change_nothing(
     make_unet: Callable[[], UNet2DConditionModel],
     cache: Cache,
     scheduler: DDPMScheduler,
@@ -50,20 +51,24 @@ def test_two_interruptions_change_nothing(
 ) -> None:
     if changes.get("optimizer") == "adamw8bit":
         pytest.importorskip("bitsandbytes", reason="the adamw8bit extra is not installed")
-    config = CONFIG.model_copy(update={"checkpoint_interval_steps": 2, **changes})
+    config = CONFIG.model_copy(update=changes)
+    kept: list[Checkpoint] = []
 
-    def run(start: Checkpoint | None) -> tuple[Run, dict[int, Checkpoint]]:
-        kept: dict[int, Checkpoint] = {}
+    def run(stop_at: int = -1) -> Run:
+        start = kept[-1] if kept else None
+        return Run(make_unet(), cache, scheduler, config, start, stop_at, keep=keep)
 
-        def keep(point: Checkpoint) -> None:
-            kept[point.step] = written_and_read(point, tmp_path)
+    def keep(point: Checkpoint) -> None:
+        kept.append(written_and_read(point, tmp_path))
 
-        return Run(make_unet(), cache, scheduler, config, start, keep=keep), kept
-
-    whole, first = run(None)
-    _, second = run(first[2])
-    rest, _ = run(second[4])
-    assert [report.step for report in rest.reports] == [5, 6]
+    whole = run()
+    kept.clear()
+    for steps in (2, 2, 1):
+        with pytest.raises(CancelledError):
+            run(stop_at=steps)
+    assert kept[-1].step == 5
+    rest = run()
+    assert [report.step for report in rest.reports] == [6]
     assert rest.reports[-1].loss == whole.reports[-1].loss
     assert rest.reports[-1].learning_rate == whole.reports[-1].learning_rate
     assert whole.end.to_files() == rest.end.to_files()

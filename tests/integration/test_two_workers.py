@@ -1,0 +1,115 @@
+"""Two workers of Ray Train train what one process trains, also where one of them is killed."""
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from integration.ray_head import RayHead
+from integration.training_platform import prepare, request_of, settings_for
+from toile.core.artifacts import fetch, open_store
+from toile.core.catalog.engine import Catalog, open_catalog
+from toile.core.catalog.models import JobRow, ModelVersionRow
+from toile.core.jobs import JobState, JobStore, runtime
+from toile.core.jobs.runtime import execute
+from toile.core.settings import Settings
+from toile.train.handler import TrainHandler
+from toile.training import batches, worker
+from toile.training.run import train_and_publish
+
+pytestmark = pytest.mark.timeout(900)
+
+STEPS = 16
+CONFIG = {"steps": STEPS, "checkpoint_interval_steps": 4, "sample_prompts": ["a lace dress"]}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_bundle: Path) -> Settings:
+    settings = settings_for(tmp_path / "home", "")
+    prepare(settings, tiny_bundle)
+    return settings
+
+
+@pytest.fixture
+def catalog(settings: Settings) -> Iterator[Catalog]:
+    catalog = open_catalog(settings)
+    yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def driver(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make this process the job's own, and every worker exact: bf16 rounds too much to compare."""
+
+    def work(config: dict[str, Any]) -> None:
+        from toile.training import batches, worker
+
+        batches.cpu_has_bfloat16 = lambda: False
+        worker.work(config)
+
+    monkeypatch.setattr(worker, "work", work)
+    monkeypatch.setattr(batches, "cpu_has_bfloat16", lambda: False)
+    # Its heartbeat would end this process if Ray took long to notice that the job is done.
+    monkeypatch.setattr(runtime, "SUPERSEDED_GRACE_SECONDS", 600.0)
+    monkeypatch.setenv("RAY_ADDRESS", ray_head.address)
+    for name in worker._RAY_TRAIN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)  # put back afterwards, for `launch` sets them
+    yield
+    ray.shutdown()
+
+
+def queued(settings: Settings, catalog: Catalog, workers: int) -> JobRow:
+    changed = settings.model_copy(update={"train_workers": workers})
+    job = TrainHandler(changed, catalog, open_store(settings)).create(request_of(**CONFIG))
+    JobStore(catalog).next_attempt(job.name, after=0)
+    return job
+
+
+def losses(settings: Settings, catalog: Catalog, job: JobRow, folder: Path) -> list[float]:
+    """Of each step, as the version tells."""
+    ended = JobStore(catalog).get(job.name)
+    assert (ended.state, ended.error_message) == (JobState.SUCCEEDED, "")
+    with catalog.reading() as session:
+        version = session.get_one(ModelVersionRow, job.target)
+    found = fetch(open_store(settings), version.artifact, folder)
+    return [json.loads(line)["loss"] for line in (found / "loss.jsonl").read_text().splitlines()]
+
+
+def test_one_of_two_workers_is_killed(
+    settings: Settings, catalog: Catalog, ray_head: RayHead, driver: None, tmp_path: Path
+) -> None:
+    alone, together = (queued(settings, catalog, workers) for workers in (1, 2))
+    assert execute(train_and_publish, settings, alone.name, 1) == 0
+
+    def steps() -> list[int]:
+        events, _ = JobStore(catalog).events_after(together.name, 0)
+        told = [event.progress for event in events if event.progress]
+        return [progress["step"] for progress in told if progress["phase"] == "train"]
+
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not (done := steps()) or done[-1] < 5:
+            time.sleep(0.05)
+        workers = ray_head.processes("RayTrainWorker")
+        assert len(workers) == 2
+        workers[-1].kill()
+        killed.append(done[-1])
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    assert execute(worker.launch, settings, together.name, 1) == 0
+    killer.join(10)
+    assert killed
+    told = steps()
+    again = next(second for first, second in itertools.pairwise(told) if second <= first)
+    assert again > 4, "they go on from a checkpoint"
+    assert losses(settings, catalog, together, tmp_path / "fetched") == pytest.approx(
+        losses(settings, catalog, alone, tmp_path / "fetched"), abs=1e-5
+    )
