@@ -7,20 +7,25 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import tenacity
 import torch
+from pydantic import SecretStr
 from safetensors import SafetensorError
 
 from integration.training_platform import prepare, request_of, settings_for
+from servers import swift_s3
+from servers.swift_s3 import running_swift
 from toile.core.artifacts import fetch, open_store
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.catalog.models import JobRow, ModelVersionRow
-from toile.core.errors import CatalogUnavailableError
+from toile.core.errors import CatalogUnavailableError, StoreUnavailableError
 from toile.core.jobs import JobState, JobStore
 from toile.core.jobs.runtime import JobContext, execute
-from toile.core.settings import Settings
+from toile.core.settings import S3Settings, Settings
 from toile.diffusion.adapters import load_lora
 from toile.train.handler import TrainHandler
 from toile.training import events, patience, publish, run
@@ -31,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("quick_samples")
 
 MEBIBYTE = 1 << 20
 Told = list[tuple[str, str]]
+Caplog = pytest.LogCaptureFixture
 
 
 @pytest.fixture
@@ -241,6 +247,57 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
     assert weights(settings, catalog, job, tmp_path / "fetched")
     assert [phase for phase, _ in told] == [moment] * 3
     catalog.close()
+
+
+def test_an_object_store_that_is_away_costs_checkpoints_and_a_wait(
+    told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path, caplog: Caplog
+) -> None:
+    """A real one, from the first step until the version is to be published."""
+    pytest.importorskip("swift", reason="no S3 server: the swift package is not installed")
+    with running_swift() as server:
+        s3 = S3Settings(
+            endpoint=server.endpoint,
+            access_key=swift_s3.ACCESS_KEY,
+            secret_key=SecretStr(swift_s3.SECRET_KEY),
+            secure=False,
+        )
+        settings = settings_for(tmp_path / "home", "").model_copy(
+            update={"artifacts_url": "s3", "s3": s3}
+        )
+        prepare(settings, tiny_bundle)
+        catalog = open_catalog(settings)
+        undisturbed = weights(settings, catalog, trained(settings, catalog), tmp_path / "first")
+
+        def come_back() -> None:
+            if len(told) == 2:
+                server.start()
+
+        when_training(monkeypatch, server.stop)
+        when_told(monkeypatch, told, come_back)
+        job = trained(settings, catalog)
+        assert same(undisturbed, weights(settings, catalog, job, tmp_path / "second"))
+        assert [phase for phase, _ in told] == ["publish"] * 2
+        assert "no checkpoint at step 2" in caplog.text
+        catalog.close()
+
+
+def test_what_is_away_for_a_minute_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def work() -> str:
+        if now[0] < 60:
+            raise StoreUnavailableError("it is away")
+        return "back"
+
+    monkeypatch.setattr(tenacity.nap.time, "sleep", sleep)
+    monkeypatch.setattr(tenacity.nap.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(patience, "report", lambda *_, **__: None)
+    job = cast("JobContext", SimpleNamespace(check=lambda: None))
+    assert patience.patiently(job, "publish", work) == "back"
+    assert now[0] < 70, "it is noticed soon"
 
 
 def test_a_store_that_stays_away_fails_the_job(
