@@ -19,11 +19,12 @@ from integration.training_platform import request_of
 from toile.core.artifacts import ArtifactStore, fetch
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, DatasetVersionRow, JobRow, ModelVersionRow
-from toile.core.errors import ToileError
-from toile.core.jobs import JobState, JobStore
+from toile.core.errors import FailedPreconditionError, ToileError
+from toile.core.jobs import JobState, JobStore, runtime
+from toile.core.jobs.costs import Usage
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.prompts import CHUNK_TOKENS
-from toile.core.settings import EngineSettings, Settings
+from toile.core.settings import EngineSettings, Prices, Settings
 from toile.diffusion.adapters import load_lora
 from toile.diffusion.bank import PackedAdapter
 from toile.diffusion.banked_unet import TRANSFORMER_TARGETS, bank_layout
@@ -164,6 +165,45 @@ def test_a_paused_training_publishes_the_weights_of_an_unpaused_one(
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_training_that_spends_its_budget_is_paused_and_goes_on_with_more(
+    settings: Settings, catalog: Catalog, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = Prices(cpu_hour=1.0)
+    settings = settings.model_copy(update={"prices": prices})
+    monkeypatch.setattr(runtime, "HEARTBEAT_INTERVAL_SECONDS", 0.05)
+    jobs, report = JobStore(catalog), JobContext.report
+
+    def spend(job: JobContext, phase: str, step: int, *rest: int, **figures: float | str) -> None:
+        """Let another process of the job have taken an hour by the second step."""
+        report(job, phase, step, *rest, **figures)
+        if phase == "train" and step == 2:
+            jobs.heartbeat(job.name, job.attempt, Usage(cpu_seconds=3600), prices)
+            deadline = time.monotonic() + 20
+            while not job.stopping():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+    monkeypatch.setattr("toile.training.run.REPORT_INTERVAL_SECONDS", 0.0)
+    request = request_of(steps=4, checkpoint_interval_steps=4, sample_prompts=["a lace dress"])
+    request.budget = 1.0
+    name = TrainHandler(settings, catalog, store).create(request).name
+    jobs.next_attempt(name, after=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(JobContext, "report", spend)
+        assert execute(train_and_publish, settings, name, 1) == 0
+    assert jobs.get(name).state == JobState.PAUSED
+    with pytest.raises(FailedPreconditionError) as caught:
+        jobs.resume(name, prices=prices)
+    assert caught.value.reason == "BUDGET_SPENT"
+    jobs.resume(name, budget=5.0, prices=prices)
+    assert execute(train_and_publish, settings, name, 2) == 0
+    assert jobs.get(name).state == JobState.SUCCEEDED
+    events, _ = jobs.events_after(name, 0)
+    told = [e.progress for e in events if e.progress and e.state == JobState.RUNNING]
+    steps = [progress["step"] for progress in told if progress["phase"] == "train"]
+    assert steps == [1, 2, 3, 4], "no step is done again"
 
 
 def test_a_cancelled_training_keeps_no_checkpoint_of_its_end(
