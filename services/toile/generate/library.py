@@ -47,6 +47,9 @@ class Library:
     def upload(self, parent: str, prompt: str, data: bytes) -> common_pb2.Image:
         """Store an image; the same bytes again are the same image.
 
+        It is for adults when the prompt says so, or when an image of the project with the same
+        bytes is; that a later upload says nothing takes no rating back.
+
         Raises:
             BadImageError: The bytes are not an image that can be used.
             InvalidArgumentError: The prompt is too long (`PROMPT_TOO_LONG`).
@@ -62,8 +65,10 @@ class Library:
         # The name is made of the bytes, so that two uploads at once cannot make two images.
         digest = hashlib.sha256(data).hexdigest()
         name = str(ImageName(project, f"u{digest[:32]}"))
-        with self._catalog.reading() as session:
-            known = session.get(ImageRow, name)
+        restricted = restricted_term(prompt) is not None
+        with self._catalog.transaction() as session:
+            restricted = restricted or _is_restricted(session, project, digest)
+            known = _rated(session, name, restricted=restricted)
         if known is not None:
             return image_to_proto(known)
         info = decode.probe(data, self._limits)
@@ -78,10 +83,10 @@ class Library:
             origin=common_pb2.IMAGE_ORIGIN_UPLOADED,
             media_type=info.media_type,
             prompt=prompt,
-            restricted=restricted_term(prompt) is not None,
+            restricted=restricted,
         )
         with self._catalog.transaction() as session:
-            first = session.get(ImageRow, name)
+            first = _rated(session, name, restricted=restricted)
             if first is None:
                 session.add(image)
         return image_to_proto(first or image)
@@ -187,6 +192,24 @@ class Library:
                 base=_base(session, producers),
                 adapters=_adapters(session, producers),
             )
+
+
+def _is_restricted(session: Session, project: str, digest: str) -> bool:
+    """Whether an image of these bytes is for adults."""
+    wanted = select(ImageRow.name).where(
+        ImageRow.digest == digest,
+        ImageRow.project == project,
+        ImageRow.content_rating == "RESTRICTED",
+    )
+    return session.scalar(wanted.limit(1)) is not None
+
+
+def _rated(session: Session, name: str, *, restricted: bool) -> ImageRow | None:
+    """Return an image that is there, as one for adults if it is; its rating only goes up."""
+    row = session.get(ImageRow, name)
+    if row is not None and restricted:
+        row.content_rating = "RESTRICTED"
+    return row
 
 
 def _image(session: Session, name: str) -> ImageRow:

@@ -289,7 +289,7 @@ class GenerationRecords:
             parent_image=source.image.name if source else "",
             prompt=prompt,
             seed=seed,
-            restricted=(source is not None and source.is_restricted)
+            restricted=(source is not None and source.restricted != "")
             or any(control.is_restricted for control in drawing.controls)
             or restricted_term(prompt) is not None,
             seam_score=seam_score(picture, Repeat(request.repeat)) if request.repeat else None,

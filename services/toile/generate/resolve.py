@@ -63,8 +63,8 @@ class Plan:
     @property
     def restricted_field(self) -> str:
         """Field that names an image which is for adults; empty when there is none."""
-        if self.source is not None and self.source.is_restricted:
-            return f"{self.request.WhichOneof('source')}.image"
+        if self.source is not None and self.source.restricted:
+            return f"{self.request.WhichOneof('source')}.{self.source.restricted}"
         return IMAGE_FIELD if any(one.is_restricted for one in self.controls) else ""
 
 

@@ -39,9 +39,11 @@ class Source:
     mask: ImageRow | None
 
     @property
-    def is_restricted(self) -> bool:
-        """Whether it is for adults."""
-        return self.image.content_rating == "RESTRICTED"
+    def restricted(self) -> str:
+        """Which of them is for adults: `image`, `mask`, or neither when empty."""
+        parts = {"image": self.image, "mask": self.mask}
+        rated = (name for name, row in parts.items() if row and row.content_rating == "RESTRICTED")
+        return next(rated, "")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from servers.generating import Painter, count, generate, refused, stub, upload
+from servers.generating import Painter, count, download, generate, refused, stub, upload
 from servers.platform import PARENT, Platform, png
 from toile.core.catalog.models import GenerationRow
 from toile.core.errors import FailedPreconditionError
@@ -53,6 +53,24 @@ async def test_uploads_are_rated_by_what_is_said_of_them(
     assert not painter.requests
 
 
+async def test_a_rating_only_goes_up(platform: Platform, painter: Painter) -> None:
+    image = await upload(platform, png(PICTURE))
+    assert image.content_rating == GENERAL
+    for prompt in ("a naked man", "", "a shirt"):
+        again = await upload(platform, png(PICTURE), prompt)
+        assert (again.name, again.content_rating) == (image.name, RESTRICTED)
+    error = await refused(platform, redesign={"image": image.name})
+    assert error.reason == "RESTRICTED_CONTENT"
+
+
+async def test_a_mask_for_adults_is_refused_too(platform: Platform, painter: Painter) -> None:
+    image = await upload(platform, png(PICTURE))
+    mask = await upload(platform, png(255 - PICTURE), "a naked man")
+    error = await refused(platform, inpaint={"image": image.name, "mask": mask.name})
+    assert (error.reason, error.metadata["field"]) == ("RESTRICTED_CONTENT", "inpaint.mask")
+    assert not painter.requests
+
+
 async def test_a_source_that_nobody_described_is_judged_by_its_caption(
     platform: Platform, painter: Painter
 ) -> None:
@@ -85,3 +103,18 @@ class TestAllowed:
         assert (await read).image.content_rating == RESTRICTED
         listed = stub(platform).ListImages(generate_pb2.ListImagesRequest(parent=PARENT))
         assert {i.content_rating for i in (await listed).images} == {RESTRICTED}
+
+    async def test_its_bytes_come_back_as_what_they_are(
+        self, platform: Platform, painter: Painter
+    ) -> None:
+        events = await generate(platform, prompt="a nude woman")
+        data = await download(platform, events[-1].generation.images[0].name)
+        assert (await upload(platform, data)).content_rating == RESTRICTED
+
+    async def test_what_a_mask_for_adults_made_is_rated(
+        self, platform: Platform, painter: Painter
+    ) -> None:
+        image = await upload(platform, png(PICTURE))
+        mask = await upload(platform, png(255 - PICTURE), "a naked man")
+        events = await generate(platform, inpaint={"image": image.name, "mask": mask.name})
+        assert events[-1].generation.images[0].content_rating == RESTRICTED
