@@ -84,6 +84,11 @@ class Bundle:
         """
         return cls(path, read_description(path), dtype, digest, device)
 
+    def unload(self) -> None:
+        """Let go of all networks; what is used again is loaded again."""
+        self._parts = Kept()
+        self._prompts.clear()
+
     @property
     def native_size(self) -> int:
         """Side of the square images it was trained for, pixels."""

@@ -4,6 +4,7 @@ A version is published only if other programs would take its files whole, and if
 afresh and drawn with as the server draws, give what the trainer's own weights drew.
 """
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,10 +58,7 @@ class Trained:
     samples: Sequence[Image.Image]
     judged: Mapping[str, bytes]
     base: str
-    base_path: Path
-    native_size: int
-    device: torch.device
-    base_digest: str
+    bundle: Bundle
     dataset: DatasetVersionRow
     captions: Sequence[str]
 
@@ -138,6 +136,7 @@ def publish(job: JobContext, trained: Trained) -> None:
         trained.recipe.pack(folder, bank)
 
     patiently(job, "publish", export)
+    _release(trained)
     report(job, "verify", 0, 1)
     difference = verify(trained, folder, bank, job)
     report(job, "publish", 0, 1)
@@ -156,6 +155,14 @@ def publish(job: JobContext, trained: Trained) -> None:
             job.succeed(session)
 
     patiently(job, "publish", end)
+
+
+def _release(trained: Trained) -> None:
+    """Make room for the same networks, loaded afresh: on a GPU both may be too much."""
+    trained.recipe.release()
+    trained.bundle.unload()
+    gc.collect()  # optimizers and pipelines have cycles
+    torch.cuda.empty_cache()
 
 
 def verify(trained: Trained, folder: Path, bank: Path, job: JobContext) -> float:
@@ -179,7 +186,8 @@ def verify(trained: Trained, folder: Path, bank: Path, job: JobContext) -> float
     if not trained.samples:
         return 0.0
     index = len(trained.samples) - 1
-    fresh = Bundle.load(trained.base_path, digest=trained.base_digest, device=trained.device)
+    base = trained.bundle
+    fresh = Bundle.load(base.path, digest=base.digest, device=base.device)
     served = trained.recipe.served(folder, bank, fresh, index)
     again = draw_sample(job, fresh, trained.config, index, served.fields, served.denoiser)
     mine = np.asarray(trained.samples[index].convert("RGB"), dtype=np.int16)
@@ -205,8 +213,8 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
     card = AdapterCard(
         title=f"{job.target.split('/')[3]} v{job.target.rpartition('/')[2]}",
         base=trained.base,
-        base_digest=trained.base_digest,
-        resolution=trained.native_size,
+        base_digest=trained.bundle.digest,
+        resolution=trained.bundle.native_size,
         trigger_word=trained.dataset.trigger_word,
         dataset_version=trained.dataset.name,
         dataset_digest=trained.dataset.digest,

@@ -62,6 +62,11 @@ class Recipe(abc.ABC):
     def export(self, folder: Path, card: AdapterCard) -> None:
         """Write the adapter's files into the folder of a version."""
 
+    def release(self) -> None:
+        """Let go of what was trained, which is exported by then."""
+        if hasattr(self, "network"):
+            del self.network
+
     @abc.abstractmethod
     def check(self, folder: Path) -> None:
         """Refuse a version's files that other programs would not take.

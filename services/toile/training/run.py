@@ -100,10 +100,7 @@ def train_and_publish(
                 lambda index: publish.draw_sample(job, bundle, config, index, {}, plain),
             ),
             base=base.name,
-            base_path=base_path,
-            native_size=bundle.native_size,
-            device=device,
-            base_digest=base.digest,
+            bundle=bundle,
             dataset=dataset,
             captions=[example.caption for example in examples],
         )

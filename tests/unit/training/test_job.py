@@ -1,6 +1,7 @@
 """A training from its job to the published version, without Ray."""
 
 import functools
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ModelMixin
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sqlalchemy import update
+from transformers import PreTrainedModel
 
 from integration.training_platform import request_of
 from toile.core.artifacts import ArtifactStore, fetch
@@ -435,6 +438,40 @@ def test_each_file_that_is_spoilt_between_export_and_gate_is_named(
         ("bank-1", 0, "NOT_REPRODUCED"),
         ("bank-1", 1, "NOT_CONFORMANT"),
     ]
+
+
+@pytest.mark.parametrize("recipe", ["lora", "controlnet"])
+def test_what_was_trained_makes_room_for_what_is_loaded_afresh(
+    train: Train, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """On a GPU there may be no room for the UNet twice."""
+    before = living()
+    at_the_gate: list[object] = []
+    load = Bundle.load
+
+    def loaded(*args: object, **options: object) -> Bundle:
+        others = {id(thing) for thing in before}
+        at_the_gate.extend(type(thing) for thing in living() if id(thing) not in others)
+        return load(*args, **options)  # type: ignore[arg-type]
+
+    verify = publish.verify
+
+    def watched(*args: object) -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(Bundle, "load", loaded)
+            return verify(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publish, "verify", watched)
+    job = train(train_and_publish, recipe)
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    assert at_the_gate == []
+
+
+def living() -> list[object]:
+    """Optimizers, and networks whose weights are somewhere."""
+    kinds = (torch.optim.Optimizer, ModelMixin, PreTrainedModel)
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
+    return [thing for thing in found if getattr(thing, "device", None) != torch.device("meta")]
 
 
 def test_the_bank_is_there_before_the_version(
