@@ -1,13 +1,15 @@
 """What the header of an adapter's file says: ModelSpec 1.0.1, kohya's `ss_*` keys, and our own.
 
-Sources: the ModelSpec standard (`modelspec.*`) and the metadata that kohya's sd-scripts write
-and user interfaces show (`ss_*`, `sshs_*`).
+Sources: the ModelSpec standard (`modelspec.*`), and the metadata that kohya's sd-scripts write
+(`train_network.py`, `library/train_util.py`, `library/sai_model_spec.py`) and user interfaces show
+(`ss_*`, `sshs_*`).
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 import torch
@@ -18,6 +20,18 @@ from toile.core.clock import now
 
 ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
 CONTROL_ARCHITECTURE = "stable-diffusion-xl-v1-base/controlnet"
+
+
+_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
+"""ModelSpec's words for those of diffusers' schedulers."""
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Images that an epoch shows equally often: a folder of sd-scripts'."""
+
+    captions: Sequence[str]
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -38,8 +52,13 @@ class AdapterCard:
     author: str = ""
     license: str = ""
     tags: Sequence[str] = ()
-    tag_frequency: Mapping[str, int] = field(default_factory=dict)
-    image_count: int = 0
+    prediction_type: str = ""
+    """What the base predicts, as its scheduler says: `epsilon` or `v_prediction`."""
+    images: Sequence[TrainingImages] = ()
+    """Without those that were held out."""
+    held_out_count: int = 0
+    class_prompt: str = ""
+    class_image_count: int = 0
     seed: int | None = None
     learning_rate: float | None = None
     steps: int | None = None
@@ -83,16 +102,12 @@ def _modelspec(card: AdapterCard) -> dict[str, str]:
         if card.trigger_word
         else "",
         "modelspec.tags": ", ".join(card.tags),
+        "modelspec.prediction_type": _PREDICTION_TYPES.get(card.prediction_type, ""),
     }
 
 
 def _kohya(card: AdapterCard, rank: int, alpha: float) -> dict[str, str]:
-    folder = card.dataset_version.split("/")[3] if card.dataset_version.count("/") > 3 else "images"
-    resolution = [card.resolution, card.resolution]
-    buckets = {"buckets": {"0": {"resolution": resolution, "count": card.image_count}}}
-    frequency = {folder: dict(card.tag_frequency)} if card.tag_frequency else None
-    folders = {folder: {"n_repeats": 1, "img_count": card.image_count}}
-    return {
+    facts = {
         "ss_base_model_version": "sdxl_base_v1-0",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
@@ -102,11 +117,45 @@ def _kohya(card: AdapterCard, rank: int, alpha: float) -> dict[str, str]:
         "ss_seed": "" if card.seed is None else str(card.seed),
         "ss_learning_rate": "" if card.learning_rate is None else str(card.learning_rate),
         "ss_steps": "" if card.steps is None else str(card.steps),
-        "ss_num_train_images": str(card.image_count) if card.image_count else "",
-        "ss_tag_frequency": json.dumps(frequency, sort_keys=True) if frequency else "",
-        "ss_dataset_dirs": json.dumps(folders) if card.image_count else "",
-        "ss_bucket_info": json.dumps(buckets) if card.image_count else "",
     }
+    return facts | _datasets(card) if card.images else facts
+
+
+def _datasets(card: AdapterCard) -> dict[str, str]:
+    """What sd-scripts say of their folders, whose names begin with the repeats, if there are any.
+
+    Counts of images include the repeats, but for `img_count`; tags are what commas part.
+    """
+    name = card.dataset_version.split("/")[3] if card.dataset_version.count("/") > 3 else "images"
+    folders = {
+        name if images.repeats == 1 else f"{images.repeats}_{name}": images
+        for images in card.images
+    }
+    shown = sum(images.repeats * len(images.captions) for images in card.images)
+    resolution = [card.resolution, card.resolution]
+    prompt, count = card.class_prompt, card.class_image_count
+    classes = {f"1_{prompt}": {"n_repeats": 1, "img_count": count}} if count else {}
+    facts = {
+        "ss_dataset_dirs": {
+            folder: {"n_repeats": images.repeats, "img_count": len(images.captions)}
+            for folder, images in folders.items()
+        },
+        "ss_reg_dataset_dirs": classes,
+        "ss_tag_frequency": {
+            folder: _tag_counts(images.captions) for folder, images in folders.items()
+        },
+        "ss_bucket_info": {"buckets": {"0": {"resolution": resolution, "count": shown + count}}},
+    }
+    return {key: json.dumps(value, sort_keys=True) for key, value in facts.items()} | {
+        "ss_num_train_images": str(shown),
+        "ss_num_validation_images": str(card.held_out_count),
+        "ss_num_reg_images": str(count),
+    }
+
+
+def _tag_counts(captions: Sequence[str]) -> dict[str, int]:
+    tags = (tag.strip().lower() for caption in captions for tag in caption.split(","))
+    return dict(Counter(tag for tag in tags if tag))
 
 
 def _own(card: AdapterCard) -> dict[str, str]:

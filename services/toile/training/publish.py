@@ -23,7 +23,7 @@ from toile.core.errors import ToileError
 from toile.core.jobs.runtime import JobContext
 from toile.core.jobs.samples import SAMPLES_FOLDER, JobSamples, mean_scores
 from toile.core.names import ModelVersionName
-from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapter_header import AdapterCard, TrainingImages
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import Denoiser, TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
@@ -32,11 +32,14 @@ from toile.diffusion.turns import Urgency
 from toile.training.batches import compute_dtype
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
+from toile.training.data import Example
 from toile.training.events import EVENTS_FOLDER, copy_events, events_path
 from toile.training.loop import smoothed
 from toile.training.patience import patiently, report
 from toile.training.recipe import Recipe
+from toile.training.repeats import repeat_counts
 from toile.training.state import published_step
+from toile.training.validation import hold_out
 
 REPRODUCTION_TOLERANCE_LEVELS = 2.0
 """Largest difference of a pixel, of 255: both are drawn in fp32, in another order of arithmetic.
@@ -60,7 +63,7 @@ class Trained:
     base: str
     bundle: Bundle
     dataset: DatasetVersionRow
-    captions: Sequence[str]
+    examples: Sequence[Example]
 
 
 def draw_samples(
@@ -210,6 +213,7 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         (folder / path).write_bytes(content)
     config = trained.config
     row = job.jobs.get(job.name)
+    images, held_out_count = _shown(trained)
     card = AdapterCard(
         title=f"{job.target.split('/')[3]} v{job.target.rpartition('/')[2]}",
         base=trained.base,
@@ -218,8 +222,11 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         trigger_word=trained.dataset.trigger_word,
         dataset_version=trained.dataset.name,
         dataset_digest=trained.dataset.digest,
-        image_count=trained.dataset.image_count,
-        tag_frequency=_counted(trained.captions),
+        prediction_type=trained.bundle.scheduler_config.get("prediction_type", "epsilon"),
+        images=images,
+        held_out_count=held_out_count,
+        class_prompt=getattr(config, "class_prompt", ""),
+        class_image_count=getattr(config, "class_image_count", 0),
         seed=config.seed,
         learning_rate=config.learning_rate,
         steps=len(trained.end.losses),
@@ -282,8 +289,17 @@ def _version_row(
     )
 
 
-def _counted(captions: Sequence[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for caption in captions:
-        counts[caption] = counts.get(caption, 0) + 1
-    return counts
+def _shown(trained: Trained) -> tuple[list[TrainingImages], int]:
+    """Captions of the images that were trained on, by how often each is shown; and the others'."""
+    examples, config = trained.examples, trained.config
+    repeats = repeat_counts(
+        config.repeats, [example.source_name for example in examples], recipe=config.RECIPE
+    )
+    chosen, held_out = hold_out(
+        [example.file_name for example in examples], config.validation_share, recipe=config.RECIPE
+    )
+    captions: dict[int, list[str]] = {}
+    for place in chosen:
+        captions.setdefault(repeats[place], []).append(examples[place].caption)
+    images = [TrainingImages(shown, count) for count, shown in sorted(captions.items())]
+    return images, len(held_out)

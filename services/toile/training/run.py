@@ -102,7 +102,7 @@ def train_and_publish(
             base=base.name,
             bundle=bundle,
             dataset=dataset,
-            captions=[example.caption for example in examples],
+            examples=examples,
         )
         publish.publish(job, trained)
         _forget(job)

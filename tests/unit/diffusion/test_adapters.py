@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from toile.core.errors import InvalidArgumentError
-from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapter_header import AdapterCard, TrainingImages
 from toile.diffusion.adapters import (
     DIFFUSERS_FILE,
     KOHYA_FILE,
@@ -45,8 +45,14 @@ CARD = AdapterCard(
     dataset_digest="e" * 64,
     license="CC0-1.0",
     tags=("lace", "white"),
-    tag_frequency={"lace": 24},
-    image_count=24,
+    prediction_type="v_prediction",
+    images=(
+        TrainingImages(["<lace>, Ivory lace", "<lace>,black lace, "]),
+        TrainingImages(["<lace>, a collar"], repeats=3),
+    ),
+    held_out_count=2,
+    class_prompt="a dress",
+    class_image_count=4,
     seed=7,
     created=datetime(2026, 11, 21, 12, tzinfo=UTC),
 )
@@ -189,6 +195,7 @@ def test_the_header_is_the_golden_one(tmp_path: Path) -> None:
         "modelspec.trigger_phrase": "<lace>",
         "modelspec.usage_hint": "Put <lace> in the prompt.",
         "modelspec.tags": "lace, white",
+        "modelspec.prediction_type": "v",
         "ss_base_model_version": "sdxl_base_v1-0",
         "ss_network_module": "networks.lora",
         "ss_network_dim": "2",
@@ -196,10 +203,19 @@ def test_the_header_is_the_golden_one(tmp_path: Path) -> None:
         "ss_output_name": "lace",
         "ss_resolution": "(128, 128)",
         "ss_seed": "7",
-        "ss_num_train_images": "24",
-        "ss_tag_frequency": '{"lace": {"lace": 24}}',
-        "ss_dataset_dirs": '{"lace": {"n_repeats": 1, "img_count": 24}}',
-        "ss_bucket_info": '{"buckets": {"0": {"resolution": [128, 128], "count": 24}}}',
+        # As sd-scripts count: three images with their repeats, captions by their tags.
+        "ss_num_train_images": "5",
+        "ss_num_validation_images": "2",
+        "ss_num_reg_images": "4",
+        "ss_tag_frequency": (
+            '{"3_lace": {"<lace>": 1, "a collar": 1}, '
+            '"lace": {"<lace>": 2, "black lace": 1, "ivory lace": 1}}'
+        ),
+        "ss_dataset_dirs": (
+            '{"3_lace": {"img_count": 1, "n_repeats": 3}, "lace": {"img_count": 2, "n_repeats": 1}}'
+        ),
+        "ss_reg_dataset_dirs": '{"1_a dress": {"img_count": 4, "n_repeats": 1}}',
+        "ss_bucket_info": '{"buckets": {"0": {"count": 9, "resolution": [128, 128]}}}',
         "sshs_legacy_hash": "e3b0c442",  # sha256 of nothing: the file ends before 1 MiB
         "toile.base": "bases/tiny",
         "toile.base_digest": "d" * 64,

@@ -254,6 +254,13 @@ def test_masks_and_repeats_reach_the_training(
     version = version_of(catalog)
     assert version is not None
     assert version.config["repeats"] == {"0.jpg": 3}
+    facts = load_lora(fetch(store, version.artifact, tmp_path / "fetched")).header
+    assert json.loads(facts["ss_dataset_dirs"]) == {
+        "3_lace": {"n_repeats": 3, "img_count": 1},
+        "lace": {"n_repeats": 1, "img_count": 3},
+    }
+    assert (facts["ss_num_train_images"], facts["ss_num_reg_images"]) == ("6", "0")
+    assert facts["modelspec.prediction_type"] == "v"
     with_options = version.final_loss
     train(train_and_publish)
     with catalog.reading() as session:
