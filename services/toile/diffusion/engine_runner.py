@@ -5,14 +5,15 @@ Source: NVIDIA TensorRT Python API (`IExecutionContext.execute_async_v3`) and, o
 """
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
-from toile.diffusion.engines import CACHE_SUFFIX, Fingerprint, check_plan
+from toile.diffusion.engines import CACHE_SUFFIX, NEAREST, Fingerprint, check_plan, nearest_size
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.diffusion.tensorrt_library import (
     TENSORRT_RTX,
     capability_here,
@@ -132,10 +133,22 @@ class EngineRunner:
                 return
         shown = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:3])
         raise InvalidArgumentError(
-            f"this engine was not built for inputs of the shapes {shown}",
+            f"this engine was not built for inputs of the shapes {shown}{self._advice(shapes)}",
             field="shape",
             reason="SHAPE_OUT_OF_PROFILE",
         )
+
+    def _advice(self, shapes: Mapping[str, Sequence[int]]) -> str:
+        """Name the nearest picture, where its size is what is wrong."""
+        latents = next((shapes[name] for name in ("sample", "latents") if name in shapes), None)
+        if latents is None:
+            return ""
+        size = latents[2], latents[3]
+        near = nearest_size(self.fingerprint.profiles, *size)
+        if near == size:
+            return ""
+        height, width = (side * PIXELS_PER_LATENT for side in near)
+        return f"; {NEAREST}{width}x{height}"
 
     def _input(self, name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         tensor = inputs[name].to(self._device, self.dtypes[name]).contiguous()

@@ -25,6 +25,9 @@ TUNED_RANK = 16
 BUILDER, CAPABILITY = "{builder}", "{compute_capability}"
 """What stands in `Fingerprint.rebuild` for a builder and for the GPU's compute capability."""
 
+NEAREST = "the nearest size that works is "
+"""Ends the message of an engine that does not take a picture's size, before width x height."""
+
 Range = tuple[int, int, int]
 """Least, what it is tuned for, most."""
 
@@ -97,6 +100,19 @@ class EngineProfile:
             return least, tuned, most
         found: Range = getattr(self, counts)
         return found
+
+
+def nearest_size(profiles: Sequence[EngineProfile], height: int, width: int) -> tuple[int, int]:
+    """Return the nearest height and width of latents that a profile takes."""
+
+    def distance(size: tuple[int, int]) -> int:
+        return abs(size[0] - height) + abs(size[1] - width)
+
+    taken = [profile.latent_size for profile in profiles]
+    sizes = [
+        (min(max(height, least), most), min(max(width, least), most)) for least, _, most in taken
+    ]
+    return min(sizes, key=distance)
 
 
 def serving_profiles(

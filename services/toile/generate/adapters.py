@@ -10,7 +10,7 @@ from toile.core.adapter_types import AdapterType
 from toile.core.catalog.models import BaseRow, ModelVersionRow
 from toile.core.catalog.versions import find_version, project_of
 from toile.core.errors import InvalidArgumentError, NotFoundError
-from toile.core.settings import Limits
+from toile.core.settings import Settings
 from toile.generate.checks import within, within_floats
 from toile.v1 import common_pb2
 
@@ -43,20 +43,21 @@ def adapter_to_proto(adapter: Adapter) -> common_pb2.AdapterWeight:
 
 def resolve_adapters(
     session: Session,
-    limits: Limits,
+    settings: Settings,
     project: str,
     wanted: Sequence[common_pb2.AdapterWeight],
 ) -> list[Adapter]:
     """Return the adapters that a request names, by version.
 
     Raises:
-        InvalidArgumentError: There are too many, one is named twice or is no LoRA, or a weight or
-            a schedule is wrong.
+        InvalidArgumentError: There are too many, one is named twice or is no LoRA, a weight or a
+            schedule is wrong, or their ranks add up to more than engines take (`RANK_TOO_HIGH`).
         NotFoundError: There is no such adapter in the project.
     """
-    if len(wanted) > limits.adapters:
+    most = settings.limits.adapters
+    if len(wanted) > most:
         raise InvalidArgumentError(
-            f"{len(wanted)} adapters; {limits.adapters} are the most",
+            f"{len(wanted)} adapters; {most} are the most",
             field="adapters",
             reason="TOO_MANY_ADAPTERS",
         )
@@ -72,7 +73,20 @@ def resolve_adapters(
         raise InvalidArgumentError(
             "an adapter is named twice", field="adapters", reason="DUPLICATE_ADAPTER"
         )
+    _check_ranks(adapters, settings.engine.max_rank)
     return adapters
+
+
+def _check_ranks(adapters: Sequence[Adapter], most: int) -> None:
+    """Refuse ranks over an engine's, also where none draws: the same request works everywhere."""
+    ranks = sum(int(adapter.version.config.get("rank", 0)) for adapter in adapters)
+    if ranks > most:
+        raise InvalidArgumentError(
+            f"the adapters' ranks add up to {ranks}; {most} are the most",
+            field="adapters",
+            reason="RANK_TOO_HIGH",
+            metadata={"ranks": str(ranks), "limit": str(most)},
+        )
 
 
 def _weight(wanted: common_pb2.AdapterWeight) -> float:

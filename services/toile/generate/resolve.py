@@ -96,7 +96,7 @@ class Resolver:
         resolved.CopyFrom(request)
         _resolve_numbers(resolved, limits)
         _resolve_output(resolved)
-        adapters = resolve_adapters(session, limits, project, request.adapters)
+        adapters = resolve_adapters(session, settings, project, request.adapters)
         base = resolve_base(session, request.base or settings.default_base)
         check_base(adapters, base)
         del resolved.adapters[:]
@@ -166,14 +166,14 @@ def _resolve_numbers(request: generate_pb2.GenerateRequest, limits: Limits) -> N
 
 def _resolve_seeds(request: generate_pb2.GenerateRequest, most: int) -> None:
     if not request.seeds:
-        request.count = within("count", request.count or 1, 1, most)
+        request.count = within("count", request.count if request.HasField("count") else 1, 1, most)
         if not request.HasField("seed"):
             request.seed = secrets.randbelow(RANDOM_SEEDS)
         within("seed", request.seed, 0, MAX_SEED - request.count)
         return
     if request.HasField("seed"):
         raise InvalidArgumentError("seeds are instead of seed", field="seeds")
-    if request.count not in (0, len(request.seeds)):
+    if request.HasField("count") and request.count != len(request.seeds):
         raise InvalidArgumentError(
             f"count is {request.count}, but there are {len(request.seeds)} seeds", field="seeds"
         )

@@ -519,7 +519,7 @@ class GenerateRequest(google.protobuf.message.Message):
     negative_prompt: builtins.str
     """What to avoid."""
     count: builtins.int
-    """Images, 1 when unset, 64 at most."""
+    """Images, 1 when unset, at least 1 and 64 at most."""
     seed: builtins.int
     """Seed of the first image; image i has seed + i. Drawn at random when unset."""
     steps: builtins.int
@@ -596,7 +596,7 @@ class GenerateRequest(google.protobuf.message.Message):
         parent: builtins.str = ...,
         prompt: builtins.str = ...,
         negative_prompt: builtins.str = ...,
-        count: builtins.int = ...,
+        count: builtins.int | None = ...,
         seed: builtins.int | None = ...,
         steps: builtins.int = ...,
         guidance_scale: builtins.float | None = ...,
@@ -621,8 +621,10 @@ class GenerateRequest(google.protobuf.message.Message):
         upscale: Global___Upscale | None = ...,
         controls: collections.abc.Iterable[Global___Control] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "guidance_scale", b"guidance_scale", "inpaint", b"inpaint", "output", b"output", "palette", b"palette", "redesign", b"redesign", "refiner", b"refiner", "seed", b"seed", "source", b"source", "upscale", b"upscale"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "adapters", b"adapters", "aspect_ratio", b"aspect_ratio", "base", b"base", "controls", b"controls", "count", b"count", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "inpaint", b"inpaint", "negative_prompt", b"negative_prompt", "output", b"output", "palette", b"palette", "parent", b"parent", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "redesign", b"redesign", "refiner", b"refiner", "repeat", b"repeat", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "seeds", b"seeds", "source", b"source", "steps", b"steps", "upscale", b"upscale", "width", b"width", "wildcards", b"wildcards"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_count", b"_count", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "count", b"count", "guidance_scale", b"guidance_scale", "inpaint", b"inpaint", "output", b"output", "palette", b"palette", "redesign", b"redesign", "refiner", b"refiner", "seed", b"seed", "source", b"source", "upscale", b"upscale"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_count", b"_count", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "adapters", b"adapters", "aspect_ratio", b"aspect_ratio", "base", b"base", "controls", b"controls", "count", b"count", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "inpaint", b"inpaint", "negative_prompt", b"negative_prompt", "output", b"output", "palette", b"palette", "parent", b"parent", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "redesign", b"redesign", "refiner", b"refiner", "repeat", b"repeat", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "seeds", b"seeds", "source", b"source", "steps", b"steps", "upscale", b"upscale", "width", b"width", "wildcards", b"wildcards"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_count", b"_count"]) -> typing.Literal["count"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
     @typing.overload

@@ -1,19 +1,23 @@
 from pathlib import Path
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.diffusion.engine_builders import open_builder
 from toile.diffusion.engines import (
     BUILDER,
     CAPABILITY,
+    NEAREST,
     EngineProfile,
     Fingerprint,
     check_plan,
+    nearest_size,
     onnx_digest,
     serving_profiles,
 )
 from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
+from toile.diffusion.triton import denoiser as triton_denoiser
 
 FINGERPRINT = Fingerprint(
     builder=TENSORRT_RTX,
@@ -148,3 +152,23 @@ def test_tensorrt_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FailedPreconditionError) as caught:
         open_builder(TENSORRT)
     assert caught.value.reason == "NO_ENGINE_BUILDER"
+
+
+def test_the_nearest_size_is_one_that_a_profile_takes() -> None:
+    profiles = (
+        EngineProfile(latent_size=(8, 16, 32)),
+        EngineProfile(latent_size=(64, 64, 128)),
+    )
+    assert nearest_size(profiles, 16, 24) == (16, 24)
+    assert nearest_size(profiles, 4, 40) == (8, 32)
+    assert nearest_size(profiles, 60, 200) == (64, 128)
+
+
+def test_a_size_that_the_server_does_not_take_is_told_with_the_nearest() -> None:
+    message = f"the engine failed: SHAPE_OUT_OF_PROFILE: not built for it; {NEAREST}512x768"
+    error = triton_denoiser._meaning(
+        InferenceServerException(message, status="StatusCode.INTERNAL")
+    )
+    assert isinstance(error, InvalidArgumentError)
+    assert (error.reason, error.metadata["nearest"]) == ("SHAPE_OUT_OF_PROFILE", "512x768")
+    assert error.metadata["field"] == "width"

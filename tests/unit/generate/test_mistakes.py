@@ -8,7 +8,7 @@ import pytest
 
 from servers.generating import Painter, add_adapter, count, ended, generate, refused, stub
 from servers.platform import MODEL_VERSION, PARENT, Platform
-from toile.core.catalog.models import GenerationRow
+from toile.core.catalog.models import GenerationRow, ModelVersionRow
 from toile.core.errors import DeadlineError, InvalidArgumentError
 from toile.generate.deadline import Deadline
 from toile.generate.handler import GenerateHandler
@@ -52,6 +52,8 @@ async def test_weights_that_are_none(platform: Platform, painter: Painter, weigh
 @pytest.mark.parametrize(
     ("fields", "reason", "field"),
     [
+        ({"count": 0}, "INVALID_ARGUMENT", "count"),
+        ({"count": 0, "seeds": [1]}, "INVALID_ARGUMENT", "seeds"),
         ({"count": -1}, "INVALID_ARGUMENT", "count"),
         ({"count": 10_000}, "INVALID_ARGUMENT", "count"),
         ({"steps": -1}, "INVALID_ARGUMENT", "steps"),
@@ -91,8 +93,47 @@ async def test_fields_that_cannot_be(
     assert not painter.requests
 
 
+@pytest.mark.parametrize(
+    ("fields", "limits"),
+    [
+        ({"count": 10_000}, "count must be 1 to 64, not 10000"),
+        ({"count": 0}, "count must be 1 to 64, not 0"),
+        ({"guidance_scale": NAN}, "guidance_scale must be 1 to 30, not nan"),
+    ],
+)
+async def test_a_limit_is_told_with_its_field(
+    platform: Platform, painter: Painter, fields: dict[str, Any], limits: str
+) -> None:
+    assert (await refused(platform, **fields)).message == limits
+
+
 async def test_no_count_is_one_image(platform: Platform, painter: Painter) -> None:
-    assert len((await generate(platform, count=0))[-1].generation.images) == 1
+    generation = (await generate(platform))[-1].generation
+    assert (generation.request.count, len(generation.images)) == (1, 1)
+
+
+def set_rank(platform: Platform, rank: int) -> None:
+    with platform.catalog.transaction() as session:
+        session.get_one(ModelVersionRow, MODEL_VERSION).config = {"rank": rank}
+
+
+class TestRanks:
+    @pytest.fixture
+    def settings(self) -> dict[str, Any]:
+        return {"engine": {"max_rank": 32}}
+
+    async def test_what_no_engine_takes_is_refused(
+        self, platform: Platform, painter: Painter
+    ) -> None:
+        add_adapter(platform)
+        set_rank(platform, 40)
+        error = await refused(platform, adapters=[{"model": MODEL_VERSION}])
+        assert (error.reason, error.metadata["field"]) == ("RANK_TOO_HIGH", "adapters")
+        assert (error.metadata["ranks"], error.metadata["limit"]) == ("40", "32")
+        assert count(platform, GenerationRow) == 1, "the one that add_adapter makes"
+        assert not painter.requests
+        set_rank(platform, 32)
+        assert await generate(platform, adapters=[{"model": MODEL_VERSION}])
 
 
 def handler_of(platform: Platform) -> GenerateHandler:

@@ -6,6 +6,7 @@ forward that calls the server. Steps queue here for the server, which only batch
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -25,7 +26,7 @@ from toile.core.errors import (
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter
-from toile.diffusion.engines import ENCODED_CHUNK, LEAST_LATENT_SIZE
+from toile.diffusion.engines import ENCODED_CHUNK, LEAST_LATENT_SIZE, NEAREST
 from toile.diffusion.networks import BASE_TIME_IDS
 from toile.diffusion.triton.packed import check_adapter
 from toile.diffusion.triton.remote_unet import remote, without_weights
@@ -361,7 +362,13 @@ def _meaning(error: InferenceServerException) -> Exception:
     if "DEADLINE_EXCEEDED" in status:
         return ComputeUnavailableError("Triton did not answer in time")
     if "SHAPE_OUT_OF_PROFILE" in message:
-        return InvalidArgumentError(message, field="size", reason="SHAPE_OUT_OF_PROFILE")
+        near = re.search(rf"{NEAREST}(\d+x\d+)", message)
+        return InvalidArgumentError(
+            message,
+            field="width",
+            reason="SHAPE_OUT_OF_PROFILE",
+            metadata={"nearest": near[1]} if near else {},
+        )
     # A server that is gone, or back and still without the model.
     if "UNAVAILABLE" in status or "unknown model" in message or "is not ready" in message:
         return _NotYetError(message)
