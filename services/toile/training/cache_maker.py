@@ -98,9 +98,13 @@ class CacheMaker:
     ) -> dict[str, Tensor]:
         shelf = Shelf(self._job, self._bundle, plan.subject)
         shelf.fill(places, self._teller(class_images.PHASE, plan, places))
-        with tempfile.TemporaryDirectory(prefix="class-", dir=self._job.scratch_path) as folder:
-            drawn = shelf.examples(plan.count, places, Path(folder))
-            return encode(self._bundle, drawn, places, on_progress)
+
+        def encoded() -> dict[str, Tensor]:
+            with tempfile.TemporaryDirectory(prefix="class-", dir=self._job.scratch_path) as folder:
+                drawn = shelf.examples(plan.count, places, Path(folder))
+                return encode(self._bundle, drawn, places, on_progress)
+
+        return patiently(self._job, PHASE, encoded)  # there may be no room for the files
 
     def _teller(self, phase: str, plan: CachePlan, places: range) -> OnProgress:
         """Stops when the job should, and reports what is done of the whole plan."""

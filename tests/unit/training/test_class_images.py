@@ -1,5 +1,6 @@
 """Images of the class that a style belongs to: drawn once, and trained on beside the dataset's."""
 
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from toile.core.jobs.runtime import JobContext, execute
 from toile.core.settings import Settings
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.pipelines import diffuse
-from toile.training import class_images, loop, validation
+from toile.training import class_images, loop, patience, validation
 from toile.training.batches import Batch, loss_sum, make_batch
 from toile.training.caches import Cache, WeightedCache
 from toile.training.checkpoint import Checkpoint
@@ -212,6 +213,25 @@ def test_a_damaged_image_is_drawn_again_by_the_next_training(
     assert train(train_and_publish, **config).state == JobState.SUCCEEDED
     assert kept(store) == whole
     assert len(drawn) == 3
+
+
+@pytest.mark.usefixtures("quick_samples", "drawn")
+def test_a_disk_without_room_for_them_is_waited_for(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = class_images.Shelf.examples
+    failures = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+    def full(*arguments: object) -> object:
+        if failures:
+            raise failures.pop()
+        return examples(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(class_images.Shelf, "examples", full)
+    row = train(train_and_publish, class_prompt="a dress", class_image_count=1)
+    assert (row.state, row.error_message) == (JobState.SUCCEEDED, "")
+    assert not failures
 
 
 @pytest.mark.usefixtures("quick_samples")
