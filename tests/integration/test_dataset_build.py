@@ -59,10 +59,16 @@ def test_a_folder_of_photographs_becomes_a_version(platform: DatasetPlatform) ->
     Image.open(io.BytesIO(cloth(2))).resize((240, 320)).save(smaller, "PNG")
     platform.import_files(name, [("again.png", smaller.getvalue())])
 
+    said = dataset_pb2.UpdateDatasetRequest(
+        name=name, people_consent=dataset_pb2.PEOPLE_CONSENT_CONSENTED
+    )
+    platform.clients.dataset.UpdateDataset(said)
+
     job = platform.build(name, resolution=96)
 
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.error
     version = version_of(platform, job)
+    assert version.people_consent == dataset_pb2.PEOPLE_CONSENT_CONSENTED
     assert (version.image_count, version.resolution, len(version.rejected)) == (7, 96, 0)
     folder = folder_of(platform, job)
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]

@@ -28,7 +28,7 @@ from toile.core.errors import (
 )
 from toile.core.rpc.client import grpc_health_check
 from toile.dataset.upload import Spool
-from toile.v1 import dataset_pb2, dataset_pb2_grpc, job_pb2
+from toile.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc, job_pb2
 from unit.imaging.files import encoded, huge_png, picture
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -75,6 +75,34 @@ def test_datasets_are_made_found_and_listed(platform: DatasetPlatform) -> None:
     second = platform.clients.dataset.ListDatasets(listing)
     names = [dataset.name[-1] for dataset in (*first.datasets, *second.datasets)]
     assert (names, second.next_page_token) == (["a", "b", "c"], "")
+
+
+def test_what_is_said_of_photographs_can_change(platform: DatasetPlatform) -> None:
+    request = dataset_pb2.CreateDatasetRequest(
+        parent=PARENT,
+        dataset_id="said",
+        trigger_word="<lace>",
+        content_rating=common_pb2.CONTENT_RATING_GENERAL,
+        people_consent=dataset_pb2.PEOPLE_CONSENT_CONSENTED,
+    )
+    made = platform.clients.dataset.CreateDataset(request).dataset
+    assert made.content_rating == common_pb2.CONTENT_RATING_GENERAL
+    assert made.people_consent == dataset_pb2.PEOPLE_CONSENT_CONSENTED
+    update = dataset_pb2.UpdateDatasetRequest(
+        name=made.name, people_consent=dataset_pb2.PEOPLE_CONSENT_NOT_CONSENTED
+    )
+    changed = platform.clients.dataset.UpdateDataset(update).dataset
+    assert changed.content_rating == common_pb2.CONTENT_RATING_GENERAL, "it was not mentioned"
+    assert changed.people_consent == dataset_pb2.PEOPLE_CONSENT_NOT_CONSENTED
+    get = dataset_pb2.GetDatasetRequest(name=made.name)
+    assert platform.clients.dataset.GetDataset(get).dataset == changed
+    update.content_rating = 7  # type: ignore[assignment]
+    with pytest.raises(InvalidArgumentError) as caught:
+        platform.clients.dataset.UpdateDataset(update)
+    assert caught.value.metadata["field"] == "content_rating"
+    update.name = f"{PARENT}/datasets/nothing"
+    with pytest.raises(NotFoundError):
+        platform.clients.dataset.UpdateDataset(update)
 
 
 def test_the_same_creation_twice_is_one(platform: DatasetPlatform) -> None:

@@ -95,6 +95,13 @@ class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def GetDataset(self, request: Any, context: Context) -> Any:
         return dataset_pb2.GetDatasetResponse(dataset=get(self.world.datasets, request.name))
 
+    def UpdateDataset(self, request: Any, context: Context) -> Any:
+        dataset = get(self.world.datasets, request.name)
+        for field in ("content_rating", "people_consent"):
+            if request.HasField(field):
+                setattr(dataset, field, getattr(request, field))
+        return dataset_pb2.UpdateDatasetResponse(dataset=dataset)
+
     def ListDatasets(self, request: Any, context: Context) -> Any:
         return dataset_pb2.ListDatasetsResponse(datasets=self.world.datasets.values())
 

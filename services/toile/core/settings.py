@@ -221,7 +221,13 @@ class Settings(BaseSettings):
         None, description="Base bundle to import at start; the shipped tiny base if unset."
     )
     restricted_content: Literal["refuse", "allow"] = Field(
-        "refuse", description="What becomes of requests for pictures that are for adults."
+        "refuse",
+        description="What becomes of requests for pictures that are for adults, and of trainings "
+        "on them.",
+    )
+    people_without_consent: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="What becomes of trainings on photographs of people who did not agree to it.",
     )
     model_replicas: PositiveInt = Field(
         1, description="Most replicas of the models; more come as their queues grow."

@@ -1,10 +1,12 @@
 """Rows of datasets to `toile.v1` messages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toile.core.catalog.models import DatasetItemRow, DatasetRow, DatasetVersionRow
+from toile.core.errors import InvalidArgumentError
 from toile.core.jobs.convert import timestamp
-from toile.v1 import dataset_pb2
+from toile.v1 import common_pb2, dataset_pb2
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,33 @@ class Rejection:
     message: str
 
 
+def rating_name(number: int) -> str:
+    """A rating as rows hold it.
+
+    Raises:
+        InvalidArgumentError: There is no such rating.
+    """
+    _check(number, common_pb2.ContentRating.values(), "content_rating")
+    name = common_pb2.ContentRating.Name(common_pb2.ContentRating.ValueType(number))
+    return name.removeprefix("CONTENT_RATING_")
+
+
+def consent_name(number: int) -> str:
+    """A consent as rows hold it.
+
+    Raises:
+        InvalidArgumentError: There is no such consent.
+    """
+    _check(number, dataset_pb2.PeopleConsent.values(), "people_consent")
+    name = dataset_pb2.PeopleConsent.Name(dataset_pb2.PeopleConsent.ValueType(number))
+    return name.removeprefix("PEOPLE_CONSENT_")
+
+
+def _check(number: int, known: Sequence[int], field: str) -> None:
+    if number not in known:
+        raise InvalidArgumentError(f"{field} {number} is unknown", field=field)
+
+
 def dataset_message(view: DatasetView) -> dataset_pb2.Dataset:
     """A dataset."""
     return dataset_pb2.Dataset(
@@ -34,6 +63,8 @@ def dataset_message(view: DatasetView) -> dataset_pb2.Dataset:
         image_count=view.image_count,
         latest_version=view.latest_version,
         create_time=timestamp(view.row.create_time),
+        content_rating=common_pb2.ContentRating.Value(f"CONTENT_RATING_{view.row.content_rating}"),
+        people_consent=dataset_pb2.PeopleConsent.Value(f"PEOPLE_CONSENT_{view.row.people_consent}"),
     )
 
 
@@ -48,6 +79,8 @@ def version_message(row: DatasetVersionRow) -> dataset_pb2.DatasetVersion:
         rejected=[rejection_message(Rejection(**rejected)) for rejected in row.rejected],
         job=row.job,
         create_time=timestamp(row.create_time),
+        content_rating=common_pb2.ContentRating.Value(f"CONTENT_RATING_{row.content_rating}"),
+        people_consent=dataset_pb2.PeopleConsent.Value(f"PEOPLE_CONSENT_{row.people_consent}"),
     )
 
 

@@ -31,7 +31,7 @@ from toile.core.jobs import FINAL_STATES, JobKind, JobStore
 from toile.core.names import DatasetName, DatasetVersionName, ProjectName, check_id
 from toile.core.settings import Settings
 from toile.core.tokens import check_trigger_word, read_tokenizer
-from toile.dataset.convert import DatasetView, Rejection
+from toile.dataset.convert import DatasetView, Rejection, consent_name, rating_name
 from toile.dataset.photographs import Outcome, Photographs
 from toile.v1 import dataset_pb2
 
@@ -78,6 +78,8 @@ class DatasetHandler:
                 project=parent.project,
                 trigger_word=trigger_word,
                 license=request.license,
+                content_rating=rating_name(request.content_rating),
+                people_consent=consent_name(request.people_consent),
             )
             session.add(row)
             session.flush()
@@ -98,6 +100,22 @@ class DatasetHandler:
         """
         with self._catalog.reading() as session:
             return _view(session, _dataset(session, str(name)))
+
+    def update(self, request: dataset_pb2.UpdateDatasetRequest) -> DatasetView:
+        """Say something else of a dataset's photographs.
+
+        Raises:
+            InvalidArgumentError: There is no such rating or consent.
+            NotFoundError: There is no such dataset.
+        """
+        name = DatasetName.parse(request.name)
+        with self._catalog.transaction() as session:
+            row = _dataset(session, str(name), lock=True)
+            if request.HasField("content_rating"):
+                row.content_rating = rating_name(request.content_rating)
+            if request.HasField("people_consent"):
+                row.people_consent = consent_name(request.people_consent)
+            return _view(session, row)
 
     def list(
         self, parent: ProjectName, page_size: int, page_token: str

@@ -48,6 +48,13 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         view = await asyncio.to_thread(self._handler.get, DatasetName.parse(request.name))
         return dataset_pb2.GetDatasetResponse(dataset=dataset_message(view))
 
+    async def UpdateDataset(
+        self, request: dataset_pb2.UpdateDatasetRequest, context: Context
+    ) -> dataset_pb2.UpdateDatasetResponse:
+        """Say something else of a dataset's photographs."""
+        view = await asyncio.to_thread(self._handler.update, request)
+        return dataset_pb2.UpdateDatasetResponse(dataset=dataset_message(view))
+
     async def ListDatasets(
         self, request: dataset_pb2.ListDatasetsRequest, context: Context
     ) -> dataset_pb2.ListDatasetsResponse:

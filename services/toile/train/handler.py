@@ -73,10 +73,11 @@ class TrainHandler:
                 (`BASE_LACKS_PART`), or a masked loss of a dataset version that has no masks
                 (`DATASET_LACKS_MASKS`), or its images are smaller than the base's own
                 (`DATASET_RESOLUTION`); or a prompt asks for what is for adults, and that is
-                refused here (`RESTRICTED_CONTENT`), or a LoRA is to change what the engine takes
-                no LoRAs of (`TARGETS_NOT_SERVED`), or an optimizer needs a package that is not
-                installed (`OPTIMIZER_NOT_INSTALLED`); or there is a budget and no prices
-                (`NO_PRICES`).
+                refused here (`RESTRICTED_CONTENT`), or the dataset is for adults (the same) or
+                shows people who did not agree (`PEOPLE_WITHOUT_CONSENT`); or a LoRA is to change
+                what the engine takes no LoRAs of (`TARGETS_NOT_SERVED`), or an optimizer needs a
+                package that is not installed (`OPTIMIZER_NOT_INSTALLED`); or there is a budget
+                and no prices (`NO_PRICES`).
             RequestReusedError: The request id was used for something else.
         """
         parent = ProjectName.parse(request.parent, "parent")
@@ -140,6 +141,7 @@ class TrainHandler:
         held_out_count(dataset.image_count, config.validation_share, recipe=config.RECIPE)
         if config.repeats:
             repeat_counts(config.repeats, _source_names(session, dataset), recipe=config.RECIPE)
+        self._check_rights(session.get_one(DatasetRow, dataset.dataset), dataset)
         self._check_base(base, config)
         self._check_dataset(dataset, base, config)
         self._prompt_rules(base).check(config)
@@ -204,6 +206,28 @@ class TrainHandler:
                 "TOILE_ENGINE__TARGETS=transformer has it take those of whole transformers",
                 reason="TARGETS_NOT_SERVED",
                 metadata={"field": "lora.target_modules"},
+            )
+
+    def _check_rights(self, dataset: DatasetRow, version: DatasetVersionRow) -> None:
+        """Refuse what policy forbids, whether it was said before the version was built or since."""
+        settings, sources = self._settings, (version, dataset)
+        if settings.restricted_content == "refuse" and any(
+            source.content_rating == "RESTRICTED" for source in sources
+        ):
+            raise FailedPreconditionError(
+                f"{version.name} is for adults, and this platform trains on nothing that is "
+                "(TOILE_RESTRICTED_CONTENT)",
+                reason="RESTRICTED_CONTENT",
+                metadata={"field": "dataset"},
+            )
+        if settings.people_without_consent == "refuse" and any(
+            source.people_consent == "NOT_CONSENTED" for source in sources
+        ):
+            raise FailedPreconditionError(
+                f"{version.name} shows people who did not agree to it, and this platform does "
+                "not train on them (TOILE_PEOPLE_WITHOUT_CONSENT)",
+                reason="PEOPLE_WITHOUT_CONSENT",
+                metadata={"field": "dataset"},
             )
 
     def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:

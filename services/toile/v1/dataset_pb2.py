@@ -23,60 +23,67 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from toile.v1 import common_pb2 as toile_dot_v1_dot_common__pb2
 from toile.v1 import job_pb2 as toile_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16toile/v1/dataset.proto\x12\x08toile.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12toile/v1/job.proto\"\x9c\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0ctrigger_word\x18\x02 \x01(\t\x12\x0f\n\x07license\x18\x03 \x01(\t\x12\x13\n\x0bimage_count\x18\x04 \x01(\x03\x12\x16\n\x0elatest_version\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0ctrigger_word\x18\x03 \x01(\t\x12\x13\n\x0bimage_count\x18\x04 \x01(\x03\x12\x12\n\nresolution\x18\x05 \x01(\x05\x12(\n\x08rejected\x18\x06 \x03(\x0b\x32\x16.toile.v1.RejectedFile\x12\x0b\n\x03job\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"|\n\x0b\x44\x61tasetItem\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x02 \x01(\t\x12\x18\n\x10source_file_name\x18\x03 \x01(\t\x12\x15\n\rsource_digest\x18\x04 \x01(\t\x12\x18\n\x10\x63\x61ption_imported\x18\x05 \x01(\x08\"B\n\x0cRejectedFile\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"u\n\x14\x43reateDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x14\n\x0ctrigger_word\x18\x03 \x01(\t\x12\x0f\n\x07license\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\";\n\x15\x43reateDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.toile.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.toile.v1.Dataset\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.toile.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x80\x01\n\x13ImportImagesRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.toile.v1.ImportHeaderH\x00\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x13.toile.v1.FileStartH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payload\"\x1f\n\x0cImportHeader\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"/\n\tFileStart\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x02 \x01(\t\"\x95\x01\n\x14ImportImagesResponse\x12\x16\n\x0eimported_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x03\x12(\n\x08rejected\x18\x03 \x03(\x0b\x32\x16.toile.v1.RejectedFile\x12\"\n\x07\x64\x61taset\x18\x04 \x01(\x0b\x32\x11.toile.v1.Dataset\"U\n\x1a\x42uildDatasetVersionRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x12\n\nresolution\x18\x02 \x01(\x05\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"9\n\x1b\x42uildDatasetVersionResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x19GetDatasetVersionResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.toile.v1.DatasetVersion\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x1bListDatasetVersionsResponse\x12*\n\x08versions\x18\x01 \x03(\x0b\x32\x18.toile.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x17ListDatasetItemsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x18ListDatasetItemsResponse\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.toile.v1.DatasetItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xcc\x05\n\x0e\x44\x61tasetService\x12P\n\rCreateDataset\x12\x1e.toile.v1.CreateDatasetRequest\x1a\x1f.toile.v1.CreateDatasetResponse\x12G\n\nGetDataset\x12\x1b.toile.v1.GetDatasetRequest\x1a\x1c.toile.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.toile.v1.ListDatasetsRequest\x1a\x1e.toile.v1.ListDatasetsResponse\x12O\n\x0cImportImages\x12\x1d.toile.v1.ImportImagesRequest\x1a\x1e.toile.v1.ImportImagesResponse(\x01\x12\x62\n\x13\x42uildDatasetVersion\x12$.toile.v1.BuildDatasetVersionRequest\x1a%.toile.v1.BuildDatasetVersionResponse\x12\\\n\x11GetDatasetVersion\x12\".toile.v1.GetDatasetVersionRequest\x1a#.toile.v1.GetDatasetVersionResponse\x12\x62\n\x13ListDatasetVersions\x12$.toile.v1.ListDatasetVersionsRequest\x1a%.toile.v1.ListDatasetVersionsResponse\x12Y\n\x10ListDatasetItems\x12!.toile.v1.ListDatasetItemsRequest\x1a\".toile.v1.ListDatasetItemsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16toile/v1/dataset.proto\x12\x08toile.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15toile/v1/common.proto\x1a\x12toile/v1/job.proto\"\xfe\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0ctrigger_word\x18\x02 \x01(\t\x12\x0f\n\x07license\x18\x03 \x01(\t\x12\x13\n\x0bimage_count\x18\x04 \x01(\x03\x12\x16\n\x0elatest_version\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0e\x63ontent_rating\x18\x07 \x01(\x0e\x32\x17.toile.v1.ContentRating\x12/\n\x0epeople_consent\x18\x08 \x01(\x0e\x32\x17.toile.v1.PeopleConsent\"\xb7\x02\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0ctrigger_word\x18\x03 \x01(\t\x12\x13\n\x0bimage_count\x18\x04 \x01(\x03\x12\x12\n\nresolution\x18\x05 \x01(\x05\x12(\n\x08rejected\x18\x06 \x03(\x0b\x32\x16.toile.v1.RejectedFile\x12\x0b\n\x03job\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0e\x63ontent_rating\x18\t \x01(\x0e\x32\x17.toile.v1.ContentRating\x12/\n\x0epeople_consent\x18\n \x01(\x0e\x32\x17.toile.v1.PeopleConsent\"|\n\x0b\x44\x61tasetItem\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x02 \x01(\t\x12\x18\n\x10source_file_name\x18\x03 \x01(\t\x12\x15\n\rsource_digest\x18\x04 \x01(\t\x12\x18\n\x10\x63\x61ption_imported\x18\x05 \x01(\x08\"B\n\x0cRejectedFile\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xd7\x01\n\x14\x43reateDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x14\n\x0ctrigger_word\x18\x03 \x01(\t\x12\x0f\n\x07license\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0e\x63ontent_rating\x18\x06 \x01(\x0e\x32\x17.toile.v1.ContentRating\x12/\n\x0epeople_consent\x18\x07 \x01(\x0e\x32\x17.toile.v1.PeopleConsent\";\n\x15\x43reateDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.toile.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.toile.v1.Dataset\"\xb6\x01\n\x14UpdateDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x0e\x63ontent_rating\x18\x02 \x01(\x0e\x32\x17.toile.v1.ContentRatingH\x00\x88\x01\x01\x12\x34\n\x0epeople_consent\x18\x03 \x01(\x0e\x32\x17.toile.v1.PeopleConsentH\x01\x88\x01\x01\x42\x11\n\x0f_content_ratingB\x11\n\x0f_people_consent\";\n\x15UpdateDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.toile.v1.Dataset\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.toile.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x80\x01\n\x13ImportImagesRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.toile.v1.ImportHeaderH\x00\x12#\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x13.toile.v1.FileStartH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payload\"\x1f\n\x0cImportHeader\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"/\n\tFileStart\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x02 \x01(\t\"\x95\x01\n\x14ImportImagesResponse\x12\x16\n\x0eimported_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x03\x12(\n\x08rejected\x18\x03 \x03(\x0b\x32\x16.toile.v1.RejectedFile\x12\"\n\x07\x64\x61taset\x18\x04 \x01(\x0b\x32\x11.toile.v1.Dataset\"U\n\x1a\x42uildDatasetVersionRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x12\n\nresolution\x18\x02 \x01(\x05\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"9\n\x1b\x42uildDatasetVersionResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.toile.v1.Job\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x19GetDatasetVersionResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.toile.v1.DatasetVersion\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x1bListDatasetVersionsResponse\x12*\n\x08versions\x18\x01 \x03(\x0b\x32\x18.toile.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x17ListDatasetItemsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x18ListDatasetItemsResponse\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.toile.v1.DatasetItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x8d\x01\n\rPeopleConsent\x12\x1e\n\x1aPEOPLE_CONSENT_UNSPECIFIED\x10\x00\x12\x1c\n\x18PEOPLE_CONSENT_NO_PEOPLE\x10\x01\x12\x1c\n\x18PEOPLE_CONSENT_CONSENTED\x10\x02\x12 \n\x1cPEOPLE_CONSENT_NOT_CONSENTED\x10\x03\x32\x9e\x06\n\x0e\x44\x61tasetService\x12P\n\rCreateDataset\x12\x1e.toile.v1.CreateDatasetRequest\x1a\x1f.toile.v1.CreateDatasetResponse\x12G\n\nGetDataset\x12\x1b.toile.v1.GetDatasetRequest\x1a\x1c.toile.v1.GetDatasetResponse\x12P\n\rUpdateDataset\x12\x1e.toile.v1.UpdateDatasetRequest\x1a\x1f.toile.v1.UpdateDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.toile.v1.ListDatasetsRequest\x1a\x1e.toile.v1.ListDatasetsResponse\x12O\n\x0cImportImages\x12\x1d.toile.v1.ImportImagesRequest\x1a\x1e.toile.v1.ImportImagesResponse(\x01\x12\x62\n\x13\x42uildDatasetVersion\x12$.toile.v1.BuildDatasetVersionRequest\x1a%.toile.v1.BuildDatasetVersionResponse\x12\\\n\x11GetDatasetVersion\x12\".toile.v1.GetDatasetVersionRequest\x1a#.toile.v1.GetDatasetVersionResponse\x12\x62\n\x13ListDatasetVersions\x12$.toile.v1.ListDatasetVersionsRequest\x1a%.toile.v1.ListDatasetVersionsResponse\x12Y\n\x10ListDatasetItems\x12!.toile.v1.ListDatasetItemsRequest\x1a\".toile.v1.ListDatasetItemsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'toile.v1.dataset_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASET']._serialized_start=90
-  _globals['_DATASET']._serialized_end=246
-  _globals['_DATASETVERSION']._serialized_start=249
-  _globals['_DATASETVERSION']._serialized_end=462
-  _globals['_DATASETITEM']._serialized_start=464
-  _globals['_DATASETITEM']._serialized_end=588
-  _globals['_REJECTEDFILE']._serialized_start=590
-  _globals['_REJECTEDFILE']._serialized_end=656
-  _globals['_CREATEDATASETREQUEST']._serialized_start=658
-  _globals['_CREATEDATASETREQUEST']._serialized_end=775
-  _globals['_CREATEDATASETRESPONSE']._serialized_start=777
-  _globals['_CREATEDATASETRESPONSE']._serialized_end=836
-  _globals['_GETDATASETREQUEST']._serialized_start=838
-  _globals['_GETDATASETREQUEST']._serialized_end=871
-  _globals['_GETDATASETRESPONSE']._serialized_start=873
-  _globals['_GETDATASETRESPONSE']._serialized_end=929
-  _globals['_LISTDATASETSREQUEST']._serialized_start=931
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1007
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1009
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1093
-  _globals['_IMPORTIMAGESREQUEST']._serialized_start=1096
-  _globals['_IMPORTIMAGESREQUEST']._serialized_end=1224
-  _globals['_IMPORTHEADER']._serialized_start=1226
-  _globals['_IMPORTHEADER']._serialized_end=1257
-  _globals['_FILESTART']._serialized_start=1259
-  _globals['_FILESTART']._serialized_end=1306
-  _globals['_IMPORTIMAGESRESPONSE']._serialized_start=1309
-  _globals['_IMPORTIMAGESRESPONSE']._serialized_end=1458
-  _globals['_BUILDDATASETVERSIONREQUEST']._serialized_start=1460
-  _globals['_BUILDDATASETVERSIONREQUEST']._serialized_end=1545
-  _globals['_BUILDDATASETVERSIONRESPONSE']._serialized_start=1547
-  _globals['_BUILDDATASETVERSIONRESPONSE']._serialized_end=1604
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1606
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=1646
-  _globals['_GETDATASETVERSIONRESPONSE']._serialized_start=1648
-  _globals['_GETDATASETVERSIONRESPONSE']._serialized_end=1718
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=1720
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=1803
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=1805
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=1903
-  _globals['_LISTDATASETITEMSREQUEST']._serialized_start=1905
-  _globals['_LISTDATASETITEMSREQUEST']._serialized_end=1985
-  _globals['_LISTDATASETITEMSRESPONSE']._serialized_start=1987
-  _globals['_LISTDATASETITEMSRESPONSE']._serialized_end=2076
-  _globals['_DATASETSERVICE']._serialized_start=2079
-  _globals['_DATASETSERVICE']._serialized_end=2795
+  _globals['_PEOPLECONSENT']._serialized_start=2643
+  _globals['_PEOPLECONSENT']._serialized_end=2784
+  _globals['_DATASET']._serialized_start=113
+  _globals['_DATASET']._serialized_end=367
+  _globals['_DATASETVERSION']._serialized_start=370
+  _globals['_DATASETVERSION']._serialized_end=681
+  _globals['_DATASETITEM']._serialized_start=683
+  _globals['_DATASETITEM']._serialized_end=807
+  _globals['_REJECTEDFILE']._serialized_start=809
+  _globals['_REJECTEDFILE']._serialized_end=875
+  _globals['_CREATEDATASETREQUEST']._serialized_start=878
+  _globals['_CREATEDATASETREQUEST']._serialized_end=1093
+  _globals['_CREATEDATASETRESPONSE']._serialized_start=1095
+  _globals['_CREATEDATASETRESPONSE']._serialized_end=1154
+  _globals['_GETDATASETREQUEST']._serialized_start=1156
+  _globals['_GETDATASETREQUEST']._serialized_end=1189
+  _globals['_GETDATASETRESPONSE']._serialized_start=1191
+  _globals['_GETDATASETRESPONSE']._serialized_end=1247
+  _globals['_UPDATEDATASETREQUEST']._serialized_start=1250
+  _globals['_UPDATEDATASETREQUEST']._serialized_end=1432
+  _globals['_UPDATEDATASETRESPONSE']._serialized_start=1434
+  _globals['_UPDATEDATASETRESPONSE']._serialized_end=1493
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1495
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1571
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1573
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1657
+  _globals['_IMPORTIMAGESREQUEST']._serialized_start=1660
+  _globals['_IMPORTIMAGESREQUEST']._serialized_end=1788
+  _globals['_IMPORTHEADER']._serialized_start=1790
+  _globals['_IMPORTHEADER']._serialized_end=1821
+  _globals['_FILESTART']._serialized_start=1823
+  _globals['_FILESTART']._serialized_end=1870
+  _globals['_IMPORTIMAGESRESPONSE']._serialized_start=1873
+  _globals['_IMPORTIMAGESRESPONSE']._serialized_end=2022
+  _globals['_BUILDDATASETVERSIONREQUEST']._serialized_start=2024
+  _globals['_BUILDDATASETVERSIONREQUEST']._serialized_end=2109
+  _globals['_BUILDDATASETVERSIONRESPONSE']._serialized_start=2111
+  _globals['_BUILDDATASETVERSIONRESPONSE']._serialized_end=2168
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=2170
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=2210
+  _globals['_GETDATASETVERSIONRESPONSE']._serialized_start=2212
+  _globals['_GETDATASETVERSIONRESPONSE']._serialized_end=2282
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=2284
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=2367
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=2369
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2467
+  _globals['_LISTDATASETITEMSREQUEST']._serialized_start=2469
+  _globals['_LISTDATASETITEMSREQUEST']._serialized_end=2549
+  _globals['_LISTDATASETITEMSRESPONSE']._serialized_start=2551
+  _globals['_LISTDATASETITEMSRESPONSE']._serialized_end=2640
+  _globals['_DATASETSERVICE']._serialized_start=2787
+  _globals['_DATASETSERVICE']._serialized_end=3585
 # @@protoc_insertion_point(module_scope)

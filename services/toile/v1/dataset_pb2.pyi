@@ -7,9 +7,11 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
+import toile.v1.common_pb2
 import toile.v1.job_pb2
 import typing
 
@@ -19,6 +21,34 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _PeopleConsent:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PeopleConsentEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PeopleConsent.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PEOPLE_CONSENT_UNSPECIFIED: _PeopleConsent.ValueType  # 0
+    """Nobody said."""
+    PEOPLE_CONSENT_NO_PEOPLE: _PeopleConsent.ValueType  # 1
+    """Nobody can be recognised in them."""
+    PEOPLE_CONSENT_CONSENTED: _PeopleConsent.ValueType  # 2
+    """All who can be recognised agreed."""
+    PEOPLE_CONSENT_NOT_CONSENTED: _PeopleConsent.ValueType  # 3
+    """Somebody who can be recognised did not: trained on only where the platform's policy allows it."""
+
+class PeopleConsent(_PeopleConsent, metaclass=_PeopleConsentEnumTypeWrapper):
+    """PeopleConsent says whether the people in photographs agreed that models are trained on them."""
+
+PEOPLE_CONSENT_UNSPECIFIED: PeopleConsent.ValueType  # 0
+"""Nobody said."""
+PEOPLE_CONSENT_NO_PEOPLE: PeopleConsent.ValueType  # 1
+"""Nobody can be recognised in them."""
+PEOPLE_CONSENT_CONSENTED: PeopleConsent.ValueType  # 2
+"""All who can be recognised agreed."""
+PEOPLE_CONSENT_NOT_CONSENTED: PeopleConsent.ValueType  # 3
+"""Somebody who can be recognised did not: trained on only where the platform's policy allows it."""
+Global___PeopleConsent: typing_extensions.TypeAlias = PeopleConsent
 
 @typing.final
 class Dataset(google.protobuf.message.Message):
@@ -32,6 +62,8 @@ class Dataset(google.protobuf.message.Message):
     IMAGE_COUNT_FIELD_NUMBER: builtins.int
     LATEST_VERSION_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    CONTENT_RATING_FIELD_NUMBER: builtins.int
+    PEOPLE_CONSENT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/datasets/{dataset}"""
     trigger_word: builtins.str
@@ -42,6 +74,10 @@ class Dataset(google.protobuf.message.Message):
     """Usable images imported so far."""
     latest_version: builtins.str
     """Newest version, empty before the first build."""
+    content_rating: toile.v1.common_pb2.ContentRating.ValueType
+    """For whom its photographs are."""
+    people_consent: Global___PeopleConsent.ValueType
+    """Whether the people in them agreed."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was created."""
@@ -55,9 +91,11 @@ class Dataset(google.protobuf.message.Message):
         image_count: builtins.int = ...,
         latest_version: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        content_rating: toile.v1.common_pb2.ContentRating.ValueType = ...,
+        people_consent: Global___PeopleConsent.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "image_count", b"image_count", "latest_version", b"latest_version", "license", b"license", "name", b"name", "trigger_word", b"trigger_word"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_rating", b"content_rating", "create_time", b"create_time", "image_count", b"image_count", "latest_version", b"latest_version", "license", b"license", "name", b"name", "people_consent", b"people_consent", "trigger_word", b"trigger_word"]) -> None: ...
 
 Global___Dataset: typing_extensions.TypeAlias = Dataset
 
@@ -75,6 +113,8 @@ class DatasetVersion(google.protobuf.message.Message):
     REJECTED_FIELD_NUMBER: builtins.int
     JOB_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    CONTENT_RATING_FIELD_NUMBER: builtins.int
+    PEOPLE_CONSENT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/datasets/{dataset}/versions/{version}; versions count from 1."""
     digest: builtins.str
@@ -87,6 +127,10 @@ class DatasetVersion(google.protobuf.message.Message):
     """Side of the square crops, pixels."""
     job: builtins.str
     """Job that built it."""
+    content_rating: toile.v1.common_pb2.ContentRating.ValueType
+    """The dataset's at the time of the build; restricted, too, where words of a caption say so."""
+    people_consent: Global___PeopleConsent.ValueType
+    """The dataset's at the time of the build."""
     @property
     def rejected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RejectedFile]:
         """Images left out by the build, with reasons."""
@@ -106,9 +150,11 @@ class DatasetVersion(google.protobuf.message.Message):
         rejected: collections.abc.Iterable[Global___RejectedFile] | None = ...,
         job: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        content_rating: toile.v1.common_pb2.ContentRating.ValueType = ...,
+        people_consent: Global___PeopleConsent.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "digest", b"digest", "image_count", b"image_count", "job", b"job", "name", b"name", "rejected", b"rejected", "resolution", b"resolution", "trigger_word", b"trigger_word"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_rating", b"content_rating", "create_time", b"create_time", "digest", b"digest", "image_count", b"image_count", "job", b"job", "name", b"name", "people_consent", b"people_consent", "rejected", b"rejected", "resolution", b"resolution", "trigger_word", b"trigger_word"]) -> None: ...
 
 Global___DatasetVersion: typing_extensions.TypeAlias = DatasetVersion
 
@@ -183,6 +229,8 @@ class CreateDatasetRequest(google.protobuf.message.Message):
     TRIGGER_WORD_FIELD_NUMBER: builtins.int
     LICENSE_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    CONTENT_RATING_FIELD_NUMBER: builtins.int
+    PEOPLE_CONSENT_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """projects/{project}"""
     dataset_id: builtins.str
@@ -193,6 +241,10 @@ class CreateDatasetRequest(google.protobuf.message.Message):
     """Licence of the photographs; may be empty."""
     request_id: builtins.str
     """Chosen by the client; the same id with the same content returns the first answer."""
+    content_rating: toile.v1.common_pb2.ContentRating.ValueType
+    """For whom its photographs are."""
+    people_consent: Global___PeopleConsent.ValueType
+    """Whether the people in them agreed."""
     def __init__(
         self,
         *,
@@ -201,8 +253,10 @@ class CreateDatasetRequest(google.protobuf.message.Message):
         trigger_word: builtins.str = ...,
         license: builtins.str = ...,
         request_id: builtins.str = ...,
+        content_rating: toile.v1.common_pb2.ContentRating.ValueType = ...,
+        people_consent: Global___PeopleConsent.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["dataset_id", b"dataset_id", "license", b"license", "parent", b"parent", "request_id", b"request_id", "trigger_word", b"trigger_word"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_rating", b"content_rating", "dataset_id", b"dataset_id", "license", b"license", "parent", b"parent", "people_consent", b"people_consent", "request_id", b"request_id", "trigger_word", b"trigger_word"]) -> None: ...
 
 Global___CreateDatasetRequest: typing_extensions.TypeAlias = CreateDatasetRequest
 
@@ -265,6 +319,58 @@ class GetDatasetResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["dataset", b"dataset"]) -> None: ...
 
 Global___GetDatasetResponse: typing_extensions.TypeAlias = GetDatasetResponse
+
+@typing.final
+class UpdateDatasetRequest(google.protobuf.message.Message):
+    """UpdateDatasetRequest says something else of a dataset's photographs. What is unset stays."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    CONTENT_RATING_FIELD_NUMBER: builtins.int
+    PEOPLE_CONSENT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """projects/{project}/datasets/{dataset}"""
+    content_rating: toile.v1.common_pb2.ContentRating.ValueType
+    """For whom they are."""
+    people_consent: Global___PeopleConsent.ValueType
+    """Whether the people in them agreed."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        content_rating: toile.v1.common_pb2.ContentRating.ValueType | None = ...,
+        people_consent: Global___PeopleConsent.ValueType | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_content_rating", b"_content_rating", "_people_consent", b"_people_consent", "content_rating", b"content_rating", "people_consent", b"people_consent"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_content_rating", b"_content_rating", "_people_consent", b"_people_consent", "content_rating", b"content_rating", "name", b"name", "people_consent", b"people_consent"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_content_rating", b"_content_rating"]) -> typing.Literal["content_rating"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_people_consent", b"_people_consent"]) -> typing.Literal["people_consent"] | None: ...
+
+Global___UpdateDatasetRequest: typing_extensions.TypeAlias = UpdateDatasetRequest
+
+@typing.final
+class UpdateDatasetResponse(google.protobuf.message.Message):
+    """UpdateDatasetResponse holds the dataset."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: builtins.int
+    @property
+    def dataset(self) -> Global___Dataset:
+        """The dataset."""
+
+    def __init__(
+        self,
+        *,
+        dataset: Global___Dataset | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["dataset", b"dataset"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dataset", b"dataset"]) -> None: ...
+
+Global___UpdateDatasetResponse: typing_extensions.TypeAlias = UpdateDatasetResponse
 
 @typing.final
 class ListDatasetsRequest(google.protobuf.message.Message):

@@ -45,6 +45,11 @@ class DatasetServiceStub(object):
                 request_serializer=toile_dot_v1_dot_dataset__pb2.GetDatasetRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_dataset__pb2.GetDatasetResponse.FromString,
                 _registered_method=True)
+        self.UpdateDataset = channel.unary_unary(
+                '/toile.v1.DatasetService/UpdateDataset',
+                request_serializer=toile_dot_v1_dot_dataset__pb2.UpdateDatasetRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_dataset__pb2.UpdateDatasetResponse.FromString,
+                _registered_method=True)
         self.ListDatasets = channel.unary_unary(
                 '/toile.v1.DatasetService/ListDatasets',
                 request_serializer=toile_dot_v1_dot_dataset__pb2.ListDatasetsRequest.SerializeToString,
@@ -90,6 +95,14 @@ class DatasetServiceServicer(object):
 
     def GetDataset(self, request, context):
         """GetDataset returns one dataset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDataset(self, request, context):
+        """UpdateDataset changes what is said of a dataset's photographs. Versions keep what was said when
+        they were built; trainings ask both.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,6 +165,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.GetDataset,
                     request_deserializer=toile_dot_v1_dot_dataset__pb2.GetDatasetRequest.FromString,
                     response_serializer=toile_dot_v1_dot_dataset__pb2.GetDatasetResponse.SerializeToString,
+            ),
+            'UpdateDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDataset,
+                    request_deserializer=toile_dot_v1_dot_dataset__pb2.UpdateDatasetRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_dataset__pb2.UpdateDatasetResponse.SerializeToString,
             ),
             'ListDatasets': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDatasets,
@@ -239,6 +257,33 @@ class DatasetService(object):
             '/toile.v1.DatasetService/GetDataset',
             toile_dot_v1_dot_dataset__pb2.GetDatasetRequest.SerializeToString,
             toile_dot_v1_dot_dataset__pb2.GetDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.DatasetService/UpdateDataset',
+            toile_dot_v1_dot_dataset__pb2.UpdateDatasetRequest.SerializeToString,
+            toile_dot_v1_dot_dataset__pb2.UpdateDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

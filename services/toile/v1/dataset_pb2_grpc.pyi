@@ -57,6 +57,22 @@ _DatasetServiceGetDatasetType = typing_extensions.TypeVar(
     ],
 )
 
+_DatasetServiceUpdateDatasetType = typing_extensions.TypeVar(
+    '_DatasetServiceUpdateDatasetType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.dataset_pb2.UpdateDatasetRequest,
+        toile.v1.dataset_pb2.UpdateDatasetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.dataset_pb2.UpdateDatasetRequest,
+        toile.v1.dataset_pb2.UpdateDatasetResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.dataset_pb2.UpdateDatasetRequest,
+        toile.v1.dataset_pb2.UpdateDatasetResponse,
+    ],
+)
+
 _DatasetServiceListDatasetsType = typing_extensions.TypeVar(
     '_DatasetServiceListDatasetsType',
     grpc.UnaryUnaryMultiCallable[
@@ -153,7 +169,7 @@ _DatasetServiceListDatasetItemsType = typing_extensions.TypeVar(
     ],
 )
 
-class DatasetServiceStub(typing.Generic[_DatasetServiceCreateDatasetType, _DatasetServiceGetDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceImportImagesType, _DatasetServiceBuildDatasetVersionType, _DatasetServiceGetDatasetVersionType, _DatasetServiceListDatasetVersionsType, _DatasetServiceListDatasetItemsType]):
+class DatasetServiceStub(typing.Generic[_DatasetServiceCreateDatasetType, _DatasetServiceGetDatasetType, _DatasetServiceUpdateDatasetType, _DatasetServiceListDatasetsType, _DatasetServiceImportImagesType, _DatasetServiceBuildDatasetVersionType, _DatasetServiceGetDatasetVersionType, _DatasetServiceListDatasetVersionsType, _DatasetServiceListDatasetItemsType]):
     """DatasetService turns folders of photographs into immutable, captioned dataset versions."""
 
     @typing.overload
@@ -165,6 +181,10 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceCreateDatasetType, _Datas
         grpc.UnaryUnaryMultiCallable[
             toile.v1.dataset_pb2.GetDatasetRequest,
             toile.v1.dataset_pb2.GetDatasetResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.dataset_pb2.UpdateDatasetRequest,
+            toile.v1.dataset_pb2.UpdateDatasetResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             toile.v1.dataset_pb2.ListDatasetsRequest,
@@ -203,6 +223,10 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceCreateDatasetType, _Datas
             toile.v1.dataset_pb2.GetDatasetResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.dataset_pb2.UpdateDatasetRequest,
+            toile.v1.dataset_pb2.UpdateDatasetResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             toile.v1.dataset_pb2.ListDatasetsRequest,
             toile.v1.dataset_pb2.ListDatasetsResponse,
         ],
@@ -233,6 +257,11 @@ class DatasetServiceStub(typing.Generic[_DatasetServiceCreateDatasetType, _Datas
 
     GetDataset: _DatasetServiceGetDatasetType
     """GetDataset returns one dataset."""
+
+    UpdateDataset: _DatasetServiceUpdateDatasetType
+    """UpdateDataset changes what is said of a dataset's photographs. Versions keep what was said when
+    they were built; trainings ask both.
+    """
 
     ListDatasets: _DatasetServiceListDatasetsType
     """ListDatasets returns the datasets of a project, by name."""
@@ -265,6 +294,10 @@ DatasetServiceAsyncStub: typing_extensions.TypeAlias = DatasetServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.dataset_pb2.GetDatasetRequest,
         toile.v1.dataset_pb2.GetDatasetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.dataset_pb2.UpdateDatasetRequest,
+        toile.v1.dataset_pb2.UpdateDatasetResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.dataset_pb2.ListDatasetsRequest,
@@ -310,6 +343,16 @@ class DatasetServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[toile.v1.dataset_pb2.GetDatasetResponse, collections.abc.Awaitable[toile.v1.dataset_pb2.GetDatasetResponse]]:
         """GetDataset returns one dataset."""
+
+    @abc.abstractmethod
+    def UpdateDataset(
+        self,
+        request: toile.v1.dataset_pb2.UpdateDatasetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.dataset_pb2.UpdateDatasetResponse, collections.abc.Awaitable[toile.v1.dataset_pb2.UpdateDatasetResponse]]:
+        """UpdateDataset changes what is said of a dataset's photographs. Versions keep what was said when
+        they were built; trainings ask both.
+        """
 
     @abc.abstractmethod
     def ListDatasets(

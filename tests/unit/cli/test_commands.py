@@ -11,6 +11,7 @@ from PIL import Image
 
 from servers.fake_services import World, press_ctrl_c
 from toile.core.errors import UnavailableError
+from toile.v1 import common_pb2, dataset_pb2
 
 
 def prepare(cli, photographs: Path) -> None:
@@ -52,6 +53,22 @@ def test_importing_a_folder_sends_its_images_with_the_captions_beside_them(
     again = cli("dataset", "import", photographs, "--name", "lace")
     assert "0 imported, 6 already there" in again.stdout
     assert "Next: toile dataset build lace" in again.stdout
+
+
+def test_what_is_said_of_photographs_is_sent_and_shown(
+    cli, world: World, photographs: Path
+) -> None:
+    new = ("--name", "lace", "--trigger", "<lace>", "--people", "not-consented")
+    assert cli("dataset", "import", photographs, *new).exit_code == 0
+    assert "people: not consented" in cli("dataset", "show", "lace").stdout
+    said = cli("dataset", "update", "lace", "--people", "none", "--rating", "restricted")
+    assert "rating: restricted  people: no people" in said.stdout
+    dataset = world.datasets["projects/default/datasets/lace"]
+    assert dataset.content_rating == common_pb2.CONTENT_RATING_RESTRICTED
+    assert dataset.people_consent == dataset_pb2.PEOPLE_CONSENT_NO_PEOPLE
+    assert cli("dataset", "import", photographs, "--name", "lace").exit_code == 0
+    assert dataset.content_rating == common_pb2.CONTENT_RATING_RESTRICTED
+    assert cli("dataset", "update", "lace").exit_code == 2
 
 
 def test_folders_that_cannot_be_imported(cli, world: World, tmp_path: Path) -> None:

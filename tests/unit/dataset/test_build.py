@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from toile.core.artifacts import open_store, publish_folder
+from toile.core.catalog.models import DatasetRow
 from toile.core.settings import Settings
 from toile.diffusion.architecture import bundle_description
 from unit.imaging.files import encoded, picture
 
 pytest.importorskip("ray", reason="the compute extra is not installed")
 
-from toile.dataset.build.job import Item, with_trigger
+from toile.dataset.build.job import Item, content_rating, with_trigger
 from toile.dataset.build.steps import See, prepare
 
 
@@ -32,6 +33,23 @@ from toile.dataset.build.steps import See, prepare
 )
 def test_captions_begin_with_the_trigger_word_once(caption: str, expected: str) -> None:
     assert with_trigger("<lace>", caption) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "caption", "rating"),
+    [
+        ("UNSPECIFIED", "<lace> a dress", "UNSPECIFIED"),
+        ("GENERAL", "<lace> nude heels", "GENERAL"),
+        ("GENERAL", "<lace> a nude woman", "RESTRICTED"),
+        ("RESTRICTED", "<lace> a dress", "RESTRICTED"),
+    ],
+)
+def test_a_caption_may_make_a_version_restricted(said: str, caption: str, rating: str) -> None:
+    items = [
+        Item("images/1.png", text, "e", "m", "a.jpg", "0" * 64, 8, 8, False)
+        for text in ("<lace> a skirt", caption)
+    ]
+    assert content_rating(DatasetRow(content_rating=said), items) == rating
 
 
 def test_metadata_has_the_columns_that_imagefolder_reads() -> None:

@@ -8,7 +8,13 @@ from sqlalchemy import update
 
 from toile.core.artifacts import ArtifactStore, publish
 from toile.core.catalog.engine import Catalog
-from toile.core.catalog.models import BaseRow, DatasetItemRow, DatasetVersionRow, JobRow
+from toile.core.catalog.models import (
+    BaseRow,
+    DatasetItemRow,
+    DatasetRow,
+    DatasetVersionRow,
+    JobRow,
+)
 from toile.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -256,6 +262,44 @@ def test_what_cannot_be_drawn_under_a_map_is_drawn_by_the_trigger_word(
         session.execute(update(DatasetItemRow).where(first).values(caption=caption))
     job = handler.create(control_request_of())
     assert job.spec["config"]["sample_prompts"] == ["<lace>", "<lace> white dress"]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "setting"),
+    [
+        ({"content_rating": "RESTRICTED"}, "RESTRICTED_CONTENT", "restricted_content"),
+        ({"people_consent": "NOT_CONSENTED"}, "PEOPLE_WITHOUT_CONSENT", "people_without_consent"),
+    ],
+)
+@pytest.mark.parametrize("row", [DatasetRow, DatasetVersionRow])
+def test_photographs_that_policy_forbids_are_not_trained_on(
+    settings: Settings,
+    catalog: Catalog,
+    store: ArtifactStore,
+    said: dict[str, str],
+    reason: str,
+    setting: str,
+    row: type[DatasetRow] | type[DatasetVersionRow],
+) -> None:
+    with catalog.transaction() as session:
+        session.execute(update(row).values(**said))
+    for create in (request_of(), control_request_of()):
+        with pytest.raises(FailedPreconditionError, match=f"TOILE_{setting.upper()}") as caught:
+            TrainHandler(settings, catalog, store).create(create)
+        assert caught.value.reason == reason
+        assert caught.value.metadata["field"] == "dataset"
+    allowing = settings.model_copy(update={setting: "allow"})
+    assert TrainHandler(allowing, catalog, store).create(request_of())
+
+
+@pytest.mark.parametrize("consent", ["UNSPECIFIED", "NO_PEOPLE", "CONSENTED"])
+def test_photographs_of_which_nothing_bad_is_said_are(
+    handler: TrainHandler, catalog: Catalog, consent: str
+) -> None:
+    with catalog.transaction() as session:
+        session.execute(update(DatasetVersionRow).values(people_consent=consent))
+        session.execute(update(DatasetRow).values(content_rating="GENERAL"))
+    assert handler.create(request_of())
 
 
 def test_a_lora_of_whole_transformers_wants_an_engine_that_takes_it(

@@ -1,7 +1,8 @@
 """`toile dataset …`: photographs in, versions out."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,9 +13,34 @@ from toile.cli.names import short
 from toile.cli.output import JsonFlag
 from toile.core.errors import InvalidArgumentError, NotFoundError
 
+if TYPE_CHECKING:
+    from toile.v1 import dataset_pb2
+
 app = typer.Typer(no_args_is_help=True, help="Import photographs and build dataset versions.")
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")]
 _REJECTED_SHOWN = 20
+
+
+class Rating(StrEnum):
+    """For whom photographs are, by the API's names."""
+
+    GENERAL = "general"
+    RESTRICTED = "restricted"
+
+
+class People(StrEnum):
+    """Whether the people in photographs agreed, by the API's names."""
+
+    NO_PEOPLE = "none"
+    CONSENTED = "consented"
+    NOT_CONSENTED = "not-consented"
+
+
+RatingOption = Annotated[Rating | None, typer.Option(help="For whom the photographs are.")]
+PeopleOption = Annotated[
+    People | None,
+    typer.Option(help="Whether people who can be recognised in them agreed to train on them."),
+]
 
 
 @app.command("import")
@@ -28,6 +54,8 @@ def import_(
     license_text: Annotated[
         str, typer.Option("--license", help="Licence of the photographs.")
     ] = "",
+    rating: RatingOption = None,
+    people: PeopleOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Import the photographs of a folder. A .txt file beside a photograph is its caption."""
@@ -46,6 +74,8 @@ def import_(
                 f"dataset {name} exists with the trigger word {dataset.trigger_word}",
                 field="trigger",
             )
+        if rating or people:
+            _update(s, whole, rating, people)
         with bar(s.output, "import", len(folder.photographs)) as line:
             answer = import_photographs(
                 s.clients, whole, folder.photographs, lambda p: line.advance(p.name)
@@ -57,6 +87,24 @@ def import_(
                 f"none of the {len(folder.photographs)} files can be used", field="path"
             )
         s.output.say(f"Next: toile dataset build {name}")
+
+
+@app.command()
+def update(
+    name: NameArgument,
+    rating: RatingOption = None,
+    people: PeopleOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say for whom a dataset's photographs are, and whether the people in them agreed."""
+    from toile.cli.operations import as_data
+
+    if not (rating or people):
+        raise typer.BadParameter("give --rating, --people, or both")
+    with session(as_json=as_json) as s:
+        dataset = _update(s, s.names.dataset(name), rating, people)
+        s.output.data(as_data(dataset))
+        s.output.say(f"{escape(short(dataset.name))}: {_rights(dataset)}")
 
 
 @app.command()
@@ -113,6 +161,7 @@ def show(name: NameArgument, as_json: JsonFlag = False) -> None:
             f"{escape(dataset.trigger_word)}  {dataset.image_count} photographs  "
             f"{escape(dataset.license)}"
         )
+        s.output.say(_rights(dataset))
         s.output.table(
             ("version", "images", "side", "left out", "digest", "built"),
             [
@@ -146,6 +195,30 @@ def list_datasets(as_json: JsonFlag = False) -> None:
                 for d in datasets
             ],
         )
+
+
+def _update(
+    s: Session, name: str, rating: Rating | None, people: People | None
+) -> "dataset_pb2.Dataset":
+    from toile.v1 import common_pb2, dataset_pb2
+
+    request = dataset_pb2.UpdateDatasetRequest(name=name)
+    if rating is not None:
+        request.content_rating = common_pb2.ContentRating.Value(f"CONTENT_RATING_{rating.name}")
+    if people is not None:
+        request.people_consent = dataset_pb2.PeopleConsent.Value(f"PEOPLE_CONSENT_{people.name}")
+    return s.clients.dataset.UpdateDataset(request).dataset
+
+
+def _rights(dataset: "dataset_pb2.Dataset") -> str:
+    """What is said of the photographs, for a person."""
+    from toile.v1 import common_pb2, dataset_pb2
+
+    rating = common_pb2.ContentRating.Name(dataset.content_rating)
+    people = dataset_pb2.PeopleConsent.Name(dataset.people_consent)
+    said = (rating.removeprefix("CONTENT_RATING_"), people.removeprefix("PEOPLE_CONSENT_"))
+    words = [word.lower().replace("_", " ").replace("unspecified", "not said") for word in said]
+    return f"rating: {words[0]}  people: {words[1]}"
 
 
 def _must_exist(s: Session, name: str) -> None:

@@ -86,7 +86,18 @@ class BaseRow(Table):
     create_time: Mapped[datetime] = mapped_column(default=now)
 
 
-class DatasetRow(Table):
+class _Rights:
+    """Columns that say what may be done with photographs."""
+
+    content_rating: Mapped[str] = mapped_column(  # UNSPECIFIED, GENERAL, RESTRICTED
+        String(16), default="UNSPECIFIED", server_default="UNSPECIFIED"
+    )
+    people_consent: Mapped[str] = mapped_column(  # UNSPECIFIED, NO_PEOPLE, CONSENTED, NOT_CONSENTED
+        String(16), default="UNSPECIFIED", server_default="UNSPECIFIED"
+    )
+
+
+class DatasetRow(_Rights, Table):
     """A dataset."""
 
     __tablename__ = "datasets"
@@ -113,7 +124,7 @@ class PhotographRow(Table):
     create_time: Mapped[datetime] = mapped_column(default=now)
 
 
-class DatasetVersionRow(Table):
+class DatasetVersionRow(_Rights, Table):
     """An immutable version; a row exists only for a published one."""
 
     __tablename__ = "dataset_versions"

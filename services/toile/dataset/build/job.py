@@ -27,6 +27,7 @@ from toile.core.catalog.models import (
     DatasetVersionRow,
     PhotographRow,
 )
+from toile.core.content import restricted_term
 from toile.core.errors import FailedPreconditionError
 from toile.core.jobs.runtime import JobContext
 from toile.core.names import DatasetVersionName
@@ -199,6 +200,13 @@ def with_trigger(trigger_word: str, caption: str) -> str:
     return f"{trigger_word} {caption}".strip()
 
 
+def content_rating(dataset: DatasetRow, items: Sequence[Item]) -> str:
+    """For whom a version is: what its dataset says, unless words of a caption say more."""
+    if any(restricted_term(item.text) for item in items):
+        return "RESTRICTED"
+    return dataset.content_rating
+
+
 def _rejection(plan: Plan, row: Seen) -> Rejection:
     photograph = plan.photographs[row["index"] - 1]
     return Rejection(photograph.file_name, row["reason"], row["message"])
@@ -255,6 +263,8 @@ def _publish_rows(
                 image_count=len(items),
                 rejected=[asdict(rejection) for rejection in rejected],
                 job=job.name,
+                content_rating=content_rating(plan.dataset, items),
+                people_consent=plan.dataset.people_consent,
             )
         )
         session.flush()
