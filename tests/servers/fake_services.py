@@ -296,6 +296,7 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
                 rank=8, alpha=8, learning_rate=1e-3, steps=10, batch_size=4, seed=1
             ),
             final_loss=0.1,
+            metrics=train_pb2.VersionMetrics(published_step=7, steps=10, validation_loss=0.2),
             code_version="0.1.0",
             files=[train_pb2.ModelFile(path=path, size_bytes=len(data), digest=digest)],
             job=job.name,

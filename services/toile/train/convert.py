@@ -102,6 +102,8 @@ def version_message(view: VersionView) -> train_pb2.ModelVersion:
         imported_digest=row.imported_digest,
     )
     getattr(message, _FIELDS[row.adapter_type]).CopyFrom(config)
+    if row.metrics:
+        message.metrics.CopyFrom(train_pb2.VersionMetrics(**row.metrics))
     return message
 
 

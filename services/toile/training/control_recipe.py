@@ -22,7 +22,7 @@ from toile.imaging.control_maps import ControlKind
 from toile.training.config import ControlNetRecipeConfig
 from toile.training.controlnet import ControlledUNet, start_training
 from toile.training.maps import ControlCache
-from toile.training.recipe import Recipe, Served, reload_frozen
+from toile.training.recipe import Judged, Recipe, Served, reload_frozen
 from toile.training.validation import hold_out
 
 ALIGNMENT_FILE = "alignment.json"
@@ -31,6 +31,7 @@ _MEASURES = {
     ControlKind.EDGES: "F-measure of edges within 2 pixels",
     ControlKind.PARTS: "mean intersection over union of parts",
 }
+_METRICS = {"with_control": "alignment", "without_control": "alignment_without_control"}
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -92,10 +93,10 @@ class ControlNet(Recipe):
 
     def judged(
         self, samples: Sequence[Image.Image], without: Callable[[int], Image.Image]
-    ) -> Mapping[str, bytes]:
+    ) -> Judged:
         """The samples' maps, and how well each keeps to its own, with control and without."""
         if not samples:
-            return {}
+            return Judged()
         _, held_out = hold_out(
             self._names, self._config.validation_share, recipe=self._config.RECIPE
         )
@@ -107,16 +108,18 @@ class ControlNet(Recipe):
             }
             for index, image in enumerate(samples)
         ]
+        means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
         facts = {
             "measure": _MEASURES[self._kind],
-            **{name: float(np.mean([score[name] for score in scores])) for name in scores[0]},
+            **means,
             "samples": [
                 {"image": self._names[place], "held_out": place in held_out, **score}
                 for place, score in zip(places, scores, strict=True)
             ],
         }
         maps = {f"samples/{i:02d}.map.png": _png(self._map(i)) for i in range(len(samples))}
-        return {**maps, ALIGNMENT_FILE: (json.dumps(facts, indent=2) + "\n").encode()}
+        files = {**maps, ALIGNMENT_FILE: (json.dumps(facts, indent=2) + "\n").encode()}
+        return Judged(files, {name: means[figure] for figure, name in _METRICS.items()})
 
     def _alignment(self, index: int, image: Image.Image) -> float:
         plane = self._cache.planes[self._place(index)].numpy()

@@ -36,7 +36,7 @@ from toile.training.data import Example
 from toile.training.events import EVENTS_FOLDER, copy_events, events_path
 from toile.training.loop import smoothed
 from toile.training.patience import patiently, report
-from toile.training.recipe import Recipe
+from toile.training.recipe import Judged, Recipe
 from toile.training.repeats import repeat_counts
 from toile.training.state import published_step
 from toile.training.validation import hold_out
@@ -59,7 +59,7 @@ class Trained:
     recipe: Recipe
     end: Checkpoint
     samples: Sequence[Image.Image]
-    judged: Mapping[str, bytes]
+    judged: Judged
     base: str
     bundle: Bundle
     dataset: DatasetVersionRow
@@ -236,7 +236,7 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
     (folder / SAMPLES_FOLDER).mkdir(exist_ok=True)
     for index, image in enumerate(trained.samples):
         image.save(folder / SAMPLES_FOLDER / f"{index:02d}.png")
-    for path, content in trained.judged.items():
+    for path, content in trained.judged.files.items():
         (folder / path).write_bytes(content)
     copy_events(events_path(job), folder / EVENTS_FOLDER)
     (folder / LOSS_FILE).write_text("".join(_loss_lines(trained)), encoding="utf-8")
@@ -266,6 +266,7 @@ def _version_row(
     job: JobContext, trained: Trained, prefix: str, manifest: Manifest, difference: float
 ) -> ModelVersionRow:
     name = ModelVersionName.parse(job.target)
+    metrics = _metrics(trained)
     return ModelVersionRow(
         name=str(name),
         model=str(name.model_name),
@@ -278,7 +279,8 @@ def _version_row(
         dataset_digest=trained.dataset.digest,
         trigger_word=trained.dataset.trigger_word,
         config=trained.config.model_dump(mode="json"),
-        final_loss=smoothed(trained.end.losses),
+        final_loss=smoothed(trained.end.losses[: metrics["published_step"]]),
+        metrics=metrics,
         reproduction_difference=difference,
         code_version=__version__,
         files=[
@@ -287,6 +289,17 @@ def _version_row(
         ],
         job=job.name,
     )
+
+
+def _metrics(trained: Trained) -> dict[str, Any]:
+    """What was measured of the published weights: fields of `VersionMetrics`."""
+    end, step = trained.end, published_step(trained.end, trained.config)
+    metrics: dict[str, Any] = {"published_step": step, "steps": end.step, **trained.judged.metrics}
+    if step in end.validations:
+        metrics["validation_loss"] = end.validations[step]
+    if step in end.judgements:
+        metrics["sample_scores"] = mean_scores(end.judgements[step])
+    return metrics
 
 
 def _shown(trained: Trained) -> tuple[list[TrainingImages], int]:

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ class Served:
     """Of the `DiffusionRequest`."""
     file: str
     """The file that it draws with, for who must be told of it."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How well the samples came out."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """By their paths in the version."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Some of `toile.v1.VersionMetrics`."""
 
 
 class Recipe(abc.ABC):
@@ -96,11 +106,11 @@ class Recipe(abc.ABC):
         self,
         samples: Sequence[Image.Image],  # noqa: ARG002 - for those that override it
         without: Callable[[int], Image.Image],  # noqa: ARG002
-    ) -> Mapping[str, bytes]:
-        """Files, by their paths in the version, that say how well the samples came out.
+    ) -> Judged:
+        """Say how well the samples came out.
 
         Args:
             samples: Drawn with the adapter.
             without: Draws a sample again, but without the adapter.
         """
-        return {}
+        return Judged()

@@ -613,6 +613,7 @@ class ModelVersion(google.protobuf.message.Message):
     DEPRECATION_REASON_FIELD_NUMBER: builtins.int
     IMPORTED_DIGEST_FIELD_NUMBER: builtins.int
     CONTROLNET_CONFIG_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/models/{model}/versions/{version}; versions count from 1."""
     adapter_type: builtins.str
@@ -626,7 +627,7 @@ class ModelVersion(google.protobuf.message.Message):
     trigger_word: builtins.str
     """Word that calls the style."""
     final_loss: builtins.float
-    """Loss at the end, smoothed; 0 when it was imported."""
+    """Loss at the step whose weights were published, smoothed; 0 when it was imported."""
     code_version: builtins.str
     """Version of Toile that trained or imported it."""
     reproduction_difference: builtins.float
@@ -663,6 +664,10 @@ class ModelVersion(google.protobuf.message.Message):
     def controlnet_config(self) -> Global___ControlNetConfig:
         """The whole configuration that made a ControlNet."""
 
+    @property
+    def metrics(self) -> Global___VersionMetrics:
+        """What was measured of it; unset when it was imported, or trained before this was kept."""
+
     def __init__(
         self,
         *,
@@ -684,11 +689,77 @@ class ModelVersion(google.protobuf.message.Message):
         deprecation_reason: builtins.str = ...,
         imported_digest: builtins.str = ...,
         controlnet_config: Global___ControlNetConfig | None = ...,
+        metrics: Global___VersionMetrics | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config", "controlnet_config", b"controlnet_config", "create_time", b"create_time", "deprecate_time", b"deprecate_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter_type", b"adapter_type", "aliases", b"aliases", "base", b"base", "code_version", b"code_version", "config", b"config", "controlnet_config", b"controlnet_config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "deprecate_time", b"deprecate_time", "deprecation_reason", b"deprecation_reason", "files", b"files", "final_loss", b"final_loss", "imported_digest", b"imported_digest", "job", b"job", "name", b"name", "reproduction_difference", b"reproduction_difference", "trigger_word", b"trigger_word"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config", "controlnet_config", b"controlnet_config", "create_time", b"create_time", "deprecate_time", b"deprecate_time", "metrics", b"metrics"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter_type", b"adapter_type", "aliases", b"aliases", "base", b"base", "code_version", b"code_version", "config", b"config", "controlnet_config", b"controlnet_config", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "deprecate_time", b"deprecate_time", "deprecation_reason", b"deprecation_reason", "files", b"files", "final_loss", b"final_loss", "imported_digest", b"imported_digest", "job", b"job", "metrics", b"metrics", "name", b"name", "reproduction_difference", b"reproduction_difference", "trigger_word", b"trigger_word"]) -> None: ...
 
 Global___ModelVersion: typing_extensions.TypeAlias = ModelVersion
+
+@typing.final
+class VersionMetrics(google.protobuf.message.Message):
+    """VersionMetrics says how good the published weights were, by what was measured of them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class SampleScoresEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PUBLISHED_STEP_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    VALIDATION_LOSS_FIELD_NUMBER: builtins.int
+    SAMPLE_SCORES_FIELD_NUMBER: builtins.int
+    ALIGNMENT_FIELD_NUMBER: builtins.int
+    ALIGNMENT_WITHOUT_CONTROL_FIELD_NUMBER: builtins.int
+    published_step: builtins.int
+    """Step whose weights were published."""
+    steps: builtins.int
+    """Steps that were trained."""
+    validation_loss: builtins.float
+    """Loss on the held-out images at the published step; unset where it was not validated."""
+    alignment: builtins.float
+    """How well the samples of a ControlNet keep to their maps, 0 to 1; see its alignment.json."""
+    alignment_without_control: builtins.float
+    """The same of samples that were drawn without it."""
+    @property
+    def sample_scores(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """Means of the scores of the samples at the published step, by scorer; empty where none were
+        judged.
+        """
+
+    def __init__(
+        self,
+        *,
+        published_step: builtins.int = ...,
+        steps: builtins.int = ...,
+        validation_loss: builtins.float | None = ...,
+        sample_scores: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        alignment: builtins.float | None = ...,
+        alignment_without_control: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_alignment", b"_alignment", "_alignment_without_control", b"_alignment_without_control", "_validation_loss", b"_validation_loss", "alignment", b"alignment", "alignment_without_control", b"alignment_without_control", "validation_loss", b"validation_loss"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_alignment", b"_alignment", "_alignment_without_control", b"_alignment_without_control", "_validation_loss", b"_validation_loss", "alignment", b"alignment", "alignment_without_control", b"alignment_without_control", "published_step", b"published_step", "sample_scores", b"sample_scores", "steps", b"steps", "validation_loss", b"validation_loss"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_alignment", b"_alignment"]) -> typing.Literal["alignment"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_alignment_without_control", b"_alignment_without_control"]) -> typing.Literal["alignment_without_control"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_validation_loss", b"_validation_loss"]) -> typing.Literal["validation_loss"] | None: ...
+
+Global___VersionMetrics: typing_extensions.TypeAlias = VersionMetrics
 
 @typing.final
 class Base(google.protobuf.message.Message):

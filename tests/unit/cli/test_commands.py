@@ -160,6 +160,7 @@ def test_two_versions_are_compared_on_the_same_prompts_and_seeds(
     shown = cli("models", "compare", "lace/1", "lace/2", *two)
     assert "better of the pair" in shown.stdout
     assert "4 of 4" in shown.stdout
+    assert shown.stdout.count("7 of 10") == 2, "the published steps"
 
 
 def test_what_cannot_be_compared(cli, world: World, photographs: Path, tmp_path: Path) -> None:

@@ -137,6 +137,14 @@ def publish_version(
                     config=job.spec["config"],
                     final_loss=0.125,
                     reproduction_difference=0.0,
+                    metrics={
+                        "published_step": 60,
+                        "steps": 90,
+                        "validation_loss": 0.25,
+                        "sample_scores": {"prompt": 0.75},
+                        "alignment": 0.625,
+                        "alignment_without_control": 0.125,
+                    },
                     code_version="0",
                     files=[
                         {"path": path, "size_bytes": entry.size_bytes, "digest": entry.digest}

@@ -71,6 +71,12 @@ def test_tables_can_be_read(
     assert all(word in versions for word in ("lace/1", "production", "draws seams"))
     shown = run.invoke(app, ["models", "show", "lace/1"]).stdout
     assert all(word in shown for word in ("lace/2", "final loss", "draws seams"))
+    found = " ".join(shown.split())
+    assert "60 of 90" in found
+    assert "validation loss 0.2500" in found.replace("│ ", "")
+    assert all(figure in found for figure in ("0.750", "0.625, without control 0.125"))
+    (version,) = toile("versions", "lace")
+    assert version["metrics"]["sampleScores"] == {"prompt": 0.75}
 
 
 def test_a_file_is_imported(

@@ -97,6 +97,8 @@ def test_training_becomes_a_version(
     assert not any(entry["held_out"] for entry in facts["samples"])
     measured = edge_alignment(canny(original), pixels(folder / "samples/01.png"))
     assert facts["samples"][1]["with_control"] == pytest.approx(measured)
+    assert message.metrics.alignment == facts["with_control"]
+    assert message.metrics.alignment_without_control == facts["without_control"]
     assert not list(store.list(f"{version.artifact}.bank/")), "there is nothing to pack"
     assert not list(store.list(f"{job.name}/checkpoints/"))
 
@@ -243,10 +245,11 @@ def test_samples_are_measured_with_control_and_without(tiny_bundle: Path) -> Non
         drawn.append(index)
         return Image.new("RGB", (128, 128), "white")
 
-    assert recipe.judged([], without) == {}
+    assert recipe.judged([], without).files == {}
     stripes = np.zeros((128, 128, 3), np.uint8)
     stripes[:, ::16] = 255
-    files = recipe.judged([Image.fromarray(stripes)], without)
-    facts = json.loads(files["alignment.json"])
+    judged = recipe.judged([Image.fromarray(stripes)], without)
+    facts = json.loads(judged.files["alignment.json"])
     assert drawn == [0]
     assert (facts["with_control"], facts["without_control"]) == (0.0, 1.0)
+    assert judged.metrics == {"alignment": 0.0, "alignment_without_control": 1.0}

@@ -34,6 +34,7 @@ from toile.diffusion.banked_unet import TRANSFORMER_TARGETS, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
 from toile.serving.models import Models
+from toile.train.convert import VersionView, version_message
 from toile.train.handler import TrainHandler
 from toile.training import caches, lora, publish, run
 from toile.training.cache_maker import CacheMaker
@@ -119,6 +120,14 @@ def test_validations_are_told_and_published(
     losses = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
     validated = {e["step"]: e["validation_loss"] for e in losses if "validation_loss" in e}
     assert list(validated) == [3, 4]
+    best = min(validated, key=lambda step: validated[step])
+    assert version.metrics == {
+        "published_step": best,
+        "steps": 4,
+        "validation_loss": validated[best],
+    }
+    assert version.final_loss == pytest.approx(np.mean([e["loss"] for e in losses[:best]]))
+    assert version_message(VersionView(version, [])).metrics.validation_loss == validated[best]
     events, _ = JobStore(catalog).events_after(job.name, 0)
     told = [e.progress.get("validation_loss") for e in events if e.progress]
     assert list(validated.values()) == [loss for loss in told if loss is not None]

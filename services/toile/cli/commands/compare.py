@@ -100,9 +100,30 @@ def compare(
             [
                 ("better of the pair", *(f"{won} of {len(pairs)}" for won in wins)),
                 *((name, *(f"{value:.3f}" for value in values)) for name, values in means.items()),
+                *_trained_rows(versions),
             ],
         )
         s.output.say(f"{len(pairs)} pairs in {escape(str(out))}")
+
+
+def metric_rows(metrics: "train_pb2.VersionMetrics") -> list[tuple[str, str]]:
+    """What was measured of a version when it was trained, as rows: what it is, and how much."""
+    rows: list[tuple[str, str]] = []
+    if metrics.steps:
+        rows.append(("published step", f"{metrics.published_step} of {metrics.steps}"))
+    if metrics.HasField("validation_loss"):
+        rows.append(("validation loss", f"{metrics.validation_loss:.4f}"))
+    rows += [(f"samples' {k}", f"{v:.3f}") for k, v in sorted(metrics.sample_scores.items())]
+    if metrics.HasField("alignment"):
+        without = metrics.alignment_without_control
+        rows.append(("alignment", f"{metrics.alignment:.3f}, without control {without:.3f}"))
+    return rows
+
+
+def _trained_rows(versions: "Sequence[train_pb2.ModelVersion]") -> list[tuple[str, str, str]]:
+    """The same of two versions, where either has it."""
+    first, second = (dict(metric_rows(version.metrics)) for version in versions)
+    return [(name, first.get(name, ""), second.get(name, "")) for name in {**first, **second}]
 
 
 def _checked(versions: "Sequence[train_pb2.ModelVersion]", prompts: list[str] | None) -> list[str]:

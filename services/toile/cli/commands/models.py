@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toile.cli.commands.common import Session, session
-from toile.cli.commands.compare import compare
+from toile.cli.commands.compare import compare, metric_rows
 from toile.cli.names import short
 from toile.cli.output import JsonFlag, size_text
 from toile.core.context import new_id
@@ -88,6 +88,7 @@ def show(model: ModelArgument, as_json: JsonFlag = False) -> None:
         deprecated = version.HasField("deprecate_time")
         trained = [
             ("final loss", f"{version.final_loss:.4f}"),
+            *metric_rows(version.metrics),
             ("reproduces within", f"{version.reproduction_difference:g} levels"),
         ]
         s.output.table(

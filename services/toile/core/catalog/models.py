@@ -226,6 +226,9 @@ class ModelVersionRow(Table):
     config: Mapped[dict[str, Any]]
     final_loss: Mapped[float] = mapped_column(Float)
     reproduction_difference: Mapped[float] = mapped_column(Float)
+    metrics: Mapped[dict[str, Any]] = mapped_column(  # fields of VersionMetrics
+        default=dict, server_default="{}"
+    )
     code_version: Mapped[str] = mapped_column(String(64))
     files: Mapped[list[Any]]  # [{"path", "size_bytes", "digest"}]
     job: Mapped[str] = mapped_column(String(256))
