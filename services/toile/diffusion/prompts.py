@@ -62,14 +62,17 @@ class TextEncoder:
             chunks += [tokens[start : start + CHUNK_TOKENS] for start in starts]
         return chunks
 
-    def encode(self, chunk: "_Chunk") -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a chunk's penultimate layer, weighted, `[1, 77, C]` and its first output."""
+    def token_ids(self, chunk: "_Chunk") -> list[int]:
+        """Return a chunk's tokens, framed and padded: 77 of them."""
         tokenizer, room = self.tokenizer, CHUNK_TOKENS - len(chunk)
         ids = [tokenizer.bos_token_id, *(token for token, _ in chunk), tokenizer.eos_token_id]
-        ids += room * [tokenizer.pad_token_id]
-        found = self.network(
-            torch.tensor([ids], device=self.network.device), output_hidden_states=True
-        )
+        return ids + room * [tokenizer.pad_token_id]
+
+    def encode(self, chunk: "_Chunk") -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a chunk's penultimate layer, weighted, `[1, 77, C]` and its first output."""
+        room = CHUNK_TOKENS - len(chunk)
+        ids = torch.tensor([self.token_ids(chunk)], device=self.network.device)
+        found = self.network(ids, output_hidden_states=True)
         layer = found.hidden_states[-2]
         if any(weight != 1 for _, weight in chunk):
             weights = [1.0, *(weight for _, weight in chunk), *((room + 1) * [1.0])]

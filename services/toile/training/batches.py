@@ -36,8 +36,8 @@ class Batch:
         latents: Clean latents, `[B, 4, h, w]`.
         noise: What is added to them, `[B, 4, h, w]`.
         timesteps: How much of it, `[B]`.
-        embeds: Text embeddings, `[B, 77, C]`.
-        pooled: Pooled text embeddings, `[B, P]`.
+        embeds: Text embeddings, `[B, 77, C]`, or tokens, `[B, 2, 77]`, as the cache has them.
+        pooled: Pooled text embeddings, `[B, P]`; beside tokens `[B, 0]`.
     """
 
     latents: Tensor

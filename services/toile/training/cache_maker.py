@@ -91,7 +91,7 @@ class CacheMaker:
             return {"planes": control_planes(self._vision, examples, kind, size, on_progress)}
         if plan.kind == CLASS_IMAGES:
             return self._of_class(plan, places, on_progress)
-        return encode(self._bundle, self._examples, places, on_progress)
+        return encode(self._bundle, self._examples, places, on_progress, as_tokens=plan.as_tokens)
 
     def _of_class(
         self, plan: CachePlan, places: range, on_progress: OnProgress
@@ -102,7 +102,7 @@ class CacheMaker:
         def encoded() -> dict[str, Tensor]:
             with tempfile.TemporaryDirectory(prefix="class-", dir=self._job.scratch_path) as folder:
                 drawn = shelf.examples(plan.count, places, Path(folder))
-                return encode(self._bundle, drawn, places, on_progress)
+                return encode(self._bundle, drawn, places, on_progress, as_tokens=plan.as_tokens)
 
         return patiently(self._job, PHASE, encoded)  # there may be no room for the files
 

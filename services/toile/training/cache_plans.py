@@ -38,6 +38,7 @@ class CachePlan:
         prefix: Where it is kept in the artifact store.
         count: How many examples it is of.
         shard_size: How many of them are computed and kept together.
+        as_tokens: Whether captions are kept as tokens, for text encoders that are trained.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class CachePlan:
     prefix: str
     count: int
     shard_size: int
+    as_tokens: bool = False
 
     @property
     def shards(self) -> Sequence[range]:
@@ -126,11 +128,15 @@ def _plans(
     base: BaseRow,
     dataset: DatasetVersionRow,
 ) -> Iterator[CachePlan]:
+    trains_text = isinstance(config, LoraRecipeConfig) and config.train_text_encoders
+
     def plan(kind: str, subject: str, *facts: str, count: int, shard_size: int) -> CachePlan:
+        as_tokens = trains_text and kind in (EXAMPLES, CLASS_IMAGES)
         facts = (_VERSION, base.digest, str(base.native_size), subject, *facts)
+        facts += ("tokens",) if as_tokens else ()
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
         prefix = f"projects/{project}/caches/{kind}-{key}"
-        return CachePlan(kind, subject, prefix, count, shard_size)
+        return CachePlan(kind, subject, prefix, count, shard_size, as_tokens)
 
     def of_dataset(kind: str, subject: str = "") -> CachePlan:
         count = dataset.image_count

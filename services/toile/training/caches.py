@@ -10,6 +10,7 @@ from torch import Tensor
 from toile.core.prompts import CHUNK_TOKENS, escape
 from toile.diffusion.bundle import Bundle
 from toile.training.data import Example, load_image
+from toile.training.texts import caption_tokens
 
 _ENCODE_BATCH = 8
 
@@ -24,8 +25,9 @@ class Cache:
         means: Means of the latents, scaled as the UNet wants them, `[N, 4, h, w]`.
         deviations: Their standard deviations, `[N, 4, h, w]`.
         captions: Which text embedding is the example's, `[N]`.
-        embeds: Text embeddings, one a caption, the empty caption's first, `[T, 77, C]`.
-        pooled: Pooled text embeddings, `[T, P]`.
+        embeds: Text embeddings, one a caption, the empty caption's first, `[T, 77, C]`; where the
+            text encoders are trained, tokens for both, `[T, 2, 77]`.
+        pooled: Pooled text embeddings, `[T, P]`; beside tokens `[T, 0]`.
     """
 
     means: Tensor
@@ -57,7 +59,12 @@ def encoded(bundle: Bundle, examples: Sequence[Example]) -> Cache:
 
 @torch.inference_mode()
 def encode(
-    bundle: Bundle, examples: Sequence[Example], places: range, on_progress: OnProgress
+    bundle: Bundle,
+    examples: Sequence[Example],
+    places: range,
+    on_progress: OnProgress,
+    *,
+    as_tokens: bool = False,
 ) -> dict[str, Tensor]:
     """Encode some of the examples: tensors of a `Cache` that `joined_shards` puts together.
 
@@ -69,7 +76,7 @@ def encode(
     scale, shift = bundle.vae.config.scaling_factor, bundle.vae.config.shift_factor or 0.0
     with on_one_thread():
         captions = [example.caption for example in examples]
-        tensors = _encode_captions(bundle, captions, places)
+        tensors = _encode_captions(bundle, captions, places, as_tokens=as_tokens)
         for start in range(places.start, places.stop, _ENCODE_BATCH):
             batch = examples[start : min(start + _ENCODE_BATCH, places.stop)]
             pixels = torch.stack([load_image(one.path, bundle.native_size) for one in batch])
@@ -97,28 +104,38 @@ def on_one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _encode_captions(bundle: Bundle, captions: Sequence[str], places: range) -> dict[str, Tensor]:
-    """Which embeddings some examples have, and those that no example before them has.
+def _encode_captions(
+    bundle: Bundle, captions: Sequence[str], places: range, *, as_tokens: bool
+) -> dict[str, Tensor]:
+    """Which texts some examples have, and those that no example before them has.
 
-    The first embedding of all is the empty caption's.
+    The first text of all is the empty caption.
     """
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions), start=1)}
-    texts: list[tuple[Tensor, Tensor]] = []
     known = set(captions[: places.start])
-    for caption in dict.fromkeys(captions[places.start : places.stop]):
-        if caption in known:
-            continue
-        found = bundle.encode_prompt(escape(fit_caption(bundle, caption)))
-        if not (texts or known):
-            # What guidance will push away from: the empty prompt just as the pipelines embed it.
-            texts.append((found.negative.float().cpu(), found.negative_pooled.float().cpu()))
-        texts.append((found.prompt.float().cpu(), found.pooled.float().cpu()))
+    wanted: list[str | None] = [] if known else [None]
+    wanted += [c for c in dict.fromkeys(captions[places.start : places.stop]) if c not in known]
+    texts = [_encode_caption(bundle, caption, as_tokens=as_tokens) for caption in wanted]
     own = [numbers[caption] for caption in captions[places.start : places.stop]]
     tensors = {"captions": torch.tensor(own)}
     if texts:
         tensors["embeds"] = torch.cat([embeds for embeds, _ in texts])
         tensors["pooled"] = torch.cat([pooled for _, pooled in texts])
     return tensors
+
+
+def _encode_caption(
+    bundle: Bundle, caption: str | None, *, as_tokens: bool
+) -> tuple[Tensor, Tensor]:
+    """A caption as a `Cache` has it, pooled too; the empty one if it is None."""
+    fitted = fit_caption(bundle, caption or "")
+    if as_tokens:
+        return caption_tokens(bundle, fitted)[None], torch.empty(1, 0)
+    found = bundle.encode_prompt(escape(fitted))
+    if caption is None:
+        # What guidance will push away from: the empty prompt just as the pipelines embed it.
+        return found.negative.float().cpu(), found.negative_pooled.float().cpu()
+    return found.prompt.float().cpu(), found.pooled.float().cpu()
 
 
 def fit_caption(bundle: Bundle, caption: str) -> str:

@@ -178,6 +178,11 @@ class RecipeConfig(BaseModel):
         """Images that a step computes, over all workers."""
         return self.batch_size
 
+    @property
+    def text_rate_share(self) -> float:
+        """The text encoders' rate over that of the rest, where they are trained."""
+        return 1.0
+
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
         """Make a configuration from a request's values.
@@ -242,6 +247,16 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
         "attention", description="Linears of the UNet's transformers that are changed."
     )
 
+    train_text_encoders: bool = Field(
+        False, description="Whether the attention of the text encoders is trained, too."
+    )
+    text_encoder_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_LEARNING_RATE,
+        description="Peak learning rate of the text encoders; the other one if unset.",
+    )
+
     @field_validator("background_weight")
     @classmethod
     def _weight_needs_masks(cls, weight: float, info: ValidationInfo) -> float:
@@ -275,6 +290,15 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
             raise ValueError("needs a class_prompt")
         return weight
 
+    @field_validator("text_encoder_learning_rate")
+    @classmethod
+    def _rate_needs_text_encoders(cls, rate: float | None, info: ValidationInfo) -> float | None:
+        if rate is not None and info.data.get("train_text_encoders") is False:
+            raise ValueError("needs train_text_encoders: true")
+        if rate is not None and info.data.get("optimizer") == "prodigy":
+            raise ValueError("is not of the optimizer prodigy, which finds one rate for all")
+        return rate
+
     @model_validator(mode="before")
     @classmethod
     def _alpha_follows_rank(cls, values: Any) -> Any:
@@ -282,6 +306,11 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
         if isinstance(values, Mapping) and "rank" in values and "alpha" not in values:
             return {**values, "alpha": values["rank"]}
         return values
+
+    @property
+    def text_rate_share(self) -> float:
+        """The text encoders' rate over that of the UNet."""
+        return (self.text_encoder_learning_rate or self.learning_rate) / self.learning_rate
 
     @property
     def scale(self) -> float:

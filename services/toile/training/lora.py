@@ -1,4 +1,4 @@
-"""The LoRA recipe: matrices of low rank beside the attention of a frozen UNet."""
+"""The LoRA recipe: matrices of low rank beside Linears of a frozen UNet and its text encoders."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,12 +24,14 @@ from toile.training.batches import compute_dtype, hold_frozen
 from toile.training.config import LoraRecipeConfig
 from toile.training.dropout import ImageDropout
 from toile.training.recipe import Recipe, Served, reload_frozen
+from toile.training.texts import TEXT_ENCODER, ReadingUNet, caption_tokens
 
 ADAPTER = "default"
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class Lora(Recipe):
-    """A LoRA that is trained in the bundle's own UNet."""
+    """A LoRA that is trained in the bundle's own UNet, and in its text encoders if wanted."""
 
     def __init__(
         self, bundle: Bundle, config: LoraRecipeConfig, targets: str = "attention"
@@ -39,20 +41,27 @@ class Lora(Recipe):
         self._config = config
         self._empty = empty_unet(bundle.path)
         self._layout = bank_layout(self._empty, TARGETS[targets])
-        add_adapter(bundle.unet, config)
         self.network: nn.Module = bundle.unet
+        if config.train_text_encoders:
+            zeros = bundle.zeros_for_empty_negative
+            empty = caption_tokens(bundle, "").to(bundle.device) if zeros else None
+            self.network = with_text_encoders(bundle.unet, bundle.text_encoders, config, empty)
+        else:
+            add_adapter(bundle.unet, config)
 
     def finish(self) -> None:
         """Bring the UNet back to fp32, which engines draw in."""
         reload_frozen(self._bundle.unet, self._bundle.path)
 
     def trained(self, index: int) -> Mapping[str, Any]:  # noqa: ARG002 - the same for all
-        """Nothing: the adapter sits in the UNet."""
+        """Nothing: the adapter sits in the networks."""
+        if self._config.train_text_encoders:
+            self._bundle.forget_prompts()
         return {}
 
     def export(self, folder: Path, card: AdapterCard) -> None:
         """Write it in diffusers' layout and in kohya's."""
-        state = adapter_state(self._bundle.unet)
+        state = adapter_state(self.network)
         write_lora(folder, state, self._config.rank, self._config.alpha, card)
 
     def check(self, folder: Path) -> None:
@@ -99,15 +108,58 @@ def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
         unet.enable_gradient_checkpointing()
 
 
-def _drop_by_image(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
+def with_text_encoders(
+    unet: UNet2DConditionModel,
+    text_encoders: Mapping[str, Any],
+    config: LoraRecipeConfig,
+    zero_tokens: Tensor | None,
+) -> ReadingUNet:
+    """Add LoRAs to a UNet and its text encoders, which then are trained as one.
+
+    The first encoder is read at its last layer but one, and the last one, which nothing would
+    train, has none. See `ReadingUNet` for the arguments.
+    """
+    add_adapter(unet, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        for name, encoder in text_encoders.items():
+            encoder.requires_grad_(False)
+            depth = encoder.config.num_hidden_layers
+            read = range(depth - 1) if name == TEXT_ENCODER else range(depth)
+            encoder.add_adapter(
+                LoraConfig(
+                    r=config.rank,
+                    lora_alpha=config.alpha,
+                    lora_dropout=config.dropout,
+                    target_modules=list(TEXT_TARGETS),
+                    layers_to_transform=list(read),
+                    layers_pattern="layers",
+                    init_lora_weights="gaussian",
+                ),
+                adapter_name=ADAPTER,
+            )
+            if config.gradient_checkpointing:
+                encoder.activation_checkpointing_enable()
+    network = ReadingUNet(unet, text_encoders, zero_tokens)
+    if config.dropout:
+        _drop_by_image(network, config)
+    return network
+
+
+def _drop_by_image(network: nn.Module, config: LoraRecipeConfig) -> None:
     """Put our own dropout in the place of torch's."""
-    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
     for number, layer in enumerate(layers):
         dropout = ImageDropout(config.dropout, seed=config.seed, layer=number)
         layer.lora_dropout[ADAPTER] = dropout
 
 
-def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names."""
-    state = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+def adapter_state(network: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors under PEFT's names, those of text encoders after the encoder's."""
+    if isinstance(network, ReadingUNet):
+        encoders = ("text_encoder", "text_encoder_2")
+        states = {f"{name}.": adapter_state(network.get_submodule(name)) for name in encoders}
+        of_text = {part + name: t for part, state in states.items() for name, t in state.items()}
+        return {**adapter_state(network.unet), **of_text}
+    state = get_peft_model_state_dict(network, adapter_name=ADAPTER, save_embedding_layers=False)
     return {name: tensor.detach().float().cpu() for name, tensor in state.items()}

@@ -1,6 +1,7 @@
 """Optimizers by name, and their state as tensors and back."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from prodigyopt import Prodigy
@@ -15,14 +16,21 @@ State = Mapping[int, Mapping[str, Tensor]]
 SHARED = -1
 """Place of what an optimizer remembers of all parameters together."""
 
+_SHARE = "rate_share"
+"""In a group of parameters: its rate over the rate that is set."""
+
 _PRODIGY_REMEMBERS = ("d", "d_max", "d_numerator", "k")
-"""Of its group; what else is there is configuration, or written before it is read."""
+"""Of its groups; what else is there is configuration, or written before it is read."""
 
 
 def make_optimizer(
-    config: RecipeConfig, parameters: Sequence[nn.Parameter]
+    config: RecipeConfig,
+    parameters: Sequence[nn.Parameter],
+    text_parameters: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names; its rate is set before each step.
+    """The optimizer that the configuration names; its rates are set before each step.
+
+    Those of text encoders are a group of their own, and go by their own rate.
 
     Adafactor is Shazeer and Stern's "Adafactor: Adaptive Learning Rates with Sublinear Memory
     Cost", 2018, as in transformers, with the rate of the schedule and not one of its own.
@@ -38,20 +46,25 @@ def make_optimizer(
     Raises:
         FailedPreconditionError: bitsandbytes is not installed (`OPTIMIZER_NOT_INSTALLED`).
     """
+    shares = [(parameters, 1.0), (text_parameters, config.text_rate_share)]
+    groups: list[dict[str, Any]] = [
+        # The decay is here and not given beside, for Prodigy prints what is.
+        {"params": list(members), "weight_decay": config.weight_decay, _SHARE: share}
+        for members, share in shares
+        if members
+    ]
     if config.optimizer == "adamw8bit":
         check_installed(config)
         from bitsandbytes.optim import AdamW8bit  # an extra
 
         return AdamW8bit(  # type: ignore[no-any-return]
-            parameters,
+            groups,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
         )
     if config.optimizer == "prodigy":
         return Prodigy(  # type: ignore[no-any-return]
-            # In the group, for what is given beside it is printed.
-            [{"params": list(parameters), "weight_decay": config.weight_decay}],
+            groups,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             use_bias_correction=True,
@@ -59,38 +72,46 @@ def make_optimizer(
         )
     if config.optimizer == "adafactor":
         return Adafactor(  # type: ignore[no-any-return]
-            parameters,
+            groups,
             lr=config.learning_rate,
-            weight_decay=config.weight_decay,
             scale_parameter=False,
             relative_step=False,
             warmup_init=False,
         )
     return torch.optim.AdamW(
-        parameters,
+        groups,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.weight_decay,
         fused=True,
     )
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of the next step; text encoders take their share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[_SHARE]
+
+
 def adapted_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The rate that the next step is taken at: what was set, times what Prodigy has found."""
-    (group,) = optimizer.param_groups
+    """The rate that the next step is taken at: what was set, times what Prodigy has found.
+
+    It is that of the first group, which is not the text encoders'.
+    """
+    group = optimizer.param_groups[0]
     return float(group["lr"] * group.get("d", 1.0))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
     """Everything that the optimizer remembers, counts of steps too."""
-    (group,) = optimizer.param_groups
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     # Not from `state_dict`, in which bitsandbytes wraps what it has.
     found = {
         place: {name: torch.as_tensor(value) for name, value in optimizer.state[parameter].items()}
-        for place, parameter in enumerate(group["params"])
+        for place, parameter in enumerate(parameters)
         if optimizer.state.get(parameter)
     }
     if isinstance(optimizer, Prodigy):
+        group = optimizer.param_groups[0]  # all have the same
         # As Python computes them: rounded to single precision, a run would not go on exactly.
         found[SHARED] = {
             name: torch.tensor(group[name], dtype=torch.float64) for name in _PRODIGY_REMEMBERS

@@ -15,7 +15,9 @@ from toile.training.optimizers import (
     make_optimizer,
     optimizer_state,
     restore_optimizer,
+    set_rate,
 )
+from toile.training.texts import TEXT_ENCODER
 from toile.training.validation import best_step
 
 
@@ -40,7 +42,9 @@ class RunState:
         self._publishes = config.publish_weights
         self.step = 0
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        self.optimizer = make_optimizer(config, list(self.parameters.values()))
+        of_text = {n: p for n, p in self.parameters.items() if n.startswith(TEXT_ENCODER)}
+        others = [p for n, p in self.parameters.items() if n not in of_text]
+        self.optimizer = make_optimizer(config, others, list(of_text.values()))
         self.average: MovingAverage | None = None
         if config.ema_decay:
             self.average = MovingAverage(self.parameters, config.ema_decay)
@@ -80,8 +84,7 @@ class RunState:
         Returns:
             The rate that the step was taken at, which Prodigy adapts.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         taken_at = adapted_rate(self.optimizer)
         if overflowed:
             self.skipped.append(self.step + 1)

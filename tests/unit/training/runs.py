@@ -1,14 +1,17 @@
 """Trainings of the small UNet."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from toile.core.errors import CancelledError
 from toile.core.jobs.samples import Sample, SampleSet
@@ -28,6 +31,10 @@ CONFIG = LoraRecipeConfig(
 
 CLASS_CONFIG = CONFIG.model_copy(update={"class_prompt": "a dress", "class_image_count": 3})
 
+TEXT_CONFIG = CONFIG.model_copy(
+    update={"train_text_encoders": True, "text_encoder_learning_rate": 2e-3}
+)
+
 CONTROL_CONFIG = ControlNetRecipeConfig(
     steps=6, batch_size=2, checkpoint_interval_steps=3, learning_rate=5e-3
 )
@@ -44,6 +51,39 @@ def small_unet() -> UNet2DConditionModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return UNet2DConditionModel(**config)
+
+
+def small_text_encoders() -> dict[str, Any]:
+    """The same small text encoders again and again, whose embeddings fit the small UNet."""
+    width = UNET_CONFIG["cross_attention_dim"] // 2
+    config = CLIPTextConfig(
+        vocab_size=20,
+        hidden_size=width,
+        intermediate_size=64,
+        projection_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=18,
+        eos_token_id=19,
+        pad_token_id=19,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {
+            "text_encoder": CLIPTextModel(config),
+            "text_encoder_2": CLIPTextModelWithProjection(config),
+        }
+
+
+def tokens_of(*words: int) -> Tensor:
+    """A caption of these tokens, for both encoders."""
+    return torch.tensor([[18, *words, *(76 - len(words)) * [19]]] * 2)
+
+
+def made_up_tokens() -> Cache:
+    """The made up examples, with captions as tokens, the empty one first."""
+    captions = torch.stack([tokens_of(), tokens_of(3, 4), tokens_of(5)])
+    return dataclasses.replace(made_up_cache(), embeds=captions, pooled=torch.empty(3, 0))
 
 
 def made_up_cache() -> Cache:
@@ -78,6 +118,8 @@ def cache_for(config: LoraRecipeConfig | ControlNetRecipeConfig) -> Cache:
     """Encoded examples of what a configuration trains on."""
     if isinstance(config, ControlNetRecipeConfig):
         return made_up_maps()
+    if config.train_text_encoders:
+        return made_up_tokens()
     return with_class(made_up_cache()) if config.class_prompt else made_up_cache()
 
 
@@ -115,7 +157,9 @@ class Run:
         self.unet = unet
         self.reports: list[loop.StepReport] = []
         self.network: nn.Module = unet
-        if isinstance(config, LoraRecipeConfig):
+        if isinstance(config, LoraRecipeConfig) and config.train_text_encoders:
+            self.network = lora.with_text_encoders(unet, small_text_encoders(), config, tokens_of())
+        elif isinstance(config, LoraRecipeConfig):
             lora.add_adapter(unet, config)
         else:
             self.network = start_training(unet, config)

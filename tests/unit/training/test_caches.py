@@ -122,11 +122,13 @@ def test_a_cache_is_computed_once_and_an_interrupted_one_goes_on(
 ) -> None:
     encode, computed = cache_maker.encode, []
 
-    def watched(bundle: Bundle, examples: object, places: range, *rest: object) -> object:
+    def watched(
+        bundle: Bundle, examples: object, places: range, *rest: object, **how: bool
+    ) -> object:
         computed.append(places)
         if len(computed) == 2:
             raise CancelledError("the job was paused")
-        return encode(bundle, examples, places, *rest)  # type: ignore[arg-type]
+        return encode(bundle, examples, places, *rest, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cache_maker, "encode", watched)
 
@@ -183,7 +185,11 @@ def test_what_a_cache_follows_from_is_in_its_name() -> None:
         prefixes(CLASS_CONFIG, **changes)[0]
         for changes in ({}, {"digest": "c"}, {"native_size": 256})
     ]
+    as_tokens = CLASS_CONFIG.model_copy(update={"train_text_encoders": True, "masked_loss": True})
+    found += [*prefixes(as_tokens)[::2]]
     assert len(set(found)) == len(found)
+    with_masks = CLASS_CONFIG.model_copy(update={"masked_loss": True})
+    assert prefixes(as_tokens)[1] == prefixes(with_masks)[1], "masks say nothing of captions"
     (examples, *_) = cache_plans._plans("p", CLASS_CONFIG, base, dataset)  # type: ignore[arg-type]
     assert [len(places) for places in examples.shards] == [3] * 13 + [1]
     assert len(examples.names) == 14

@@ -58,6 +58,19 @@ def test_alpha_follows_the_rank_unless_given() -> None:
         ({"repeats": {str(n): 2 for n in range(65)}}, "lora.repeats"),
         ({"learning_rate": 1.0, "optimizer": "adafactor"}, "lora.learning_rate"),
         ({"learning_rate": 11.0, "optimizer": "prodigy"}, "lora.learning_rate"),
+        ({"text_encoder_learning_rate": 1e-4}, "lora.text_encoder_learning_rate"),
+        (
+            {"train_text_encoders": True, "text_encoder_learning_rate": 0.2},
+            "lora.text_encoder_learning_rate",
+        ),
+        (
+            {
+                "train_text_encoders": True,
+                "optimizer": "prodigy",
+                "text_encoder_learning_rate": 1e-4,
+            },
+            "lora.text_encoder_learning_rate",
+        ),
         ({"class_prompt": "a dress"}, "lora.class_image_count"),
         ({"class_prompt": "a dress", "class_image_count": 0}, "lora.class_image_count"),
         ({"class_prompt": "a dress", "class_image_count": 10_001}, "lora.class_image_count"),

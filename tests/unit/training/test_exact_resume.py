@@ -11,7 +11,7 @@ from toile.core.errors import CancelledError
 from toile.training import lora
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
-from unit.training.runs import CONFIG, Run
+from unit.training.runs import CONFIG, Run, made_up_tokens
 
 VARIANTS: dict[str, dict[str, object]] = {
     "as it comes": {},
@@ -37,6 +37,14 @@ VARIANTS: dict[str, dict[str, object]] = {
     "fp16": {"mixed_precision": "fp16"},
     "fp32": {"mixed_precision": "no"},
     "whole transformers": {"target_modules": "transformer"},
+    "text encoders": {
+        "train_text_encoders": True,
+        "text_encoder_learning_rate": 2e-3,
+        "dropout": 0.3,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "ema_decay": 0.9,
+    },
     "betas": {"adam_beta1": 0.8, "adam_beta2": 0.99, "learning_rate_schedule": "linear"},
 }
 
@@ -56,7 +64,8 @@ def test_three_interruptions_change_nothing(
 
     def run(stop_at: int = -1) -> Run:
         start = kept[-1] if kept else None
-        return Run(make_unet(), cache, scheduler, config, start, stop_at, keep=keep)
+        examples = made_up_tokens() if config.train_text_encoders else cache
+        return Run(make_unet(), examples, scheduler, config, start, stop_at, keep=keep)
 
     def keep(point: Checkpoint) -> None:
         kept.append(written_and_read(point, tmp_path))
@@ -72,7 +81,7 @@ def test_three_interruptions_change_nothing(
     assert rest.reports[-1].loss == whole.reports[-1].loss
     assert rest.reports[-1].learning_rate == whole.reports[-1].learning_rate
     assert whole.end.to_files() == rest.end.to_files()
-    published, again = lora.adapter_state(whole.unet), lora.adapter_state(rest.unet)
+    published, again = lora.adapter_state(whole.network), lora.adapter_state(rest.network)
     assert all(torch.equal(published[name], again[name]) for name in published)
 
 

@@ -509,6 +509,47 @@ def test_the_bank_is_there_before_the_version(
     assert put.index(packed.key) < put.index(f"{version.artifact}/manifest.json")
 
 
+TEXT = {"train_text_encoders": True, "text_encoder_learning_rate": 0.05, "learning_rate": 0.01}
+
+
+def test_trained_text_encoders_are_published(
+    train: Train, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    job = train(train_and_publish, sample_interval_steps=2, **TEXT)
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    assert version.reproduction_difference <= publish.REPRODUCTION_TOLERANCE_LEVELS
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    weights = load_lora(folder)
+    assert {path.partition(".")[0] for path in weights.text_layers} == {
+        "text_encoder",
+        "text_encoder_2",
+    }
+    assert all(layer.up.any() for layer in weights.text_layers.values())
+    assert "lora_te1_text_model_encoder_layers_0_self_attn_q_proj.alpha" in load_file(
+        folder / "kohya.safetensors"
+    )
+    # Each sample is of the encoders as they were then.
+    samples = [folder / "samples" / step / "00.png" for step in ("step-000002", "step-000004")]
+    assert samples[0].read_bytes() != samples[1].read_bytes()
+
+
+def test_text_encoders_that_read_something_else_are_not_published(
+    train: Train, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = lora.write_lora
+
+    def spoil(folder: Path, state: dict[str, torch.Tensor], *rest: object) -> list[Path]:
+        changed = {n: -9 * t if n.startswith("text") else t for n, t in state.items()}
+        return write(folder, changed, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lora, "write_lora", spoil)
+    job = train(train_and_publish, **TEXT)
+    assert (job.state, job.error_reason) == ("FAILED", "NOT_REPRODUCED")
+    assert version_of(catalog) is None
+
+
 def test_cancelled_while_it_samples_publishes_nothing(
     train: Train, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from unit.training.runs import (
     CLASS_CONFIG,
     CONFIG,
     CONTROL_CONFIG,
+    TEXT_CONFIG,
     Run,
     base_scheduler,
     cache_for,
@@ -36,8 +37,13 @@ EVERYTHING = {
 @pytest.mark.integration  # two more processes import torch
 @pytest.mark.parametrize(
     "recipe",
-    [CONFIG.model_copy(update={"dropout": 0.3}), CLASS_CONFIG, CONTROL_CONFIG],
-    ids=["lora", "class images", "controlnet"],
+    [
+        CONFIG.model_copy(update={"dropout": 0.3}),
+        CLASS_CONFIG,
+        TEXT_CONFIG.model_copy(update={"text_encoder_learning_rate": 5e-5}),
+        CONTROL_CONFIG,
+    ],
+    ids=["lora", "class images", "text encoders", "controlnet"],
 )
 def test_two_ranks_train_and_validate_as_one(
     tmp_path: Path,
