@@ -11,14 +11,19 @@ its mean is back; the penultimate layers' mean is nearly zero, so that this fact
 of rounding: a weight of 2 on two words made it up to 5.1 with the tiny base's encoders.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import CLIPTokenizer
 
 from toile.core.prompts import CHUNK_TOKENS, Span, parse_prompt
+
+EncodedText: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""One text's embeddings `[1, 77 n, C]` and, pooled, `[1, P]`."""
+Keep: TypeAlias = Callable[[tuple[str, int], Callable[[], EncodedText]], EncodedText]
+"""Returns what was kept of a text and a number of chunks, or what encodes it now."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,11 @@ def encode_prompts(
     negative_prompt: str,
     *,
     zeros_for_empty_negative: bool,
+    keep: Keep = lambda _, encode: encode(),
 ) -> PromptEmbeddings:
     """Encode a prompt and its negative to the same number of chunks, the shorter with empty ones.
+
+    `keep` is asked for each of them by its text and its number of chunks.
 
     Raises:
         InvalidArgumentError: Emphasis means nothing (`BAD_EMPHASIS`).
@@ -100,12 +108,14 @@ def encode_prompts(
     positive = _cut(encoders, prompt, "prompt")
     negative = _cut(encoders, negative_prompt, "negative_prompt")
     length = max(len(chunks) for chunks in (*positive, *negative))
-    embedded, pooled = _encode(encoders, positive, length)
+    embedded, pooled = keep((prompt, length), lambda: _encode(encoders, positive, length))
     if not negative_prompt and zeros_for_empty_negative:
         return PromptEmbeddings(
             embedded, torch.zeros_like(embedded), pooled, torch.zeros_like(pooled)
         )
-    negative_embedded, negative_pooled = _encode(encoders, negative, length)
+    negative_embedded, negative_pooled = keep(
+        (negative_prompt, length), lambda: _encode(encoders, negative, length)
+    )
     return PromptEmbeddings(embedded, negative_embedded, pooled, negative_pooled)
 
 
@@ -116,7 +126,7 @@ def _cut(encoders: Sequence[TextEncoder], prompt: str, field: str) -> list[list[
 
 def _encode(
     encoders: Sequence[TextEncoder], cut: Sequence[Sequence[_Chunk]], length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> EncodedText:
     columns: list[torch.Tensor] = []
     pooled = torch.empty(0)
     for encoder, chunks in zip(encoders, cut, strict=True):

@@ -1,5 +1,7 @@
 """Encoded prompts: the stock pipelines' to the bit where those can encode them."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
@@ -98,3 +100,39 @@ def test_emphasis_that_means_nothing_names_its_field(bundle: Bundle, field: str)
         bundle.encode_prompt(**{"prompt": "red", field: "(red:99)"})
     assert caught.value.reason == "BAD_EMPHASIS"
     assert caught.value.metadata["field"] == field
+
+
+@pytest.fixture
+def encoded(bundle: Bundle) -> Iterator[list[str]]:
+    """What the text encoders were asked for since, an entry a chunk."""
+    calls: list[str] = []
+    hooks = [
+        network.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, network in bundle.text_encoders.items()
+    ]
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
+def test_each_text_is_encoded_once(bundle: Bundle, encoded: list[str]) -> None:
+    def chunks(*prompts: str) -> int:
+        encoded.clear()
+        bundle.encode_prompt(*prompts)
+        assert encoded.count("text_encoder") == encoded.count("text_encoder_2")
+        return encoded.count("text_encoder")
+
+    assert chunks("one text", "its negative") == 2
+    assert chunks("one text", "its negative") == 0
+    assert chunks("another text", "its negative") == 1
+    assert chunks("its negative", "one text") == 0
+    assert chunks("a longer BREAK text", "its negative") == 4, "the negative has two chunks, too"
+    bundle.forget_prompts()
+    assert chunks("one text", "its negative") == 2
+
+
+def test_a_refiner_does_not_take_the_bases_embeddings(bundle: Bundle) -> None:
+    widths = [
+        bundle.encode_prompt("both draw it", refiner=r).prompt.shape[2] for r in (False, True)
+    ]
+    assert widths[0] > widths[1]
