@@ -61,6 +61,11 @@ class Limits(BaseModel):
     running_generations: PositiveInt = Field(
         8, description="Generations that one replica of the models works on side by side."
     )
+    images_at_once: PositiveInt = Field(
+        8,
+        description="Images of one generation that are drawn at once where Triton has its base; "
+        "never more than fill one call of its engine. Each decodes by itself, which takes memory.",
+    )
     queued_generations: PositiveInt = Field(
         32,
         description="Generations that may wait in one replica, those of batches last; as many "

@@ -81,3 +81,7 @@ class BankedDenoiser:
             FailedPreconditionError: Always (`NO_REFINER`).
         """
         raise FailedPreconditionError("this draws without refiners", reason="NO_REFINER")
+
+    def samples_at_once(self, height: int, width: int) -> int:  # noqa: ARG002
+        """Return 1: nobody waits for what it draws."""
+        return 1

@@ -97,6 +97,10 @@ class Denoiser(Protocol):
         """
         ...
 
+    def samples_at_once(self, height: int, width: int) -> int:
+        """Return how many samples of latents of a size are evaluated together, of all sessions."""
+        ...
+
 
 class TorchDenoiser:
     """The bundle's UNet in this process, with adapters by peft; one session at a time."""
@@ -175,6 +179,11 @@ class TorchDenoiser:
             self._precision(self._bundle.refiner_unet) as unet,
         ):
             yield unet
+
+    def samples_at_once(self, height: int, width: int) -> int:
+        """Return 1: sessions take turns."""
+        del height, width
+        return 1
 
     def _apply(self, unet: Any, adapters: Sequence[LoadedAdapter]) -> None:
         names = [self._resident(unet, adapter) for adapter in adapters]

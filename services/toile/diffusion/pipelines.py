@@ -5,7 +5,9 @@ has a generator of its own on the CPU, so an image depends on its seed and not o
 neighbours.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from PIL import Image
@@ -21,6 +23,7 @@ from toile.diffusion.request import (
     RefinerMode,
 )
 from toile.diffusion.schedulers import make_scheduler
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.diffusion.upscale import tile_corners, upscale
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "OnPreview",
     "OnStep",
     "diffuse",
+    "draw_images",
 ]
 
 
@@ -59,18 +63,83 @@ def diffuse(
             not fit the repeat, the scheduler is unknown, or an adapter is of another base.
         FailedPreconditionError: A refiner is asked of a base that has none.
     """
-    request.image_size(bundle.native_size)  # find mistakes before anything is drawn
+    draw = _prepare(bundle, denoiser, request, Listener(on_step, on_preview))
+    for index in range(len(request.seeds)):
+        yield draw(index)
+
+
+def draw_images(
+    bundle: Bundle,
+    denoiser: Denoiser,
+    request: DiffusionRequest,
+    on_image: Callable[[int, Image.Image], None],
+    *,
+    at_once: int,
+    on_step: OnStep | None = None,
+    on_preview: OnPreview | None = None,
+) -> None:
+    """Draw the request's images like `diffuse`, several at once where they share evaluations.
+
+    Each image's events keep their order; those of different images mix, and come from several
+    threads. When one image fails, the others stop within a step.
+
+    Args:
+        bundle: The base.
+        denoiser: What evaluates the base's UNets; it says how many samples it takes together.
+        request: What to draw.
+        on_image: Given each image with its index, as soon as it is done.
+        at_once: Most images at once.
+        on_step: Told of each step, the refiner's included.
+        on_preview: Shown the image so far, every `preview_interval` steps.
+
+    Raises:
+        ToileError: See `diffuse`.
+    """
+    width, height = request.image_size(bundle.native_size)
+    samples = denoiser.samples_at_once(height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    guided = request.guidance_scale > 1
+    lanes = max(1, min(at_once, samples // (2 if guided else 1), len(request.seeds)))
+    failed = threading.Event()
+    failures: list[BaseException] = []
+    wanted = request.urgency
+    urgency = replace(wanted, cancelled=lambda: failed.is_set() or wanted.cancelled())
+    listener = Listener(on_step, on_preview)
+    draw = _prepare(bundle, denoiser, replace(request, urgency=urgency), listener)
+
+    def draw_one(index: int) -> None:
+        try:
+            on_image(index, draw(index))
+        except BaseException as error:
+            failures.append(error)  # before the others fail for it
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(lanes, thread_name_prefix="images") as pool:
+        futures = [pool.submit(draw_one, index) for index in range(len(request.seeds))]
+        wait(futures)
+    if failures:
+        raise failures[0]
+
+
+def _prepare(
+    bundle: Bundle, denoiser: Denoiser, request: DiffusionRequest, listener: Listener
+) -> Callable[[int], Image.Image]:
+    """Return what draws the image of an index, once all mistakes that can be found are."""
+    request.image_size(bundle.native_size)
     encode_prompts(bundle, request)
     if request.refiner_strength:
         encode_prompts(bundle, request, refiner=True)
     total = _steps_in_all(bundle, request)
-    listener = Listener(on_step, on_preview)
-    for index, seed in enumerate(request.seeds):
+    # An enlarged image repeats as a whole; its tiles do not.
+    each = request if request.upscale is None else replace(request, repeat=None)
+
+    def draw(index: int) -> Image.Image:
         progress = Progress(request, index, total, listener)
         progress.check()
-        # An enlarged image repeats as a whole; its tiles do not.
-        each = request if request.upscale is None else replace(request, repeat=None)
-        yield _draw(bundle, request, Drawing(bundle, denoiser, each, seed, progress))
+        drawing = Drawing(bundle, denoiser, each, request.seeds[index], progress)
+        return _draw(bundle, request, drawing)
+
+    return draw
 
 
 def _draw(bundle: Bundle, request: DiffusionRequest, drawing: Drawing) -> Image.Image:

@@ -92,6 +92,10 @@ class EngineDenoiser:
         with self._chosen().refiner_session(urgency) as unet:
             yield unet
 
+    def samples_at_once(self, height: int, width: int) -> int:
+        """See `Denoiser.samples_at_once`."""
+        return self._chosen().samples_at_once(height, width)
+
     def _chosen(self) -> Denoiser:
         with self._lock:
             if not self._found and time.monotonic() - self._asked >= ASK_AGAIN_SECONDS:

@@ -19,7 +19,7 @@ from toile.diffusion.adapters import AdapterWeights, linear_targets, load_lora
 from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.bundle import CPU, Bundle
 from toile.diffusion.denoiser import Denoiser, LoadedAdapter
-from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse
+from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse, draw_images
 from toile.diffusion.request import RefinerMode, UpscaleTiles
 from toile.diffusion.triton.packed import empty_unet
 from toile.diffusion.turns import Turns, Urgency
@@ -102,7 +102,8 @@ class Models:
     ) -> None:
         """Draw images when it is their turn, each as PNG to `on_image` when it is done.
 
-        Previews go to `on_preview` as JPEG, with the image's index and the steps done.
+        Previews go to `on_preview` as JPEG, with the image's index and the steps done. Where images
+        are drawn at once, all three are called by several threads.
 
         Raises:
             CancelledError: `cancelled` said so.
@@ -131,15 +132,15 @@ class Models:
             jpeg = formats.encode(preview, ImageFormat.JPEG, quality=PREVIEW_QUALITY)
             on_preview(index, step, jpeg)
 
-        images = diffuse(
+        draw_images(
             base.bundle,
             base.denoiser,
             drawing,
+            lambda index, image: on_image(index, png.encode(image)),
+            at_once=self._limits.images_at_once,
             on_step=on_step,
             on_preview=show,
         )
-        for index, image in enumerate(images):
-            on_image(index, png.encode(image))
 
     def embed_images(self, base_artifact: str, images: Sequence[bytes]) -> list[list[float]]:
         """Return one CLIP embedding of unit length for each encoded image."""

@@ -10,13 +10,18 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
-from toile.core.errors import CancelledError, DeadlineError, InvalidArgumentError
+from toile.core.errors import (
+    CancelledError,
+    ComputeUnavailableError,
+    DeadlineError,
+    InvalidArgumentError,
+)
 from toile.core.samplers import SCHEDULER_NAMES
 from toile.diffusion.adapters import AdapterWeights
 from toile.diffusion.architecture import load_refiner
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
-from toile.diffusion.pipelines import DiffusionRequest, diffuse
+from toile.diffusion.pipelines import DiffusionRequest, diffuse, draw_images
 from toile.diffusion.request import RefinerMode, UpscaleTiles
 from toile.diffusion.turns import Urgency
 
@@ -421,3 +426,98 @@ class _Fixed:
     @contextmanager
     def refiner_session(self, urgency: Any) -> Iterator[Any]:
         yield self._unet
+
+    def samples_at_once(self, height: int, width: int) -> int:
+        return 1
+
+
+class _Together(_Fixed):
+    """Takes several samples, and counts the sessions that are open."""
+
+    def __init__(self, unet: Any, samples: int, meeting: threading.Barrier | None = None) -> None:
+        super().__init__(unet)
+        self._samples, self._meeting = samples, meeting
+        self._lock = threading.Lock()
+        self.open = self.most = 0
+
+    @contextmanager
+    def session(self, adapters: Any, urgency: Any, controls: Any) -> Iterator[Any]:
+        with self._lock:
+            self.open += 1
+            self.most = max(self.most, self.open)
+        if self._meeting is not None:
+            self._meeting.wait()
+        yield self._unet
+        with self._lock:
+            self.open -= 1
+
+    def samples_at_once(self, height: int, width: int) -> int:
+        assert (height, width) == (SIDE // 8, SIDE // 8)
+        return self._samples
+
+
+@pytest.mark.parametrize(
+    ("samples", "at_once", "guidance_scale", "together"),
+    [(8, 8, 5.0, 4), (8, 2, 5.0, 2), (4, 8, 1.0, 4), (8, 8, 1.0, 4), (1, 8, 5.0, 1)],
+)
+def test_images_of_a_request_are_drawn_together(
+    bundle: Bundle, samples: int, at_once: int, guidance_scale: float, together: int
+) -> None:
+    """They meet in their sessions, and are those that are drawn one by one."""
+    wanted = request(seeds=[1, 2, 3, 4], guidance_scale=guidance_scale)
+    denoiser = _Together(bundle.unet, samples, threading.Barrier(together, timeout=60))
+    images: dict[int, Image.Image] = {}
+    seen: dict[int, list[int]] = {}
+
+    draw_images(
+        bundle,
+        denoiser,
+        wanted,
+        images.__setitem__,
+        at_once=at_once,
+        on_step=lambda index, step, total: seen.setdefault(index, []).append(step),
+    )
+    assert denoiser.most == together
+    assert seen == {index: [1, 2] for index in range(4)}
+    for index, alone in enumerate(diffuse(bundle, _Fixed(bundle.unet), wanted)):
+        assert difference(pixels(images[index]), pixels(alone)) <= 1
+
+
+def test_an_image_that_fails_stops_the_others_within_a_step(bundle: Bundle) -> None:
+    counts = [0] * 4
+    started = threading.Barrier(4, timeout=60)
+
+    def on_step(index: int, step: int, total: int) -> None:
+        if step == 1:
+            started.wait()
+            if index == 2:
+                raise ComputeUnavailableError("the engine is away")
+        counts[index] = step
+
+    drawn: list[int] = []
+    with pytest.raises(ComputeUnavailableError):
+        draw_images(
+            bundle,
+            _Together(bundle.unet, 8),
+            request(seeds=list(range(12)), steps=500),
+            lambda index, _: drawn.append(index),
+            at_once=4,
+            on_step=on_step,
+        )
+    assert not drawn
+    assert max(counts) < 50
+
+
+def test_a_cancellation_stops_all_images(bundle: Bundle) -> None:
+    steps: list[int] = []
+    urgency = Urgency(cancelled=lambda: len(steps) >= 10)
+    with pytest.raises(CancelledError):
+        draw_images(
+            bundle,
+            _Together(bundle.unet, 8),
+            request(seeds=list(range(12)), steps=500, urgency=urgency),
+            lambda *_: None,
+            at_once=4,
+            on_step=lambda index, step, total: steps.append(index),
+        )
+    assert 10 <= len(steps) < 10 + 4

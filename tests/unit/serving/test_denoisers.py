@@ -1,5 +1,7 @@
 """Where a drawing is denoised: in Triton when it has what the drawing needs, else here."""
 
+import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,9 @@ from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter
+from toile.diffusion.shipped import shipped_bundle_path
+from toile.diffusion.triton.denoiser import TritonDenoiser
+from toile.diffusion.triton.repository import FrontConfig
 from toile.serving import denoisers
 from toile.serving.denoisers import EngineDenoiser, open_denoiser
 from toile.serving.engines import control_part, front_config, model_name, parts_of
@@ -43,6 +48,12 @@ class Place:
 
     refiner_session = session
 
+    def samples_at_once(self, height: int, width: int) -> int:
+        return 16 if self.name == "there" else 1
+
+
+UNET_CONFIG = json.loads((shipped_bundle_path() / "unet/config.json").read_text())
+
 
 def place(denoiser: EngineDenoiser, *controls: LoadedControl) -> object:
     with denoiser.session([], controls=controls) as name:
@@ -58,6 +69,26 @@ def there() -> Place:
 def denoiser(there: Place, monkeypatch: pytest.MonkeyPatch) -> EngineDenoiser:
     monkeypatch.setattr(denoisers, "ASK_AGAIN_SECONDS", 0.0)
     return EngineDenoiser(cast("Any", Place("here")), cast("Any", there))
+
+
+def test_images_are_drawn_at_once_where_they_share_batches(
+    denoiser: EngineDenoiser, there: Place
+) -> None:
+    assert denoiser.samples_at_once(16, 16) == 1
+    there.ready = True
+    assert denoiser.samples_at_once(16, 16) == 16
+
+
+def test_a_batch_has_fewer_large_samples() -> None:
+    made = TritonDenoiser(
+        "127.0.0.1:1",
+        unet_config=UNET_CONFIG,
+        layout=cast("Any", None),
+        link=lambda _: "",
+        front=FrontConfig(max_batch=16, batch_pixels=8 * 128 * 128),
+    )
+    with contextlib.closing(made):
+        assert [made.samples_at_once(side, side) for side in (16, 64, 128, 256)] == [16, 16, 8, 2]
 
 
 def test_it_is_here_until_the_server_is_ready_and_then_there(

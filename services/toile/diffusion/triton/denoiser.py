@@ -82,6 +82,7 @@ class TritonDenoiser:
             front: How the server's models batch.
         """
         front = front or FrontConfig()
+        self._front = front
         self._client = triton.InferenceServerClient(address)
         self._unet = without_weights(unet_config)
         self._refiner = None if refiner_config is None else without_weights(refiner_config)
@@ -191,6 +192,10 @@ class TritonDenoiser:
             raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
         step = _Call(self._refiner_model, [], self._link, urgency, self._step_seconds)
         yield remote(self._refiner, step)
+
+    def samples_at_once(self, height: int, width: int) -> int:
+        """Return how many samples of latents of a size one engine call takes."""
+        return min(self._front.max_batch, self._front.batch_pixels // (height * width))
 
 
 class _Model:
