@@ -1,19 +1,21 @@
-"""What other programs look for in a published LoRA: their loaders' rules, as checks of its files.
+"""What other programs look for in a published adapter: their loaders' rules, as checks of files.
 
-Sources, in our own words: ComfyUI's `comfy/lora.py` (`model_lora_keys_unet`, `load_lora`),
+Sources, in our own words: ComfyUI's `comfy/lora.py` (`model_lora_keys_unet`, `load_lora`) and, of
+ControlNets, `comfy/controlnet.py` (`load_controlnet`) with `comfy/utils.py` (`unet_to_diffusers`),
 InvokeAI's `backend/patches` (`sdxl_lora_conversion_utils.py`, `layer_patcher.py`), diffusers'
 `loaders/lora_base.py` (the header `lora_adapter_metadata`), ModelSpec 1.0.1, and sd-scripts'
 `library/train_util.py` (`addnet_hash_safetensors`), by whose hash user interfaces know a file.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from toile.core.errors import InvalidArgumentError, ToileError
 from toile.diffusion.adapter_header import ARCHITECTURE
@@ -32,6 +34,7 @@ _PREFIX = "lora_unet_"
 _LEAVES = {"lora_down.weight", "lora_up.weight", "alpha"}
 _STABILITY = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out_")
 """How the module names begin that InvokeAI takes for Stability's."""
+_MAPS = "controlnet_cond_embedding"
 _HEADER = (
     "modelspec.sai_model_spec",
     "modelspec.architecture",
@@ -80,6 +83,42 @@ def check_lora(folder: Path, unet: UNet2DConditionModel) -> None:
     parts = {key.split(".", 1)[0] for key in keys}
     if not {f"{part}.{name}" for part in parts for name in ("r", "lora_alpha")} <= config.keys():
         raise not_conformant(DIFFUSERS_FILE, "diffusers would take the ranks for the alphas")
+
+
+def check_controlnet(path: Path, unet: torch.nn.Module) -> None:
+    """Refuse a ControlNet's file that diffusers or ComfyUI would not take whole.
+
+    ComfyUI knows a ControlNet of diffusers by its first layer for maps, counts its outputs and its
+    layers for maps from 0 to where one lacks, and takes the rest for parts of a UNet's encoder, by
+    diffusers' names. What is left over is not loaded, with no more than a warning.
+
+    Args:
+        path: `diffusion_pytorch_model.safetensors`, with `config.json` beside it.
+        unet: Of the base; may be on the meta device.
+
+    Raises:
+        ToileError: Something would be left over, or lacks (`NOT_CONFORMANT`).
+    """
+    config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    if config.get("_class_name") != "ControlNetModel":
+        raise not_conformant("config.json", "diffusers would not know that it is a ControlNet")
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+    except SafetensorError as error:
+        raise not_conformant(path.name, f"it is not a safetensors file: {error}") from error
+    encoder = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
+    known = {key for key in unet.state_dict() if key.startswith(encoder)}
+    own = ["controlnet_mid_block", f"{_MAPS}.conv_in", f"{_MAPS}.conv_out"]
+    for part in ("controlnet_down_blocks", f"{_MAPS}.blocks"):
+        own += itertools.takewhile(
+            lambda name: f"{name}.weight" in keys, (f"{part}.{n}" for n in itertools.count())
+        )
+    known |= {f"{name}.{leaf}" for name in own for leaf in ("weight", "bias")}
+    if lacking := sorted(known - keys):
+        raise not_conformant(path.name, f"it lacks {lacking[0]} ({len(lacking)} such)")
+    if left := sorted(keys - known):
+        raise not_conformant(path.name, f"ComfyUI would not load {left[0]} ({len(left)} such)")
 
 
 def comfyui_strengths(path: Path, modules: Iterable[str]) -> dict[str, float]:

@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 
 from toile.diffusion.adapter_header import AdapterCard, control_header
 from toile.diffusion.bundle import Bundle
+from toile.diffusion.conformance import check_controlnet
 from toile.diffusion.controls import CONTROLNET_FOLDER, LoadedControl, load_controlnet
 from toile.diffusion.denoiser import TorchDenoiser
+from toile.diffusion.triton.packed import empty_unet
 from toile.diffusion.vision import Vision
 from toile.imaging.alignment import edge_alignment, part_overlap
 from toile.imaging.control_maps import ControlKind
@@ -81,7 +83,8 @@ class ControlNet(Recipe):
         save_file(state, target / WEIGHTS_FILE, metadata=control_header(card, self._kind))
 
     def check(self, folder: Path) -> None:
-        """Nothing: diffusers' own loader is the one that other programs go by."""
+        """Refuse files that other programs would not take whole."""
+        check_controlnet(folder / CONTROLNET_FOLDER / WEIGHTS_FILE, empty_unet(self._bundle.path))
 
     def served(self, folder: Path, bank: Path, bundle: Bundle, index: int) -> Served:  # noqa: ARG002
         """The network of the version's files beside the UNet, and the map of the sample's image."""

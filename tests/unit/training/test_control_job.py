@@ -189,7 +189,7 @@ def test_damaged_files_are_not_published(
 
     monkeypatch.setattr(control_recipe, "save_file", cut_off)
     job = train(train_and_publish, "controlnet")
-    assert (job.state, job.error_reason) == ("FAILED", "BAD_CONTROLNET")
+    assert (job.state, job.error_reason) == ("FAILED", "NOT_CONFORMANT")
     assert version_of(catalog) is None
 
 
