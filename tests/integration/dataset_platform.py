@@ -42,9 +42,11 @@ class DatasetPlatform:
         """Send whole files."""
         return self.clients.dataset.ImportImages(messages(dataset, files, caption))
 
-    def build(self, dataset: str, resolution: int = 0) -> job_pb2.Job:
+    def build(self, dataset: str, resolution: int = 0, aspect: str = "") -> job_pb2.Job:
         """Build a version and wait for the job's end."""
-        request = dataset_pb2.BuildDatasetVersionRequest(dataset=dataset, resolution=resolution)
+        request = dataset_pb2.BuildDatasetVersionRequest(
+            dataset=dataset, resolution=resolution, aspect=aspect
+        )
         return self.wait(self.clients.dataset.BuildDatasetVersion(request).job.name)
 
     def wait(self, job: str) -> job_pb2.Job:

@@ -96,18 +96,28 @@ def test_a_folder_of_photographs_becomes_a_version(platform: DatasetPlatform) ->
 
 
 def test_a_photograph_that_was_lost_is_left_out_with_its_reason(platform: DatasetPlatform) -> None:
+    """And those that are kept keep their shape, where that is asked for."""
     name = platform.create("lost")
-    platform.import_files(name, [("kept.jpg", cloth(20)), ("lost.jpg", cloth(21))])
+    landscape = cloth(21, (400, 250))
+    platform.import_files(name, [("kept.jpg", cloth(20)), ("wide.jpg", landscape)])
     before = {info.key for info in platform.store.list("projects/test/photographs/")}
     platform.import_files(name, [("damaged.jpg", cloth(22))])
     after = {info.key for info in platform.store.list("projects/test/photographs/")}
     (lost,) = after - before
     platform.store.delete(lost)
 
-    job = platform.build(name)
+    job = platform.build(name, aspect="keep")
 
     version = version_of(platform, job)
-    assert version.image_count == 2
+    assert (version.image_count, version.aspect) == (2, "keep")
+    folder = folder_of(platform, job)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [(row["width"], row["height"]) for row in rows] == [(96, 160), (160, 96)]
+    assert [row["original_size"] for row in rows] == [[300, 400], [400, 250]]
+    for row in rows:
+        for column in ("file_name", "edges", "mask"):
+            with Image.open(folder / row[column]) as image:
+                assert image.size == (row["width"], row["height"])
     assert [(r.file_name, r.reason) for r in version.rejected] == [("damaged.jpg", "DATA_LOSS")]
 
 

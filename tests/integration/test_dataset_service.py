@@ -328,15 +328,26 @@ def test_builds_are_queued_once_and_numbered(platform: DatasetPlatform) -> None:
     platform.clients.jobs.CancelJob(job_pb2.CancelJobRequest(name=third.name))
 
 
-@pytest.mark.parametrize("resolution", [-8, 7, 100, 56, 4096])
-def test_a_resolution_that_cannot_be_built(platform: DatasetPlatform, resolution: int) -> None:
+@pytest.mark.parametrize(
+    ("resolution", "aspect", "field"),
+    [
+        *((resolution, "", "resolution") for resolution in (-8, 7, 100, 56, 4096)),
+        (136, "keep", "resolution"),
+        (128, "wide", "aspect"),
+    ],
+)
+def test_a_resolution_that_cannot_be_built(
+    platform: DatasetPlatform, resolution: int, aspect: str, field: str
+) -> None:
     name = f"{PARENT}/datasets/resolution"
     with contextlib.suppress(AlreadyExistsError):
         platform.create("resolution")
-    request = dataset_pb2.BuildDatasetVersionRequest(dataset=name, resolution=resolution)
+    request = dataset_pb2.BuildDatasetVersionRequest(
+        dataset=name, resolution=resolution, aspect=aspect
+    )
     with pytest.raises(InvalidArgumentError) as caught:
         platform.clients.dataset.BuildDatasetVersion(request)
-    assert caught.value.metadata["field"] == "resolution"
+    assert caught.value.metadata["field"] == field
 
 
 def test_what_does_not_exist(platform: DatasetPlatform) -> None:

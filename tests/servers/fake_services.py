@@ -138,6 +138,7 @@ class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         make = lambda: _add_job(  # noqa: E731
             self.world, job_pb2.JOB_KIND_DATASET_BUILD, f"{dataset.name}/versions/{number}"
         )
+        self.world.aspects[f"{dataset.name}/versions/{number}"] = request.aspect
         job = self.world.once("BuildDatasetVersion", request.request_id, make)
         return dataset_pb2.BuildDatasetVersionResponse(job=self.world.jobs[job])
 
@@ -276,6 +277,7 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
                 trigger_word=dataset.trigger_word,
                 image_count=dataset.image_count,
                 resolution=64,
+                aspect=self.world.aspects[job.target],
                 job=job.name,
             )
             return

@@ -42,6 +42,8 @@ class World:
     rankings: dict[str, rank_pb2.Ranking] = field(default_factory=dict)
     refinements: dict[str, refine_pb2.Refinement] = field(default_factory=dict)
     requests: dict[tuple[str, str], Any] = field(default_factory=dict)
+    aspects: dict[str, str] = field(default_factory=dict)
+    """Asked for, by the versions that were built."""
     trainings: list[train_pb2.CreateTrainingJobRequest] = field(default_factory=list)
     batches: list[generate_pb2.GenerateBatchRequest] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)

@@ -76,6 +76,7 @@ def version_message(row: DatasetVersionRow) -> dataset_pb2.DatasetVersion:
         trigger_word=row.trigger_word,
         image_count=row.image_count,
         resolution=row.resolution,
+        aspect=row.aspect,
         rejected=[rejection_message(Rejection(**rejected)) for rejected in row.rejected],
         job=row.job,
         create_time=timestamp(row.create_time),

@@ -33,6 +33,7 @@ from toile.core.settings import Settings
 from toile.core.tokens import check_trigger_word, read_tokenizer
 from toile.dataset.convert import DatasetView, Rejection, consent_name, rating_name
 from toile.dataset.photographs import Outcome, Photographs
+from toile.imaging.buckets import ASPECTS, KEEP, bucket_step
 from toile.v1 import dataset_pb2
 
 MIN_RESOLUTION_PIXELS = 64
@@ -143,7 +144,7 @@ class DatasetHandler:
         """Queue the job that builds the next version from the photographs there are now.
 
         Raises:
-            InvalidArgumentError: The resolution cannot be built.
+            InvalidArgumentError: The resolution or the aspect cannot be built.
             NotFoundError: There is no such dataset.
             FailedPreconditionError: It has no photographs (`EMPTY_DATASET`).
         """
@@ -157,7 +158,8 @@ class DatasetHandler:
             _dataset(session, str(name), lock=True)
             base = self._base(session)
             resolution = request.resolution or base.native_size
-            self._check_resolution(resolution)
+            aspect = request.aspect or ASPECTS[0]
+            self._check_resolution(resolution, aspect)
             last = session.scalar(
                 select(func.max(PhotographRow.sequence)).where(PhotographRow.dataset == str(name))
             )
@@ -175,6 +177,7 @@ class DatasetHandler:
                 spec={
                     "dataset": str(name),
                     "resolution": resolution,
+                    "aspect": aspect,
                     "base": base.name,
                     "last_sequence": last,
                 },
@@ -260,12 +263,19 @@ class DatasetHandler:
             self._tokenizers[artifact] = read_tokenizer(self._store, artifact)
         return self._tokenizers[artifact]
 
-    def _check_resolution(self, resolution: int) -> None:
-        largest = self._settings.limits.image_side_pixels
-        if resolution % 8 or not MIN_RESOLUTION_PIXELS <= resolution <= largest:
+    def _check_resolution(self, resolution: int, aspect: str) -> None:
+        if aspect not in ASPECTS:
             raise InvalidArgumentError(
-                f"resolution must be a multiple of 8 from {MIN_RESOLUTION_PIXELS} to {largest} "
-                f"pixels, not {resolution}",
+                f"aspect must be one of {', '.join(ASPECTS)}, not {aspect!r}",
+                field="aspect",
+                reason="BAD_ASPECT",
+            )
+        largest = self._settings.limits.image_side_pixels
+        step = bucket_step(resolution) if aspect == KEEP else 8
+        if resolution % step or not MIN_RESOLUTION_PIXELS <= resolution <= largest:
+            raise InvalidArgumentError(
+                f"resolution must be a multiple of {step} from {MIN_RESOLUTION_PIXELS} to "
+                f"{largest} pixels, not {resolution}",
                 field="resolution",
                 reason="BAD_RESOLUTION",
             )

@@ -115,6 +115,7 @@ class DatasetVersion(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     CONTENT_RATING_FIELD_NUMBER: builtins.int
     PEOPLE_CONSENT_FIELD_NUMBER: builtins.int
+    ASPECT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/datasets/{dataset}/versions/{version}; versions count from 1."""
     digest: builtins.str
@@ -124,13 +125,15 @@ class DatasetVersion(google.protobuf.message.Message):
     image_count: builtins.int
     """Items in the version."""
     resolution: builtins.int
-    """Side of the square crops, pixels."""
+    """Side of the square crops, pixels; with aspect "keep" of the square that images have the area of."""
     job: builtins.str
     """Job that built it."""
     content_rating: toile.v1.common_pb2.ContentRating.ValueType
     """The dataset's at the time of the build; restricted, too, where words of a caption say so."""
     people_consent: Global___PeopleConsent.ValueType
     """The dataset's at the time of the build."""
+    aspect: builtins.str
+    """"square", or "keep" where images keep about their shape."""
     @property
     def rejected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RejectedFile]:
         """Images left out by the build, with reasons."""
@@ -152,9 +155,10 @@ class DatasetVersion(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         content_rating: toile.v1.common_pb2.ContentRating.ValueType = ...,
         people_consent: Global___PeopleConsent.ValueType = ...,
+        aspect: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["content_rating", b"content_rating", "create_time", b"create_time", "digest", b"digest", "image_count", b"image_count", "job", b"job", "name", b"name", "people_consent", b"people_consent", "rejected", b"rejected", "resolution", b"resolution", "trigger_word", b"trigger_word"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aspect", b"aspect", "content_rating", b"content_rating", "create_time", b"create_time", "digest", b"digest", "image_count", b"image_count", "job", b"job", "name", b"name", "people_consent", b"people_consent", "rejected", b"rejected", "resolution", b"resolution", "trigger_word", b"trigger_word"]) -> None: ...
 
 Global___DatasetVersion: typing_extensions.TypeAlias = DatasetVersion
 
@@ -540,20 +544,26 @@ class BuildDatasetVersionRequest(google.protobuf.message.Message):
     DATASET_FIELD_NUMBER: builtins.int
     RESOLUTION_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    ASPECT_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     """projects/{project}/datasets/{dataset}"""
     resolution: builtins.int
     """Side of the square crops in pixels; the base's native size when unset."""
     request_id: builtins.str
     """Chosen by the client; the same id with the same content returns the first job."""
+    aspect: builtins.str
+    """"square" crops around what an image shows, as when unset; "keep" scales an image to the nearest
+    of the sizes that have about a square's area and sides of at most 2 to 1, and cuts off the rest.
+    """
     def __init__(
         self,
         *,
         dataset: builtins.str = ...,
         resolution: builtins.int = ...,
         request_id: builtins.str = ...,
+        aspect: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["dataset", b"dataset", "request_id", b"request_id", "resolution", b"resolution"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aspect", b"aspect", "dataset", b"dataset", "request_id", b"request_id", "resolution", b"resolution"]) -> None: ...
 
 Global___BuildDatasetVersionRequest: typing_extensions.TypeAlias = BuildDatasetVersionRequest
 

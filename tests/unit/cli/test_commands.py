@@ -88,6 +88,14 @@ def test_a_new_dataset_needs_a_trigger_word(cli, world: World, photographs: Path
     assert "give it a trigger word" in result.stderr
 
 
+def test_a_build_can_keep_the_shape_of_images(cli, world: World, photographs: Path) -> None:
+    prepare(cli, photographs)
+    result = cli("dataset", "build", "lace", "--aspect", "keep")
+    assert result.exit_code == 0, result.stderr
+    assert list(world.aspects.values()) == ["square", "keep"]
+    assert "images of about 64 x 64" in result.stdout
+
+
 def test_from_photographs_to_a_refined_design(
     cli, world: World, photographs: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,27 @@ def test_a_photograph_is_prepared_the_same_way_every_time(tmp_path: Path) -> Non
     for name in ("image", "edges"):
         with Image.open(io.BytesIO(first[name])) as image:
             assert (image.format, image.size) == ("PNG", (64, 64))
+
+
+def test_a_photograph_that_keeps_its_shape_is_brought_into_a_bucket(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    open_store(settings).put("photo", encoded(picture(300, 400), "JPEG"))
+    row = {"index": 1, "artifact": "photo", "caption": ""}
+    kept = prepare(row, settings, 128, "keep")
+    assert (kept["width"], kept["height"]) == (96, 160)
+    assert (kept["original_width"], kept["original_height"]) == (300, 400)
+    assert (kept["crop_left"], kept["crop_top"]) == (12, 0), "of 120 x 160"
+    for name in ("image", "edges"):
+        with Image.open(io.BytesIO(kept[name])) as image:
+            assert image.size == (96, 160)
+
+
+def test_metadata_of_squares_is_what_it_was() -> None:
+    """Else the same photographs would make a version of another digest."""
+    item = Item("images/0001.png", "<lace> x", "e", "m", "a.jpg", "0" * 64, 8, 8, False)
+    assert not {"original_size", "crop_left_top"} & json.loads(item.to_json()).keys()
+    kept = replace(item, original_size=(3, 4), crop_left_top=(0, 1))
+    assert json.loads(kept.to_json())["original_size"] == [3, 4]
 
 
 def test_what_is_wrong_with_a_photograph_goes_into_its_row(tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def build(
     resolution: Annotated[
         int, typer.Option(min=0, help="Side of the crops in pixels; the base's own when 0.")
     ] = 0,
+    aspect: Annotated[
+        str, typer.Option(help="square: crop to squares. keep: keep images about their shape.")
+    ] = "square",
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -122,7 +125,7 @@ def build(
 
     with session(as_json=as_json) as s:
         request = dataset_pb2.BuildDatasetVersionRequest(
-            dataset=s.names.dataset(name), resolution=resolution
+            dataset=s.names.dataset(name), resolution=resolution, aspect=aspect
         )
         job = s.clients.dataset.BuildDatasetVersion(request).job
         if detach:
@@ -137,10 +140,15 @@ def build(
         ).version
         s.output.say(
             f"Version {short(version.name)}: {version.image_count} images of "
-            f"{version.resolution} x {version.resolution}, digest {version.digest[:12]}"
+            f"{_size(version)}, digest {version.digest[:12]}"
         )
         _say_rejected(s, version.rejected)
         s.output.say(f"Next: toile train lora --dataset {name} --name {name}")
+
+
+def _size(version: "dataset_pb2.DatasetVersion") -> str:
+    about = "about " if version.aspect == "keep" else ""
+    return f"{about}{version.resolution} x {version.resolution}"
 
 
 @app.command()

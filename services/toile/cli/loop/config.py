@@ -1,6 +1,7 @@
 """The file that describes a loop."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
@@ -16,6 +17,9 @@ class DatasetSection(Section):
     trigger: Text = Field(description='Word that calls the style, such as "<lace>".')
     license: str = Field("", description="Licence of the photographs.")
     resolution: PositiveInt | None = Field(None, description="Side of the crops; the base's own.")
+    aspect: Literal["square", "keep"] = Field(
+        "square", description="Whether images are cropped to squares or keep about their shape."
+    )
 
 
 class TrainSection(LoraRecipeConfig):

@@ -66,7 +66,7 @@ def steps_of(config: LoopConfig, folder: Folder) -> list[Step]:
         Step(
             "build",
             "build",
-            [data.resolution, config.base],
+            [data.resolution, config.base, *([] if data.aspect == "square" else [data.aspect])],
             _build,
             lambda r: f"version {short(r['version'])}, {r['images']} images",
             is_job=True,
@@ -143,6 +143,7 @@ def _build(work: Work) -> Result:
     request = dataset_pb2.BuildDatasetVersionRequest(
         dataset=work.results["import"]["dataset"],
         resolution=work.config.dataset.resolution or 0,
+        aspect=work.config.dataset.aspect,
         request_id=work.request_id,
     )
     job = _run_job(work, "build", lambda: work.clients.dataset.BuildDatasetVersion(request).job)

@@ -135,6 +135,7 @@ class DatasetVersionRow(_Rights, Table):
     artifact: Mapped[str] = mapped_column(String(512))
     trigger_word: Mapped[str] = mapped_column(String(64))
     resolution: Mapped[int] = mapped_column(Integer)
+    aspect: Mapped[str] = mapped_column(String(16), default="square", server_default="square")
     image_count: Mapped[int] = mapped_column(Integer)
     rejected: Mapped[list[Any]]  # [{"file_name", "reason", "message"}]
     job: Mapped[str] = mapped_column(String(256))

@@ -1,6 +1,6 @@
 """Builds one dataset version: runs the pipeline, lays out the folder, publishes it.
 
-    images/0001.png      square crops
+    images/0001.png      square crops, or images in buckets
     edges/0001.png       their edges, white on black
     masks/0001.png       parts of the garment; values index the manifest's `mask_labels`
     metadata.jsonl       a line for each image, as Hugging Face's imagefolder reads it
@@ -34,6 +34,7 @@ from toile.core.names import DatasetVersionName
 from toile.dataset.build.pipeline import connected, see_all
 from toile.dataset.build.steps import Seen, Source
 from toile.dataset.convert import Rejection
+from toile.imaging.buckets import SQUARE
 from toile.imaging.similarity import group_near_duplicates
 
 _REPORT_INTERVAL_SECONDS = 0.3
@@ -46,6 +47,7 @@ class Plan:
     dataset: DatasetRow
     base: BaseRow
     resolution: int
+    aspect: str
     photographs: Sequence[PhotographRow]
 
     def number(self, index: int) -> str:
@@ -67,6 +69,15 @@ class Item:
     height: int
     caption_imported: bool
     near_duplicate_of: str = ""
+    original_size: tuple[int, int] | None = None
+    """Width and height of the photograph; of an image in a bucket alone, as the next."""
+    crop_left_top: tuple[int, int] | None = None
+    """Where the image lies in the photograph as it was scaled."""
+
+    def to_json(self) -> str:
+        """A line of `metadata.jsonl`."""
+        columns = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(columns, ensure_ascii=False)
 
 
 def build_version(job: JobContext) -> None:
@@ -113,6 +124,7 @@ def _plan(job: JobContext) -> Plan:
             dataset=session.get_one(DatasetRow, name),
             base=resolve_base(session, job.spec["base"]),
             resolution=job.spec["resolution"],
+            aspect=job.spec.get("aspect", SQUARE),  # of jobs that were queued by an older release
             photographs=photographs,
         )
 
@@ -128,7 +140,9 @@ def _run(job: JobContext, plan: Plan, folder: Path) -> list[Seen]:
     rows: list[Seen] = []
     progress = _Progress(job, total)
     with connected():
-        for row in see_all(sources, job.settings, plan.resolution, plan.base.artifact):
+        for row in see_all(
+            sources, job.settings, plan.resolution, plan.base.artifact, aspect=plan.aspect
+        ):
             job.check()
             _write_pictures(folder, plan.number(row["index"]), row)
             rows.append({**row, "image": b"", "edges": b"", "mask": b""})
@@ -184,13 +198,23 @@ def _items(plan: Plan, rows: Sequence[Seen]) -> list[Item]:
                 mask=f"masks/{number}.png",
                 source_file_name=photograph.file_name,
                 source_digest=photograph.digest,
-                width=plan.resolution,
-                height=plan.resolution,
+                width=int(row["width"]),
+                height=int(row["height"]),
                 caption_imported=bool(row["caption"]),
                 near_duplicate_of=original_by_place.get(place, ""),
+                **_frame(plan, row),
             )
         )
     return items
+
+
+def _frame(plan: Plan, row: Seen) -> dict[str, tuple[int, int]]:
+    if plan.aspect == SQUARE:
+        return {}
+    return {
+        "original_size": (int(row["original_width"]), int(row["original_height"])),
+        "crop_left_top": (int(row["crop_left"]), int(row["crop_top"])),
+    }
 
 
 def with_trigger(trigger_word: str, caption: str) -> str:
@@ -213,7 +237,7 @@ def _rejection(plan: Plan, row: Seen) -> Rejection:
 
 
 def _write_metadata(folder: Path, items: Sequence[Item]) -> None:
-    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
+    lines = [item.to_json() + "\n" for item in items]
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
@@ -227,8 +251,10 @@ def _summary(items: Sequence[Item], rejected: Sequence[Rejection]) -> str:
 
 def _metadata(plan: Plan, mask_labels: Sequence[str]) -> dict[str, object]:
     """What the manifest says of the version: nothing that a second build would say otherwise."""
+    aspect = {} if plan.aspect == SQUARE else {"aspect": plan.aspect}
     return {
         "kind": "dataset",
+        **aspect,
         "trigger_word": plan.dataset.trigger_word,
         "resolution": plan.resolution,
         "base_digest": plan.base.digest,
@@ -260,6 +286,7 @@ def _publish_rows(
                 artifact=_prefix(job),
                 trigger_word=plan.dataset.trigger_word,
                 resolution=plan.resolution,
+                aspect=plan.aspect,
                 image_count=len(items),
                 rejected=[asdict(rejection) for rejection in rejected],
                 job=job.name,

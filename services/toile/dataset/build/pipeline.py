@@ -31,7 +31,12 @@ def connected() -> Iterator[None]:
 
 
 def see_all(
-    sources: Sequence[Source], settings: Settings, resolution: int, base_artifact: str
+    sources: Sequence[Source],
+    settings: Settings,
+    resolution: int,
+    base_artifact: str,
+    *,
+    aspect: str,
 ) -> Iterator[Seen]:
     """Run photographs through the pipeline; rows come as they are done, in any order."""
     context = ray.data.DataContext.get_current()
@@ -43,7 +48,7 @@ def see_all(
             [dict(source) for source in sources],
             override_num_blocks=math.ceil(len(sources) / _BATCH),
         )
-        .map(prepare, fn_kwargs={"settings": settings, "resolution": resolution})
+        .map(prepare, fn_kwargs={"settings": settings, "resolution": resolution, "aspect": aspect})
         .map_batches(
             See,
             fn_constructor_kwargs={"settings": settings, "base_artifact": base_artifact},

@@ -14,6 +14,7 @@ from toile.core.artifacts import ArtifactStore, fetch, open_store
 from toile.core.errors import BadImageError, DataLossError, NotFoundError
 from toile.core.settings import Settings
 from toile.imaging import png
+from toile.imaging.buckets import KEEP, SQUARE, bucket_crop, nearest_bucket
 from toile.imaging.crop import square_crop
 from toile.imaging.decode import decode
 from toile.imaging.edges import canny
@@ -32,11 +33,20 @@ class Source(TypedDict):
 
 
 class Prepared(Source):
-    """A photograph cropped, or the reason it cannot be used; bytes are PNGs, empty without one."""
+    """A photograph cropped, or the reason it cannot be used; bytes are PNGs, empty without one.
+
+    `crop_left` and `crop_top` are places in the photograph as it was scaled, known in a bucket.
+    """
 
     image: bytes
     edges: bytes
     perceptual_hash: str
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    crop_left: int
+    crop_top: int
     reason: str
     message: str
 
@@ -53,27 +63,46 @@ class Seen(Prepared):
 _stores: dict[str, ArtifactStore] = {}
 
 
-def prepare(row: dict[str, Any], settings: Settings, resolution: int) -> dict[str, Any]:
+def prepare(
+    row: dict[str, Any], settings: Settings, resolution: int, aspect: str = SQUARE
+) -> dict[str, Any]:
     """Read, judge, crop and trace one photograph; what is wrong with it goes into its row."""
     prepared = {
         **row,
         "image": b"",
         "edges": b"",
         "perceptual_hash": "",
+        "width": 0,
+        "height": 0,
+        "original_width": 0,
+        "original_height": 0,
+        "crop_left": 0,
+        "crop_top": 0,
         "reason": "",
         "message": "",
     }
     try:
-        crop = square_crop(_photograph(row["artifact"], settings), resolution)
+        photograph = _photograph(row["artifact"], settings)
     except (BadImageError, DataLossError) as error:
         return {**prepared, "reason": error.reason, "message": error.message}
     except NotFoundError:
         return {**prepared, "reason": DataLossError.default_reason, "message": "its bytes are gone"}
+    left = top = 0
+    if aspect == KEEP:
+        crop, (left, top) = bucket_crop(photograph, nearest_bucket(photograph.size, resolution))
+    else:
+        crop = square_crop(photograph, resolution)
     return {
         **prepared,
         "image": png.encode(crop),
         "edges": png.encode(Image.fromarray(canny(np.asarray(crop, np.uint8)))),
         "perceptual_hash": perceptual_hash(crop),
+        "width": crop.width,
+        "height": crop.height,
+        "original_width": photograph.width,
+        "original_height": photograph.height,
+        "crop_left": left,
+        "crop_top": top,
     }
 
 

@@ -65,6 +65,7 @@ def _view(found: LoopResults, figures: Figures) -> dict[str, Any]:
             "license": found.dataset.license,
             "images": found.version.image_count,
             "resolution": found.version.resolution,
+            "aspect": found.version.aspect,
             "digest": found.version.digest,
             "version": short(found.version.name),
             "rejected": [(r.file_name, r.message) for r in found.version.rejected],
