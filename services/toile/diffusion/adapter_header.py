@@ -32,6 +32,8 @@ class TrainingImages:
 
     captions: Sequence[str]
     repeats: int = 1
+    sizes: Sequence[tuple[int, int]] = ()
+    """Width and height of each; if there are none, all are squares of the card's resolution."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,13 @@ def _datasets(card: AdapterCard) -> dict[str, str]:
         for images in card.images
     }
     shown = sum(images.repeats * len(images.captions) for images in card.images)
-    resolution = [card.resolution, card.resolution]
+    square = (card.resolution, card.resolution)
     prompt, count = card.class_prompt, card.class_image_count
     classes = {f"1_{prompt}": {"n_repeats": 1, "img_count": count}} if count else {}
+    buckets: Counter[tuple[int, int]] = Counter({square: count} if count else {})
+    for images in card.images:
+        for size in images.sizes or [square] * len(images.captions):
+            buckets[size] += images.repeats
     facts = {
         "ss_dataset_dirs": {
             folder: {"n_repeats": images.repeats, "img_count": len(images.captions)}
@@ -144,7 +150,12 @@ def _datasets(card: AdapterCard) -> dict[str, str]:
         "ss_tag_frequency": {
             folder: _tag_counts(images.captions) for folder, images in folders.items()
         },
-        "ss_bucket_info": {"buckets": {"0": {"resolution": resolution, "count": shown + count}}},
+        "ss_bucket_info": {
+            "buckets": {
+                str(number): {"resolution": size, "count": buckets[size]}
+                for number, size in enumerate(sorted(buckets))
+            }
+        },
     }
     return {key: json.dumps(value, sort_keys=True) for key, value in facts.items()} | {
         "ss_num_train_images": str(shown),

@@ -31,6 +31,7 @@ from toile.core.names import (
 )
 from toile.core.settings import Settings
 from toile.core.tokens import read_tokenizer
+from toile.imaging.buckets import KEEP
 from toile.train.convert import recipe_values
 from toile.train.estimate import Estimate, estimate
 from toile.train.prompts import PromptRules
@@ -255,6 +256,8 @@ class TrainHandler:
                     "native_size": str(base.native_size),
                 },
             )
+        if dataset.aspect == KEEP:
+            _check_buckets(dataset, base, config)
         if not (isinstance(config, LoraRecipeConfig) and config.masked_loss):
             return
         files = read_manifest(self._store, dataset.artifact).files
@@ -272,6 +275,26 @@ class TrainHandler:
             "config": config.model_dump(mode="json"),
             "workers": self._settings.train_workers,
         }
+
+
+def _check_buckets(dataset: DatasetVersionRow, base: BaseRow, config: RecipeConfig) -> None:
+    """Refuse what images that keep their shape cannot be used for."""
+    if dataset.resolution != base.native_size:
+        field, why = "dataset", f"{base.name} needs a version with resolution: {base.native_size}"
+    elif isinstance(config, ControlNetRecipeConfig):
+        field, why = "dataset", "ControlNets are trained on squares; build a version of them"
+    elif isinstance(config, LoraRecipeConfig) and config.class_prompt:
+        field, why = (
+            "lora.class_prompt",
+            "images of the class are squares, and so must these be",
+        )
+    else:
+        return
+    raise FailedPreconditionError(
+        f"{field}: {dataset.name} has images that keep their shape; {why}",
+        reason="DATASET_ASPECT",
+        metadata={"field": field},
+    )
 
 
 def _dataset_version(session: Session, parent: ProjectName, name: str) -> DatasetVersionRow:

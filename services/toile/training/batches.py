@@ -59,7 +59,7 @@ class Batch:
         ]
 
     def conditions(self, time_ids: Tensor) -> dict[str, Any]:
-        """What the network is told beside latents and timesteps; `time_ids` are `[1, 6]`."""
+        """What the network is told beside latents and timesteps; `time_ids` are `[B or 1, 6]`."""
         ids = time_ids.expand(len(self.latents), -1)
         return {
             "encoder_hidden_states": self.embeds,

@@ -18,7 +18,7 @@ from toile.diffusion.vision import Vision
 from toile.imaging.control_maps import ControlKind
 from toile.training import class_images
 from toile.training.cache_plans import CLASS_IMAGES, MAPS, MASKS, PHASE, CachePlan
-from toile.training.caches import OnProgress, encode, joined_shards
+from toile.training.caches import OnProgress, by_size, encode, joined_shards
 from toile.training.class_images import Shelf
 from toile.training.data import Example
 from toile.training.maps import control_planes
@@ -85,7 +85,8 @@ class CacheMaker:
         examples = self._examples[places.start : places.stop]
         size = self._bundle.native_size
         if plan.kind == MASKS:
-            return {"shares": garment_shares(examples, size)}
+            groups = by_size(examples)
+            return {f"shares{name}": garment_shares(group, size) for name, group in groups.items()}
         if plan.kind == MAPS:
             kind = ControlKind(plan.subject)
             return {"planes": control_planes(self._vision, examples, kind, size, on_progress)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from toile.core.prompts import CHUNK_TOKENS, escape
 from toile.diffusion.bundle import Bundle
-from toile.training.data import Example, load_image
+from toile.training.data import Example, load_example
 from toile.training.texts import caption_tokens
 
 _ENCODE_BATCH = 8
@@ -71,20 +71,44 @@ def encode(
     A caption is encoded with the first of the examples that has it. Equal shards are equal bit for
     bit wherever a processor computes them: in batches of the same images, on one thread.
     """
-    means: list[Tensor] = []
-    deviations: list[Tensor] = []
+    latents: dict[str, list[Tensor]] = {}
+    done = 0
     scale, shift = bundle.vae.config.scaling_factor, bundle.vae.config.shift_factor or 0.0
     with on_one_thread():
         captions = [example.caption for example in examples]
         tensors = _encode_captions(bundle, captions, places, as_tokens=as_tokens)
-        for start in range(places.start, places.stop, _ENCODE_BATCH):
-            batch = examples[start : min(start + _ENCODE_BATCH, places.stop)]
-            pixels = torch.stack([load_image(one.path, bundle.native_size) for one in batch])
-            latents = bundle.vae.encode(pixels.to(bundle.vae.device)).latent_dist
-            means.append((latents.mean - shift).float().cpu() * scale)
-            deviations.append(latents.std.float().cpu() * scale)
-            on_progress(start + len(batch) - places.start, len(places))
-    return {"means": torch.cat(means), "deviations": torch.cat(deviations), **tensors}
+        for size, group in by_size(examples[places.start : places.stop]).items():
+            for start in range(0, len(group), _ENCODE_BATCH):
+                batch = group[start : start + _ENCODE_BATCH]
+                pixels = torch.stack([load_example(one, bundle.native_size) for one in batch])
+                found = bundle.vae.encode(pixels.to(bundle.vae.device)).latent_dist
+                means, deviations = (found.mean - shift).float().cpu(), found.std.float().cpu()
+                latents.setdefault(f"means{size}", []).append(means * scale)
+                latents.setdefault(f"deviations{size}", []).append(deviations * scale)
+                done += len(batch)
+                on_progress(done, len(places))
+    return {name: torch.cat(parts) for name, parts in latents.items()} | tensors
+
+
+def places_by_size(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Group examples by buckets, under what is put behind the names of their tensors.
+
+    That is nothing for squares, which are in none.
+    """
+    sized: dict[tuple[int, int], list[int]] = {}
+    for place, example in enumerate(examples):
+        sized.setdefault(example.frame.size if example.frame else (0, 0), []).append(place)
+    return {
+        f".{size[0]}x{size[1]}" if size[0] else "": places for size, places in sorted(sized.items())
+    }
+
+
+def by_size(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """The same, with the examples themselves."""
+    return {
+        size: [examples[place] for place in places]
+        for size, places in places_by_size(examples).items()
+    }
 
 
 def joined_shards(shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

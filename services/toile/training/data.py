@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,24 @@ CLASS_IMAGES = -3
 """Among the positions of `generator`: steps are 0 and more, validation's draws -2."""
 
 
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where an image in a bucket came from; pairs are horizontal, vertical, pixels.
+
+    Attributes:
+        size: Width and height.
+        original_size: Those of the photograph.
+        crop_left_top: Of the image, in the photograph as it was scaled.
+    """
+
+    size: Pair
+    original_size: Pair
+    crop_left_top: Pair
+
+
 @dataclass(frozen=True)
 class Example:
     """A training image and its caption.
@@ -29,6 +49,7 @@ class Example:
         caption: What it is trained with.
         source_name: Name that it was imported under; its path where a version says none.
         mask: File of its parts' labels, 0 for the background; None where a version has none.
+        frame: Of an image in a bucket; None of one that is trained on as a square.
     """
 
     path: Path
@@ -36,6 +57,11 @@ class Example:
     caption: str
     source_name: str
     mask: Path | None = None
+    frame: Frame | None = None
+
+    def size(self, native_size: int) -> Pair:
+        """Width and height that it is trained at, for a base of a size."""
+        return (native_size, native_size) if self.frame is None else self.frame.size
 
 
 def read_examples(folder: Path) -> list[Example]:
@@ -52,12 +78,39 @@ def read_examples(folder: Path) -> list[Example]:
             name = str(entry["file_name"])
             source = str(entry.get("source_file_name", name))
             mask = folder / str(entry["mask"]) if entry.get("mask") else None
-            examples.append(Example(folder / name, name, str(entry["text"]), source, mask))
+            frame = _frame(entry)
+            examples.append(Example(folder / name, name, str(entry["text"]), source, mask, frame))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLossError(f"the dataset version's {METADATA_FILE} cannot be read") from error
     if not examples:
         raise DataLossError(f"the dataset version's {METADATA_FILE} is empty")
     return examples
+
+
+def _frame(entry: Mapping[str, Any]) -> Frame | None:
+    if "original_size" not in entry:
+        return None
+    (width, height), (left, top) = entry["original_size"], entry["crop_left_top"]
+    size = (int(entry["width"]), int(entry["height"]))
+    return Frame(size, (int(width), int(height)), (int(left), int(top)))
+
+
+def load_example(example: Example, native_size: int) -> Tensor:
+    """An example as `[3, height, width]` in -1..1; a square if it is in no bucket.
+
+    Raises:
+        DataLossError: The file is not an image, or not of the size of its bucket.
+    """
+    if example.frame is None:
+        return load_image(example.path, native_size)
+    try:
+        with Image.open(example.path) as file:
+            image = file.convert("RGB")
+    except OSError as error:
+        raise DataLossError(f"{example.file_name} cannot be read") from error
+    if image.size != example.frame.size:
+        raise DataLossError(f"{example.file_name} is not of the size that its version says")
+    return _as_tensor(image)
 
 
 def load_image(path: Path, size: int) -> Tensor:
@@ -66,7 +119,11 @@ def load_image(path: Path, size: int) -> Tensor:
     Raises:
         DataLossError: The file is not an image.
     """
-    pixels = torch.from_numpy(np.asarray(load_square(path, size), dtype=np.float32))
+    return _as_tensor(load_square(path, size))
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32))
     return pixels.permute(2, 0, 1) / 127.5 - 1.0
 
 

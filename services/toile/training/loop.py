@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from toile.core.errors import CancelledError, ToileError
 from toile.core.jobs.samples import SampleSet
 from toile.training.batches import Batch, loss_sum, make_batch
+from toile.training.buckets import BucketedCache, BucketOrder, one_bucket
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
@@ -81,7 +82,7 @@ class Samples(Protocol):
 
 def train(
     network: nn.Module,
-    cache: Cache,
+    cache: Cache | BucketedCache,
     names: Sequence[str],
     scheduler: DDPMScheduler,
     config: RecipeConfig,
@@ -104,7 +105,8 @@ def train(
     Args:
         network: Predicts as the base's UNet does; what requires gradients is trained.
         cache: The examples, with what the network is told of them: the dataset's, and then class
-            images, of which each step shows as many as of the dataset's.
+            images, of which each step shows as many as of the dataset's. Those that are not in
+            buckets are all of the base's own size.
         names: File names of the dataset's, which say who is held out, and which errors name.
         scheduler: Noise schedule and prediction type of the base.
         config: The recipe's configuration.
@@ -129,11 +131,12 @@ def train(
     model = network.train()
     if world_size > 1:
         model = nn.parallel.DistributedDataParallel(network)
-    time_ids = torch.tensor([[native_size, native_size, 0, 0, native_size, native_size]])
-    time_ids = time_ids.to(device=device, dtype=torch.float32)
     pace = _Pace(config)
     chosen, held_out = hold_out(names, config.validation_share, recipe=config.RECIPE)
     shown = [index for index in chosen for _ in range(repeats[index] if repeats else 1)]
+    if isinstance(cache, Cache):
+        cache = one_bucket(cache, native_size)
+    order = _order(cache, shown, config)
     validation = Validation(cache, held_out, scheduler, config)
     dropouts = image_dropouts(network)
     while True:
@@ -154,8 +157,10 @@ def train(
         if ended:
             break
         step = state.step
-        indices = _examples_of(step, shown, range(len(names), len(cache)), config)
-        batch = make_batch(cache, indices, config, step, scheduler, rank, world_size).to(device)
+        indices = order(step) + _class_images(step, range(len(names), len(cache)), config)
+        part, places = cache.located(indices)
+        batch = make_batch(part, places, config, step, scheduler, rank, world_size).to(device)
+        time_ids = cache.time_ids[indices[rank::world_size]].to(device)
         state.optimizer.zero_grad(set_to_none=True)
         for dropout in dropouts:
             dropout.step = step
@@ -172,7 +177,7 @@ def train(
         if held_out and _is_due(state.step, config):
             network.eval()
             with replaced(state.parameters, state.current()):
-                validation_loss = validation.loss(network, time_ids)
+                validation_loss = validation.loss(network, device)
             network.train()
             if not math.isfinite(validation_loss):
                 raise _diverged(state.step, held_out, names)
@@ -203,16 +208,20 @@ def _draw(samples: Samples | None, state: RunState, network: nn.Module, *, due: 
     samples.tell(drawn, best_judged(state.judgements))
 
 
-def _examples_of(
-    step: int, shown: Sequence[int], class_images: Sequence[int], config: RecipeConfig
-) -> list[int]:
-    """A step's examples: some of the dataset's and, if there are any, as many class images."""
-    size, seed = config.batch_size, config.seed
-    indices = [shown[place] for place in batch_indices(len(shown), size, step, seed)]
-    if class_images:
-        drawn = batch_indices(len(class_images), size, step, seed, of=CLASS_IMAGES)
-        indices += [class_images[place] for place in drawn]
-    return indices
+def _order(cache: BucketedCache, shown: Sequence[int], config: RecipeConfig) -> BucketOrder:
+    """Of the dataset's examples that are trained on, some of them more often than others."""
+    buckets: list[list[int]] = [[] for _ in cache.parts]
+    for index in shown:
+        buckets[cache.bucket_of(index)].append(index)
+    return BucketOrder(buckets, config.batch_size, config.seed)
+
+
+def _class_images(step: int, indices: Sequence[int], config: RecipeConfig) -> list[int]:
+    """A step's class images, if there are any: as many as of the dataset's."""
+    if not indices:
+        return []
+    places = batch_indices(len(indices), config.batch_size, step, config.seed, of=CLASS_IMAGES)
+    return [indices[place] for place in places]
 
 
 def _backward(
@@ -230,15 +239,16 @@ def _backward(
     """
     rank, world_size = place()
     pieces = batch.pieces(config.gradient_accumulation_steps)
+    piece_ids = torch.chunk(time_ids, config.gradient_accumulation_steps)
     places = iter(range(rank, len(batch.latents) * world_size, world_size))
     total = torch.zeros((), device=time_ids.device)
-    for number, piece in enumerate(pieces, start=1):
+    for number, (piece, ids) in enumerate(zip(pieces, piece_ids, strict=True), start=1):
         last = number == len(pieces)
         mine = [next(places) for _ in piece.latents]
         for dropout in dropouts:
             dropout.places = mine
         with contextlib.nullcontext() if last else _without_exchange(model):
-            share = loss_sum(model, piece, scheduler, config, time_ids) / config.batch_size
+            share = loss_sum(model, piece, scheduler, config, ids) / config.batch_size
             # DistributedDataParallel divides by the number of ranks.
             scaler.scale(share * world_size).backward()  # type: ignore[no-untyped-call]
         total += share.detach()

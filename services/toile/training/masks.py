@@ -26,14 +26,14 @@ def with_masks(cache: Cache, shares: Tensor, config: LoraRecipeConfig) -> Weight
 
 
 def garment_shares(examples: Sequence[Example], native_size: int) -> Tensor:
-    """How much of each latent of some examples the garment covers, `[N, 1, h, w]`.
+    """How much of each latent of examples of one size the garment covers, `[N, 1, h, w]`.
 
     Raises:
         FailedPreconditionError: An example has no mask (`DATASET_LACKS_MASKS`).
         DataLossError: A mask cannot be read.
     """
-    side = native_size // PIXELS_PER_LATENT
-    return torch.stack([_share(one, side, side) for one in examples])
+    width, height = (side // PIXELS_PER_LATENT for side in examples[0].size(native_size))
+    return torch.stack([_share(one, height, width) for one in examples])
 
 
 def loss_weights(shares: Tensor, background: float) -> Tensor:
@@ -57,7 +57,7 @@ def _share(example: Example, height: int, width: int) -> Tensor:
         raise lacks_masks(example.file_name)
     try:
         with Image.open(example.mask) as file:
-            labels = np.asarray(middle_square(file))
+            labels = np.asarray(middle_square(file) if example.frame is None else file)
     except OSError as error:
         raise DataLossError(f"{example.mask.name} of the version's masks cannot be read") from error
     if labels.ndim != 2:

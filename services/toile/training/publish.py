@@ -303,7 +303,7 @@ def _metrics(trained: Trained) -> dict[str, Any]:
 
 
 def _shown(trained: Trained) -> tuple[list[TrainingImages], int]:
-    """Captions of the images that were trained on, by how often each is shown; and the others'."""
+    """The images that were trained on, by how often each is shown; and the others' number."""
     examples, config = trained.examples, trained.config
     repeats = repeat_counts(
         config.repeats, [example.source_name for example in examples], recipe=config.RECIPE
@@ -311,8 +311,16 @@ def _shown(trained: Trained) -> tuple[list[TrainingImages], int]:
     chosen, held_out = hold_out(
         [example.file_name for example in examples], config.validation_share, recipe=config.RECIPE
     )
-    captions: dict[int, list[str]] = {}
+    by_count: dict[int, list[Example]] = {}
     for place in chosen:
-        captions.setdefault(repeats[place], []).append(examples[place].caption)
-    images = [TrainingImages(shown, count) for count, shown in sorted(captions.items())]
+        by_count.setdefault(repeats[place], []).append(examples[place])
+    native_size = trained.bundle.native_size
+    images = [
+        TrainingImages(
+            [example.caption for example in shown],
+            count,
+            [example.size(native_size) for example in shown],
+        )
+        for count, shown in sorted(by_count.items())
+    ]
     return images, len(held_out)

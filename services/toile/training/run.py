@@ -4,11 +4,12 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
+from torch import Tensor
 
 from toile.core.artifacts import delete_folder, fetch
 from toile.core.jobs.progress import Figure
@@ -19,6 +20,7 @@ from toile.diffusion.bundle import CPU, Bundle
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.imaging.control_maps import ControlKind
 from toile.training import loop, publish
+from toile.training.buckets import BucketedCache, frames
 from toile.training.cache_maker import CacheMaker
 from toile.training.cache_plans import (
     CLASS_IMAGES,
@@ -29,7 +31,7 @@ from toile.training.cache_plans import (
     inputs,
     plans_for,
 )
-from toile.training.caches import Cache
+from toile.training.caches import Cache, places_by_size
 from toile.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -120,27 +122,51 @@ def _recipe(
     config: LoraRecipeConfig | ControlNetRecipeConfig,
     *,
     leads: bool,
-) -> tuple[Recipe, Cache]:
+) -> tuple[Recipe, Cache | BucketedCache]:
     """What is trained, and what it is trained on."""
     maker = CacheMaker(job, bundle, examples, tells=leads)
     found = {plan.kind: maker.obtain(plan) for plan in plans}
-    cache = Cache(**found[EXAMPLES])
     if isinstance(config, LoraRecipeConfig):
-        if MASKS in found:
-            cache = with_masks(cache, found[MASKS]["shares"], config)
-        if CLASS_IMAGES in found:
-            cache = joined(cache, Cache(**found[CLASS_IMAGES]), config.prior_loss_weight)
+        cache = _lora_cache(found, examples, config)
         return Lora(bundle, config, job.settings.engine.targets), cache
+    cache = Cache(**found[EXAMPLES])
     with_control = with_maps(cache, found[MAPS]["planes"], ControlKind(config.control_kind))
     names = [example.file_name for example in examples]
     return ControlNet(bundle, config, with_control, names), with_control
+
+
+def _lora_cache(
+    found: Mapping[str, Mapping[str, Tensor]],
+    examples: Sequence[Example],
+    config: LoraRecipeConfig,
+) -> Cache | BucketedCache:
+    """Encoded examples, in buckets unless they are squares."""
+    encoded, parts = found[EXAMPLES], []
+    places = places_by_size(examples)
+    for size, indices in places.items():
+        cache = Cache(
+            means=encoded[f"means{size}"],
+            deviations=encoded[f"deviations{size}"],
+            captions=encoded["captions"][indices],
+            embeds=encoded["embeds"],
+            pooled=encoded["pooled"],
+        )
+        if MASKS in found:
+            cache = with_masks(cache, found[MASKS][f"shares{size}"], config)
+        parts.append(cache)
+    if examples[0].frame is not None:
+        return BucketedCache(parts, list(places.values()), frames(examples))
+    (cache,) = parts
+    if CLASS_IMAGES in found:
+        cache = joined(cache, Cache(**found[CLASS_IMAGES]), config.prior_loss_weight)
+    return cache
 
 
 def _train(
     job: JobContext,
     bundle: Bundle,
     recipe: Recipe,
-    cache: Cache,
+    cache: Cache | BucketedCache,
     examples: list[Example],
     config: RecipeConfig,
     *,

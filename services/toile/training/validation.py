@@ -1,6 +1,7 @@
 """The loss on images that a run does not train on, from the same draws every time."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -8,7 +9,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from toile.training.batches import Batch, assembled, loss_sum
-from toile.training.caches import Cache
+from toile.training.buckets import BucketedCache
 from toile.training.config import LoraRecipeConfig, RecipeConfig, held_out_count
 from toile.training.data import generator
 from toile.training.ranks import over_ranks, place
@@ -40,7 +41,7 @@ class Validation:
 
     def __init__(
         self,
-        cache: Cache,
+        cache: BucketedCache,
         held_out: Sequence[int],
         scheduler: DDPMScheduler,
         config: RecipeConfig,
@@ -48,35 +49,40 @@ class Validation:
         self._cache = cache
         self._scheduler = scheduler
         self._config = config
-        self._draws = [(image, part) for image in held_out for part in range(TIMESTEPS_PER_IMAGE)]
+        ordered = sorted(held_out, key=cache.bucket_of)
+        self._draws = [(image, part) for image in ordered for part in range(TIMESTEPS_PER_IMAGE)]
 
     @torch.no_grad()
-    def loss(self, unet: nn.Module, time_ids: Tensor) -> float:
+    def loss(self, unet: nn.Module, device: torch.device) -> float:
         """The mean over all draws, shared out among the ranks; the same number on each."""
-        total = torch.zeros((), device=time_ids.device)
-        for batch in self._batches():
-            on_device = batch.to(time_ids.device)
-            total += loss_sum(unet, on_device, self._scheduler, self._config, time_ids)
+        total = torch.zeros((), device=device)
+        for batch, time_ids in self._batches():
+            on_device, ids = batch.to(device), time_ids.to(device)
+            total += loss_sum(unet, on_device, self._scheduler, self._config, ids)
         return over_ranks(total) / len(self._draws)
 
-    def _batches(self) -> Iterator[Batch]:
-        """This rank's draws, as many at a time as a training step computes."""
+    def _batches(self) -> Iterator[tuple[Batch, Tensor]]:
+        """This rank's draws, as many of a size at a time as a training step computes."""
         rank, world_size = place()
         config = self._config
         size = max(1, config.batch_size // (config.gradient_accumulation_steps * world_size))
         mine = self._draws[rank::world_size]
-        for first in range(0, len(mine), size):
-            yield self._batch(mine[first : first + size])
+        for _, group in itertools.groupby(mine, lambda draw: self._cache.bucket_of(draw[0])):
+            of_bucket = list(group)
+            for first in range(0, len(of_bucket), size):
+                draws = of_bucket[first : first + size]
+                time_ids = self._cache.time_ids[[image for image, _ in draws]]
+                yield self._batch(draws), time_ids
 
     def _batch(self, draws: Sequence[tuple[int, int]]) -> Batch:
-        images = [image for image, _ in draws]
+        cache, images = self._cache.located([image for image, _ in draws])
         total = int(self._scheduler.config.num_train_timesteps)
-        latents = self._cache.means[images]
+        latents = cache.means[images]
         sources = [generator(self._config.seed, _DRAW, *draw) for draw in draws]
         return assembled(
-            self._cache,
+            cache,
             images,
-            self._cache.captions[images].tolist(),
+            cache.captions[images].tolist(),
             latents=latents,
             noise=torch.stack([torch.randn(latents.shape[1:], generator=s) for s in sources]),
             timesteps=torch.tensor(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from toile.core.errors import CancelledError
 from toile.core.jobs.samples import Sample, SampleSet
 from toile.diffusion.architecture import SCHEDULER_CONFIG, UNET_CONFIG
 from toile.training import batches, loop, lora
+from toile.training.buckets import BucketedCache
 from toile.training.caches import Cache, WeightedCache
 from toile.training.checkpoint import Checkpoint
 from toile.training.class_images import joined
@@ -132,6 +134,38 @@ def made_up_maps() -> ControlCache:
     return ControlCache(**vars(made_up_cache()), planes=planes, colours=grey)
 
 
+BUCKET_TIME_IDS = torch.tensor(
+    [
+        [533.0, 400, 0, 3, 160, 96],
+        [128.0, 128, 0, 0, 128, 128],
+        [800.0, 600, 2, 0, 160, 96],
+        [300.0, 310, 0, 2, 128, 128],
+    ]
+)
+
+
+def bucketed_cache() -> BucketedCache:
+    """The same examples, two of them portraits."""
+    square = made_up_cache()
+    source = torch.Generator().manual_seed(2)
+    portraits = replace(
+        square,
+        means=torch.randn(2, 4, 20, 12, generator=source),
+        deviations=torch.full((2, 4, 20, 12), 0.01),
+        captions=square.captions[[0, 2]],
+    )
+    squares = Cache(
+        square.means[[1, 3]], square.deviations[[1, 3]], square.captions[[1, 3]],
+        square.embeds, square.pooled,
+    )  # fmt: skip
+    return BucketedCache([portraits, squares], [[0, 2], [1, 3]], BUCKET_TIME_IDS)
+
+
+def bucketed_rank(rank: int, world_size: int, config: LoraRecipeConfig, folder: Path) -> None:
+    """The same as `run_as_rank`, on examples of two sizes."""
+    _run_as_rank(rank, world_size, config, bucketed_cache(), folder)
+
+
 def base_scheduler() -> DDPMScheduler:
     """The noise schedule of the tiny base."""
     config = {k: v for k, v in SCHEDULER_CONFIG.items() if k != "timestep_spacing"}
@@ -144,7 +178,7 @@ class Run:
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        cache: Cache,
+        cache: Cache | BucketedCache,
         scheduler: DDPMScheduler,
         config: LoraRecipeConfig | ControlNetRecipeConfig = CONFIG,
         start: Checkpoint | None = None,
@@ -186,9 +220,19 @@ def run_as_rank(
     folder: Path,
 ) -> None:
     """Train as one of several processes, in full precision; each leaves its checkpoint's files."""
+    _run_as_rank(rank, world_size, config, cache_for(config), folder)
+
+
+def _run_as_rank(
+    rank: int,
+    world_size: int,
+    config: LoraRecipeConfig | ControlNetRecipeConfig,
+    cache: Cache | BucketedCache,
+    folder: Path,
+) -> None:
     batches.cpu_has_bfloat16 = lambda: False
     with _meeting(rank, world_size, folder):
-        run = Run(small_unet(), cache_for(config), base_scheduler(), config)
+        run = Run(small_unet(), cache, base_scheduler(), config)
     mine = folder / str(rank)
     mine.mkdir()
     for name, content in run.end.to_files().items():

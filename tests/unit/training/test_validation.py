@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from toile.core.errors import FailedPreconditionError, ToileError
 from toile.training import batches, lora
+from toile.training.buckets import one_bucket
 from toile.training.caches import Cache
 from toile.training.validation import (
     Validation,
@@ -21,7 +22,7 @@ from unit.training.runs import CONFIG, NAMES, Run
 VALIDATED = CONFIG.model_copy(
     update={"validation_share": 0.25, "validation_interval_steps": 2, "steps": 5}
 )
-TIME_IDS = torch.tensor([[128.0, 128, 0, 0, 128, 128]])
+CPU = torch.device("cpu")
 MakeUnet = Callable[[], UNet2DConditionModel]
 
 
@@ -70,8 +71,12 @@ def test_every_validation_draws_the_same(
     unet = make_unet()
     config = VALIDATED.model_copy(update={"noise_offset": 0.5, "caption_dropout": 1.0})
     losses = {
-        Validation(cache, [0, 3], scheduler, config).loss(unet, TIME_IDS),
-        Validation(cache, [0, 3], scheduler, VALIDATED).loss(unet, TIME_IDS),
+        Validation(one_bucket(cache, 128), [0, 3], scheduler, config).loss(
+            unet, torch.device("cpu")
+        ),
+        Validation(one_bucket(cache, 128), [0, 3], scheduler, VALIDATED).loss(
+            unet, torch.device("cpu")
+        ),
     }
     assert len(losses) == 1, "neither captions are dropped nor noise is offset"
 
@@ -86,10 +91,17 @@ def test_the_loss_is_the_mean_over_images_and_timesteps(
     seen: list[list[int]] = []
     unet = make_unet()
     unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].tolist()))
-    both = Validation(cache, [0, 3], scheduler, VALIDATED).loss(unet, TIME_IDS)
+    both = Validation(one_bucket(cache, 128), [0, 3], scheduler, VALIDATED).loss(
+        unet, torch.device("cpu")
+    )
     assert [step for steps in seen for step in steps] == [125, 375, 625, 875] * 2
     assert {len(timesteps) for timesteps in seen} == {VALIDATED.batch_size}
-    single = [Validation(cache, [i], scheduler, VALIDATED).loss(unet, TIME_IDS) for i in (0, 3)]
+    single = [
+        Validation(one_bucket(cache, 128), [i], scheduler, VALIDATED).loss(
+            unet, torch.device("cpu")
+        )
+        for i in (0, 3)
+    ]
     assert both == pytest.approx(sum(single) / 2, abs=1e-6)
 
 
