@@ -92,6 +92,7 @@ async def test_training_becomes_a_model_version(platform: Platform) -> None:
     assert [response.event.sequence for response in responses] == list(range(1, len(responses) + 1))
     phases = dict.fromkeys(response.event.progress.phase for response in responses)
     assert list(filter(None, phases)) == [
+        "wait",
         "prepare",
         "cache",
         "train",

@@ -26,6 +26,7 @@ from toile.core import logging as core_logging
 from toile.core.errors import CancelledError, ComputeUnavailableError, ToileError
 from toile.core.jobs.failures import COMPUTE_LOST
 from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
+from toile.training.patience import report
 from toile.training.stage import NICENESS, fill_caches
 
 WORKER_RESTARTS = 3
@@ -55,13 +56,22 @@ def launch(job: JobContext) -> None:
     )
     try:
         if workers.num_workers > 1:
+            _say_waiting(job, workers)
             fill_caches(job, actors=workers.num_workers, gpus=int(workers.use_gpu))
         _fit(job, workers)
     finally:
         shutil.rmtree(job.scratch_path, ignore_errors=True)
 
 
+def _say_waiting(job: JobContext, workers: ScalingConfig) -> None:
+    """Tell that the cluster may have to get free; the workers tell what follows."""
+    count, what = workers.num_workers, "GPU" if workers.use_gpu else "processor"
+    needed = f"{count} {what}{'' if count == 1 else 's'}"
+    report(job, "wait", 0, 1, message=f"waiting for {needed} of the cluster")
+
+
 def _fit(job: JobContext, workers: ScalingConfig) -> None:
+    _say_waiting(job, workers)
     trainer = TorchTrainer(
         work,
         train_loop_config={"settings": job.settings, "job": job.name, "attempt": job.attempt},

@@ -120,7 +120,9 @@ class JobProgress(google.protobuf.message.Message):
     SAMPLE_SCORES_FIELD_NUMBER: builtins.int
     BEST_SAMPLES_STEP_FIELD_NUMBER: builtins.int
     phase: builtins.str
-    """Stage of the job, such as "validate", "caption", "cache" or "train"."""
+    """Stage of the job, such as "validate", "caption", "cache" or "train"; "wait" while a training's
+    workers wait for processors or GPUs of the cluster.
+    """
     step: builtins.int
     """Units of this phase that are done: optimizer steps, or images."""
     total_steps: builtins.int
