@@ -61,6 +61,11 @@ def draw(bundle: Bundle, denoiser: TorchDenoiser, **fields: Any) -> np.ndarray:
     return pixels(next(diffuse(bundle, denoiser, request(**fields))))
 
 
+ROUNDING = 1
+"""Levels. Prompts are encoded here in other batches, in which some processors' libraries sum in
+another order."""
+
+
 def difference(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one - other).max())
 
@@ -79,7 +84,7 @@ def test_images_are_those_of_the_stock_pipeline(
         guidance_scale=4.0,
         generator=torch.Generator().manual_seed(1),
     ).images[0]
-    assert difference(ours, pixels(theirs)) == 0
+    assert difference(ours, pixels(theirs)) <= ROUNDING
 
 
 def test_refined_images_are_those_of_the_stock_pipelines(
@@ -106,7 +111,7 @@ def test_refined_images_are_those_of_the_stock_pipelines(
         **common,
     ).images[0]
     ours = draw(bundle, denoiser, steps=5, refiner_strength=0.4)
-    assert difference(ours, pixels(theirs)) == 0
+    assert difference(ours, pixels(theirs)) <= ROUNDING
 
 
 def test_redrawn_images_are_those_of_the_stock_pipeline(
@@ -126,7 +131,7 @@ def test_redrawn_images_are_those_of_the_stock_pipeline(
     ).images[0]
     fields = {"init_image": start, "strength": 0.6, "steps": 4}
     ours = draw(bundle, denoiser, guidance_rescale=0.7, **fields)
-    assert difference(ours, pixels(theirs)) == 0
+    assert difference(ours, pixels(theirs)) <= ROUNDING
     assert difference(ours, draw(bundle, denoiser, **fields)) > 0
 
 
@@ -142,7 +147,7 @@ def test_the_refiner_may_redraw_the_whole_image(
     ours = draw(
         bundle, denoiser, steps=5, refiner_strength=0.4, refiner_mode=RefinerMode.IMAGE_TO_IMAGE
     )
-    assert difference(ours, pixels(theirs)) == 0
+    assert difference(ours, pixels(theirs)) <= ROUNDING
 
 
 def test_an_image_depends_on_its_seed_alone(bundle: Bundle, denoiser: TorchDenoiser) -> None:
