@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc.aio
-import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -68,18 +67,21 @@ async def download(platform: Platform, version: str, path: str) -> bytes:
     return b"".join([piece.chunk async for piece in platform.train.DownloadModelFile(request)])
 
 
-def processes(head: RayHead, text: str) -> list[psutil.Process]:
-    """Processes of the head whose command line has the text."""
-    assert head.process is not None
-    found = []
-    for process in psutil.Process(head.process.pid).children(recursive=True):
-        try:
-            command = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if text in command and not command.startswith("/bin/sh"):
-            found.append(process)
-    return found
+async def assert_as_if_uninterrupted(platform: Platform, version: str) -> None:
+    """Compare a version of `LONG` with that of a run that nothing happened to, bit for bit.
+
+    That run is made by whoever asks first: its request id finds it again.
+    """
+    job = await create(platform, request_of("whole", request_id="whole", **LONG))
+    assert (await platform.watch(job.name))[-1].job.state == job_pb2.JOB_STATE_SUCCEEDED
+    losses = [await download(platform, name, "loss.jsonl") for name in (version, job.target)]
+    assert losses[0] == losses[1]
+    one, two = [
+        safetensors.torch.load(await download(platform, name, "pytorch_lora_weights.safetensors"))
+        for name in (version, job.target)
+    ]
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 async def test_training_becomes_a_model_version(platform: Platform) -> None:
@@ -176,8 +178,6 @@ async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:
 async def test_paused_training_ends_with_the_weights_of_an_unpaused_one(
     platform: Platform, ray_head: RayHead
 ) -> None:
-    whole = await create(platform, request_of("unpaused", **LONG))
-    assert (await platform.watch(whole.name))[-1].job.state == job_pb2.JOB_STATE_SUCCEEDED
     job = await create(platform, request_of("paused", **LONG))
     await platform.wait_for_step(job.name, 8)
     await platform.jobs.PauseJob(job_pb2.PauseJobRequest(name=job.name))
@@ -188,7 +188,7 @@ async def test_paused_training_ends_with_the_weights_of_an_unpaused_one(
         if response.event.state == job_pb2.JOB_STATE_PAUSED:
             break
     watch.cancel()
-    for process in processes(ray_head, "toile.training"):
+    for process in ray_head.processes("toile.training"):
         await asyncio.to_thread(process.wait, 60)  # it gives its compute back
     await platform.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=job.name))
     rest = await platform.watch(job.name, after=seen[-1].sequence)
@@ -199,14 +199,7 @@ async def test_paused_training_ends_with_the_weights_of_an_unpaused_one(
     assert after[0] > before[-1], "no step is done again"
     logs = platform.jobs.GetJobLogs(job_pb2.GetJobLogsRequest(name=job.name))
     assert {chunk.attempt async for chunk in logs} == {1, 2}
-    one, two = [
-        safetensors.torch.load(
-            await download(platform, version, "pytorch_lora_weights.safetensors")
-        )
-        for version in (whole.target, job.target)
-    ]
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    await assert_as_if_uninterrupted(platform, job.target)
 
 
 async def test_mistakes_are_answered_before_anything_is_queued(platform: Platform) -> None:
@@ -221,7 +214,7 @@ async def test_terminated_training_keeps_where_it_was(
 ) -> None:
     job = await create(platform, request_of("terminated", **LONG))
     await platform.wait_for_step(job.name, 8)
-    (process,) = processes(ray_head, "toile.training")
+    (process,) = ray_head.processes("toile.training")
     process.terminate()
     await asyncio.to_thread(process.wait, 60)
     row = JobStore(platform.catalog).get(job.name)
@@ -240,6 +233,7 @@ async def test_terminated_training_keeps_where_it_was(
         for part in (events[:follows], events[follows:])
     ]
     assert told[1][0] > told[0][-1], "no step is done again"
+    await assert_as_if_uninterrupted(platform, job.target)
 
 
 @pytest.mark.parametrize(("victim", "attempts"), [("toile.training", 2), ("RayTrainWorker", 1)])
@@ -248,7 +242,7 @@ async def test_killed_process_is_replaced(
 ) -> None:
     job = await create(platform, request_of(f"killed-{attempts}", **LONG))
     await platform.wait_for_step(job.name, 8)
-    killed = processes(ray_head, victim)
+    killed = ray_head.processes(victim)
     assert killed
     for process in killed:
         process.kill()
@@ -260,6 +254,7 @@ async def test_killed_process_is_replaced(
     assert len(starts) == 2
     again = next(one for one in progress[starts[1] :] if one.phase == "train")
     assert again.step > 5, "it goes on from a checkpoint"
+    await assert_as_if_uninterrupted(platform, job.target)
 
 
 async def test_killed_ray_head_costs_an_attempt_and_no_more(home: Path, own_head: RayHead) -> None:
@@ -270,3 +265,4 @@ async def test_killed_ray_head_costs_an_attempt_and_no_more(home: Path, own_head
         await asyncio.to_thread(own_head.start)
         end = (await platform.watch(job.name))[-1].job
         assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 2), end.error
+        await assert_as_if_uninterrupted(platform, job.target)
