@@ -1,7 +1,7 @@
 """The part of LoRAs that changes a base's text encoders, applied while prompts are encoded.
 
 Nothing of an encoder is changed: its Linears add what the adapters make of their inputs for the
-length of a block, as peft computes it, and are as they were afterwards (ADR 20).
+length of a block, as peft computes it, and are as they were afterwards (ADR 18).
 """
 
 import contextlib
