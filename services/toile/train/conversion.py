@@ -1,7 +1,6 @@
 """From a LoRA file to the artifacts of a version. Needs torch: loaded with the first import."""
 
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,8 @@ def publish_lora(
         targets: What the engine takes adapters for, by the settings' name.
 
     Returns:
-        The manifest; and rank and alpha, those of most of the UNet's layers, as a configuration
-        holds them.
+        The manifest; and rank and alpha, as a configuration holds them: of the layer of the
+        highest rank, for so much of an engine's rank the packed file takes.
 
     Raises:
         InvalidArgumentError: The file cannot be used; see `read_foreign`.
@@ -73,9 +72,8 @@ def publish_lora(
         packed = PackedFiles(store, bank_layout(unet, TARGETS[targets]), base_digest=base.digest)
         packed.put(artifact, load_lora(folder))
         manifest = publish_folder(store, artifact, folder)
-    layers = weights.layers.values()
-    ((rank, alpha), _), *_ = Counter((layer.rank, layer.alpha) for layer in layers).most_common(1)
-    return manifest, {"rank": rank, "alpha": alpha}
+    highest = max(weights.layers.values(), key=lambda layer: layer.rank)
+    return manifest, {"rank": highest.rank, "alpha": highest.alpha}
 
 
 def _fetch_configs(store: ArtifactStore, base: BaseRow, folder: Path) -> None:

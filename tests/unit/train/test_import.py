@@ -116,6 +116,21 @@ def test_a_kohya_file_becomes_a_version_in_both_layouts(
     assert all(torch.equal(peft[key], want[key]) for key in want)
 
 
+def test_the_rank_of_a_version_is_what_engines_must_hold(
+    import_: Import, kohya: State, unet: Any
+) -> None:
+    for path, (inputs, outputs) in linear_targets(unet).items():
+        if path.endswith(("attn1.to_k", "attn1.to_v")):
+            name, rank = "lora_unet_" + path.replace(".", "_"), 2
+            if "mid_block" in path and path.endswith("to_k"):
+                rank = 3 * RANK
+            kohya[f"{name}.lora_down.weight"] = torch.randn(rank, inputs).bfloat16()
+            kohya[f"{name}.lora_up.weight"] = torch.randn(outputs, rank).bfloat16()
+            kohya[f"{name}.alpha"] = torch.tensor(float(rank))
+    version = import_(kohya)
+    assert (version.config.rank, version.config.alpha) == (3 * RANK, 3 * RANK)
+
+
 TEXT_PATHS = (
     "text_encoder.text_model.encoder.layers.0.mlp.fc1",
     "text_encoder_2.text_model.encoder.layers.1.self_attn.q_proj",
