@@ -76,7 +76,7 @@ def test_tables_can_be_read(
     assert "validation loss 0.2500" in found.replace("│ ", "")
     assert all(figure in found for figure in ("0.750", "0.625, without control 0.125"))
     (version,) = toile("versions", "lace")
-    assert version["metrics"]["sampleScores"] == {"prompt": 0.75}
+    assert version["metrics"]["sample_scores"] == {"prompt": 0.75}
 
 
 def test_a_file_is_imported(
