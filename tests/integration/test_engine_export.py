@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 Exported = tuple[NamedNetwork, Path]
 
 
-@pytest.fixture(scope="module", params=["tiny", "sdxl"])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("sdxl", marks=pytest.mark.slow)])
 def kind(request: pytest.FixtureRequest) -> str:
     """The tiny base, or SDXL's configuration at reduced width."""
     return str(request.param)
