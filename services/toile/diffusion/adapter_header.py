@@ -25,6 +25,13 @@ CONTROL_ARCHITECTURE = "stable-diffusion-xl-v1-base/controlnet"
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 """ModelSpec's words for those of diffusers' schedulers."""
 
+_MAGNITUDES = (".dora_scale", ".lora_magnitude_vector")
+_DORA = {
+    "ss_network_module": "lycoris.kohya",
+    "ss_network_args": json.dumps({"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}),
+}
+"""What sd-scripts say of a DoRA, which they train by LyCORIS; it normalises rows with the last."""
+
 
 @dataclass(frozen=True)
 class TrainingImages:
@@ -72,6 +79,8 @@ def header(
 ) -> dict[str, str]:
     """Return the header of a file with these tensors."""
     facts = {**_modelspec(card), **_kohya(card, rank, alpha), **_own(card)}
+    if any(name.endswith(_MAGNITUDES) for name in tensors):
+        facts |= _DORA
     facts |= _hashes(tensors, {k: v for k, v in facts.items() if k.startswith("ss_")})
     return {key: value for key, value in sorted(facts.items()) if value}
 

@@ -5,11 +5,15 @@ A model version holds both. Sources: diffusers' `save_lora_weights` with its
 read: `lora_unet_<module path, dots as underscores>.lora_down.weight`, `.lora_up.weight` and
 `.alpha`, with `lora_te1_` and `lora_te2_` for the text encoders' modules. The strength of a layer
 is alpha / rank; both files carry the real alpha.
+
+A DoRA (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024) also says how long each
+row of the changed weight is: `lora_magnitude_vector` `[out]` in PEFT's layout, and in kohya's
+`dora_scale` `[out, 1]`, as LyCORIS writes it (`wd_on_output`); `[1, in]` is of columns: another
+adapter.
 """
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,34 +25,50 @@ from safetensors.torch import save_file
 
 from toile.core.errors import InvalidArgumentError
 from toile.diffusion.adapter_header import AdapterCard, header
-from toile.diffusion.bank import MAX_RANK
 from toile.diffusion.kohya_keys import kohya_name, kohya_names, kohya_text_path
+from toile.diffusion.peft_config import (
+    METADATA,
+    PARTS,
+    TEXT_MODEL,
+    alpha_of,
+    bad_adapter,
+    by_pattern,
+    commonest,
+    make_config,
+    read_config,
+)
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "kohya.safetensors"
 
-_DIFFUSERS_METADATA = "lora_adapter_metadata"
-_PARTS = ("unet.", "text_encoder.", "text_encoder_2.")
-_TEXT_MODEL = "text_model."
-"""Around an encoder's modules in files; in memory where transformers does not flatten them."""
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-_KOHYA_DOWN, _KOHYA_UP, _KOHYA_ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
+_DOWN, _UP, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+_KOHYA_ALPHA = ".alpha"
+_KOHYA_ENDS = {".lora_down.weight": _DOWN, ".lora_up.weight": _UP, ".dora_scale": _MAGNITUDE}
+"""PEFT's ends of names by those of kohya's."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoraLayer:
-    """The update of one Linear: `W x + alpha / rank * up (down x)`."""
+    """The update of one Linear to `V = W + alpha / rank * up down`; with magnitudes of V's rows."""
 
     down: torch.Tensor
     """`[rank, in]`"""
     up: torch.Tensor
     """`[out, rank]`"""
     alpha: float
+    magnitude: torch.Tensor | None = None
+    """`[out]`, what the norms of V's rows are brought to; None if they are left as they are."""
 
     @property
     def rank(self) -> int:
         """Rank of the update."""
         return int(self.down.shape[0])
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """What it holds, by the ends of PEFT's names."""
+        more = {} if self.magnitude is None else {_MAGNITUDE: self.magnitude}
+        return {_DOWN: self.down, _UP: self.up, **more}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +89,17 @@ class AdapterWeights:
         return self.header.get("toile.base_digest", "")
 
     @property
+    def is_dora(self) -> bool:
+        """Whether it brings rows of the UNet's weights to magnitudes, of all its layers then."""
+        return any(layer.magnitude is not None for layer in self.layers.values())
+
+    @property
     def size_bytes(self) -> int:
         """Bytes that the layers take."""
         return sum(
             tensor.numel() * tensor.element_size()
             for layer in (*self.layers.values(), *self.text_layers.values())
-            for tensor in (layer.down, layer.up)
+            for tensor in layer.tensors.values()
         )
 
     def peft_state(self) -> dict[str, torch.Tensor]:
@@ -83,7 +108,7 @@ class AdapterWeights:
 
     def peft_config(self) -> dict[str, Any]:
         """Return the arguments of the `peft.LoraConfig` that gives each layer its strength."""
-        return _peft_config(self.layers, anchor="^")
+        return _config_of(self.layers, anchor="^")
 
 
 def write_lora(
@@ -109,38 +134,38 @@ def write_lora(
     weights = _weights_of(_by_path(state), lambda _: float(alpha), {})
     for path, layer in (*weights.layers.items(), *weights.text_layers.items()):
         if layer.rank != rank:
-            raise _bad(f"{path} has rank {layer.rank}, not {rank}")
+            raise bad_adapter(f"{path} has rank {layer.rank}, not {rank}")
     return write_adapter(folder, weights, card)
 
 
 def write_adapter(folder: Path, weights: AdapterWeights, card: AdapterCard) -> list[Path]:
     """Write an adapter as both files and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    rank = _commonest(layer.rank for layer in weights.layers.values())
-    alpha = _commonest(layer.alpha for layer in weights.layers.values())
+    rank = commonest(layer.rank for layer in weights.layers.values())
+    alpha = commonest(layer.alpha for layer in weights.layers.values())
     kohya = _kohya_state(weights)
     save_file(kohya, folder / KOHYA_FILE, metadata=header(card, kohya, rank=rank, alpha=alpha))
     state = {f"unet.{key}": value for key, value in weights.peft_state().items()}
     state |= _peft_state(weights.text_layers)
     state = {key: value.contiguous() for key, value in state.items()}
     config = {f"unet.{key}": value for key, value in weights.peft_config().items()}
-    for part in _PARTS[1:]:
+    for part in PARTS[1:]:
         # Matched from their end, without `text_model.`: diffusers 0.42 strips that of the keys of
         # an encoder that transformers has flattened, but not of this.
         layers = {
-            path.removeprefix(part).removeprefix(_TEXT_MODEL): layer
+            path.removeprefix(part).removeprefix(TEXT_MODEL): layer
             for path, layer in weights.text_layers.items()
             if path.startswith(part)
         }
         if layers:
-            config |= {part + key: value for key, value in _peft_config(layers).items()}
+            config |= {part + key: value for key, value in _config_of(layers).items()}
     save_file(
         state,
         folder / DIFFUSERS_FILE,
         metadata={
             **header(card, state, rank=rank, alpha=alpha),
             "format": "pt",
-            _DIFFUSERS_METADATA: json.dumps(config, indent=2, sort_keys=True),
+            METADATA: json.dumps(config, indent=2, sort_keys=True),
         },
     )
     return [folder / DIFFUSERS_FILE, folder / KOHYA_FILE]
@@ -160,7 +185,7 @@ def load_lora(folder: Path, *, targets: Iterable[str] = ()) -> AdapterWeights:
         return read_diffusers(folder / DIFFUSERS_FILE)
     if (folder / KOHYA_FILE).is_file():
         return read_kohya(folder / KOHYA_FILE, targets)
-    raise _bad(f"{folder.name} has neither {DIFFUSERS_FILE} nor {KOHYA_FILE}")
+    raise bad_adapter(f"{folder.name} has neither {DIFFUSERS_FILE} nor {KOHYA_FILE}")
 
 
 def read_diffusers(path: Path) -> AdapterWeights:
@@ -172,12 +197,15 @@ def read_diffusers(path: Path) -> AdapterWeights:
         InvalidArgumentError: It cannot be applied whole (`BAD_ADAPTER`).
     """
     state, facts = _read(path)
-    config = _peft_config_of(facts)
-    weights = _weights_of(_by_path(state), lambda layer: _alpha_of(config, layer), facts)
+    config = read_config(facts)
+    weights = _weights_of(_by_path(state), lambda layer: alpha_of(config, layer), facts)
     for layer_path, layer in (*weights.layers.items(), *weights.text_layers.items()):
-        declared = _by_pattern(config, "rank_pattern", "r", layer_path)
+        declared = by_pattern(config, "rank_pattern", "r", layer_path)
         if declared is not None and int(declared) != layer.rank:
-            raise _bad(f"{layer_path} has rank {layer.rank}; the header says {declared}")
+            raise bad_adapter(f"{layer_path} has rank {layer.rank}; the header says {declared}")
+    # A header that says nothing of it leaves it to the keys, but none says all of the rest.
+    if config and bool(config.get("unet.use_dora")) != weights.is_dora:
+        raise bad_adapter("its header and its keys differ in whether it is a DoRA")
     return weights
 
 
@@ -194,20 +222,22 @@ def read_kohya(path: Path, targets: Iterable[str]) -> AdapterWeights:
     for key, tensor in state.items():
         name, dot, rest = key.partition(".")
         suffix, target = dot + rest, paths.get(name) or kohya_text_path(name)
-        if target is None or suffix not in (_KOHYA_DOWN, _KOHYA_UP, _KOHYA_ALPHA):
+        if target is None or suffix not in (*_KOHYA_ENDS, _KOHYA_ALPHA):
             raise _unknown_key(key)
         if suffix == _KOHYA_ALPHA and tensor.numel() != 1:
-            raise _bad(f"{key} is not one number")
-        half = target + (_DOWN if suffix == _KOHYA_DOWN else _UP)
-        if (target in alphas) if suffix == _KOHYA_ALPHA else (half in renamed):
-            raise _bad(f"{target} is there twice, under both of its names")
+            raise bad_adapter(f"{key} is not one number")
+        part = target + _KOHYA_ENDS.get(suffix, "")
+        if (target in alphas) if suffix == _KOHYA_ALPHA else (part in renamed):
+            raise bad_adapter(f"{target} is there twice, under both of its names")
         if suffix == _KOHYA_ALPHA:
             alphas[target] = float(tensor)
+        elif part.endswith(_MAGNITUDE) and tensor.ndim == 2 and tensor.shape[1] == 1:
+            renamed[part] = tensor[:, 0]
         else:
-            renamed[half] = tensor
+            renamed[part] = tensor
     weights = _weights_of(renamed, alphas.get, facts)
     for orphan in alphas.keys() - weights.layers.keys() - weights.text_layers.keys():
-        raise _bad(f"{orphan} has an alpha but no weights")
+        raise bad_adapter(f"{orphan} has an alpha but no weights")
     return weights
 
 
@@ -225,88 +255,32 @@ def linear_targets(network: torch.nn.Module) -> dict[str, tuple[int, int]]:
 def text_path(path: str) -> str:
     """Return a text encoder's module path as files have it: of an encoder that is not flattened."""
     part, _, rest = path.partition(".")
-    return f"{part}.{_TEXT_MODEL}{rest}" if rest.startswith("encoder.") else path
-
-
-def check_base(weights: AdapterWeights, base_digest: str) -> None:
-    """Refuse an adapter that says that it was trained on another base than this one.
-
-    Raises:
-        InvalidArgumentError: It was (`ADAPTER_MISMATCH`).
-    """
-    if base_digest and weights.base_digest and base_digest != weights.base_digest:
-        raise InvalidArgumentError(
-            "the adapter was trained on another base",
-            field="adapters",
-            reason="ADAPTER_MISMATCH",
-            metadata={"base_digest": base_digest, "adapter_base_digest": weights.base_digest},
-        )
-
-
-def check_fits(weights: AdapterWeights, targets: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse an adapter that a UNet with these Linears cannot apply whole.
-
-    Raises:
-        InvalidArgumentError: A layer is not there, has other sizes, or its rank is over
-            `MAX_RANK` (`ADAPTER_MISMATCH`).
-    """
-    check_layers(weights.layers, targets)
-    for path, layer in weights.layers.items():
-        if layer.rank > MAX_RANK:
-            raise _misfit(f"{path} has rank {layer.rank}; at most {MAX_RANK} can be served")
-
-
-def check_layers(layers: Mapping[str, LoraLayer], targets: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse layers that networks with these Linears cannot apply.
-
-    Raises:
-        InvalidArgumentError: One is not there, or has other sizes (`ADAPTER_MISMATCH`).
-    """
-    for path, layer in layers.items():
-        have = (int(layer.down.shape[1]), int(layer.up.shape[0]))
-        want = targets.get(path)
-        if want is None:
-            raise _misfit(f"the base has no Linear {path}")
-        if have != want:
-            raise _misfit(f"{path} is {have[0]} to {have[1]}; the base's is {want[0]} to {want[1]}")
-
-
-def _misfit(problem: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"the adapter does not fit the base: {problem}",
-        field="adapters",
-        reason="ADAPTER_MISMATCH",
-    )
+    return f"{part}.{TEXT_MODEL}{rest}" if rest.startswith("encoder.") else path
 
 
 def _peft_state(layers: Mapping[str, LoraLayer]) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for path, layer in sorted(layers.items()):
-        state[path + _DOWN], state[path + _UP] = layer.down, layer.up
+        state |= {path + end: tensor for end, tensor in layer.tensors.items()}
     return state
 
 
-def _peft_config(layers: Mapping[str, LoraLayer], *, anchor: str = "") -> dict[str, Any]:
-    ranks = {path: layer.rank for path, layer in layers.items()}
-    alphas = {path: layer.alpha for path, layer in layers.items()}
-    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {anchor + p: r for p, r in sorted(ranks.items()) if r != rank},
-        "alpha_pattern": {anchor + p: a for p, a in sorted(alphas.items()) if a != alpha},
-        "target_modules": sorted(layers),
-        "lora_dropout": 0.0,
-        "bias": "none",
-    }
+def _config_of(layers: Mapping[str, LoraLayer], *, anchor: str = "") -> dict[str, Any]:
+    return make_config(
+        {path: layer.rank for path, layer in layers.items()},
+        {path: layer.alpha for path, layer in layers.items()},
+        use_dora=any(layer.magnitude is not None for layer in layers.values()),
+        anchor=anchor,
+    )
 
 
 def _kohya_state(weights: AdapterWeights) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for path, layer in sorted({**weights.layers, **weights.text_layers}.items()):
         name = kohya_name(path)
-        state[name + _KOHYA_DOWN] = layer.down.contiguous()
-        state[name + _KOHYA_UP] = layer.up.contiguous()
+        for end, theirs in _KOHYA_ENDS.items():
+            if (tensor := layer.tensors.get(theirs)) is not None:
+                state[name + end] = tensor.reshape(len(tensor), -1).contiguous()
         state[name + _KOHYA_ALPHA] = torch.tensor(layer.alpha, dtype=torch.float32)
     return state
 
@@ -317,28 +291,45 @@ def _weights_of(
     """Pair downs with ups; `alpha_of(path)` may be None, for an alpha equal to the rank."""
     layers: dict[str, LoraLayer] = {}
     for key in sorted(state):
-        path = key.removesuffix(_DOWN).removesuffix(_UP)
+        path = key.removesuffix(_DOWN).removesuffix(_UP).removesuffix(_MAGNITUDE)
         if path == key:
             raise _unknown_key(key)
-        down, up = state.get(path + _DOWN), state.get(path + _UP)
+        down, up, magnitude = (state.get(path + end) for end in (_DOWN, _UP, _MAGNITUDE))
         if down is None or up is None:
-            raise _bad(f"{path} lacks half of its weights")
+            raise bad_adapter(f"{path} lacks half of its weights")
         if down.ndim != 2 or up.ndim != 2:
-            raise _bad(f"{path} is not the LoRA of a Linear, and others cannot be served")
+            raise bad_adapter(f"{path} is not the LoRA of a Linear, and others cannot be served")
         if down.shape[0] != up.shape[1] or not down.shape[0]:
-            raise _bad(f"{path} has ranks {down.shape[0]} and {up.shape[1]}")
-        if not (down.isfinite().all() and up.isfinite().all()):
-            raise _bad(f"{path} holds numbers that are not finite")
+            raise bad_adapter(f"{path} has ranks {down.shape[0]} and {up.shape[1]}")
+        if magnitude is not None:
+            _check_magnitude(path, magnitude, up)
+        if not all(t.isfinite().all() for t in (down, up, magnitude) if t is not None):
+            raise bad_adapter(f"{path} holds numbers that are not finite")
         alpha = alpha_of(path)
         alpha = float(down.shape[0] if alpha is None else alpha)
         if not math.isfinite(alpha):
-            raise _bad(f"{path} has the alpha {alpha}")
-        layers[path] = LoraLayer(down.detach(), up.detach(), alpha)
-    text_layers = {path: layer for path, layer in layers.items() if path.startswith(_PARTS[1:])}
+            raise bad_adapter(f"{path} has the alpha {alpha}")
+        layers[path] = LoraLayer(down, up, alpha, magnitude)
+    text_layers = {path: layer for path, layer in layers.items() if path.startswith(PARTS[1:])}
     of_unet = {path: layer for path, layer in layers.items() if path not in text_layers}
     if not of_unet:
-        raise _bad("it has no layers of the UNet")
+        raise bad_adapter("it has no layers of the UNet")
+    plain = sorted(path for path, layer in of_unet.items() if layer.magnitude is None)
+    if 0 < len(plain) < len(of_unet):
+        raise bad_adapter(
+            f"it is a DoRA, and {plain[0]} has no magnitudes ({len(plain)} such layers)"
+        )
     return AdapterWeights(of_unet, facts, text_layers)
+
+
+def _check_magnitude(path: str, magnitude: torch.Tensor, up: torch.Tensor) -> None:
+    if path.startswith(PARTS[1:]):
+        raise bad_adapter(f"{path} is a DoRA of a text encoder, and only the UNet's can be served")
+    if magnitude.shape != up.shape[:1]:
+        raise bad_adapter(
+            f"{path} is a DoRA whose magnitudes are {list(magnitude.shape)}, not one for each of "
+            f"{len(up)} rows, as PEFT has them"
+        )
 
 
 def _by_path(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -347,7 +338,7 @@ def _by_path(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for key, tensor in state.items():
         path = text_path(key.removeprefix("base_model.model.").removeprefix("unet."))
         if path in found:
-            raise _bad(f"{path[:200]} is there twice, under both of its names")
+            raise bad_adapter(f"{path[:200]} is there twice, under both of its names")
         found[path] = tensor
     return found
 
@@ -357,52 +348,11 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise _bad(f"{path.name} is not a safetensors file: {error}") from error
-
-
-def _peft_config_of(facts: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        config = json.loads(facts.get(_DIFFUSERS_METADATA, "{}"))
-    except ValueError as error:
-        raise _bad(f"{_DIFFUSERS_METADATA} is not JSON") from error
-    if not isinstance(config, dict):
-        raise _bad(f"{_DIFFUSERS_METADATA} is not a JSON object")
-    for feature in ("use_dora", "use_rslora", "lora_bias"):
-        if any(config.get(part + feature) for part in _PARTS):
-            raise _bad(f"it needs {feature}, which cannot be served")
-    return {key if key.startswith(_PARTS) else f"unet.{key}": config[key] for key in config}
-
-
-def _alpha_of(config: Mapping[str, Any], path: str) -> float | None:
-    alpha = _by_pattern(config, "alpha_pattern", "lora_alpha", path)
-    if alpha is not None and not isinstance(alpha, int | float):
-        raise _bad(f"{_DIFFUSERS_METADATA} has an alpha of {path} that is no number")
-    return None if alpha is None else float(alpha)
-
-
-def _by_pattern(config: Mapping[str, Any], pattern: str, default: str, path: str) -> Any:
-    """Look a layer's value up as PEFT does: by a key that is its path or the end of it."""
-    part = next((part for part in _PARTS if path.startswith(part)), "unet.")
-    path = path.removeprefix(part).removeprefix(_TEXT_MODEL)
-    for key, value in (config.get(part + pattern) or {}).items():
-        plain = str(key).removeprefix("^").removeprefix(_TEXT_MODEL)
-        if path == plain or (not str(key).startswith("^") and path.endswith("." + plain)):
-            return value
-    return config.get(part + default)
-
-
-def _commonest(values: Iterable[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
+        raise bad_adapter(f"{path.name} is not a safetensors file: {error}") from error
 
 
 def _unknown_key(key: str) -> InvalidArgumentError:
-    return _bad(
+    return bad_adapter(
         f"{key[:200]} is not a LoRA tensor of the UNet or the text encoders; nothing of a file is "
         "left out"
-    )
-
-
-def _bad(message: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"the adapter cannot be used: {message}", field="adapters", reason="BAD_ADAPTER"
     )

@@ -23,7 +23,7 @@ from toile.core.bases import read_description
 from toile.core.errors import FailedPreconditionError
 from toile.core.kept import Kept
 from toile.core.prompts import check_prompt
-from toile.diffusion.adapters import check_base
+from toile.diffusion.adapter_fit import check_base
 from toile.diffusion.controls import CONTROLNET_FOLDER
 from toile.diffusion.loading import MAKING
 from toile.diffusion.previews import Previewer

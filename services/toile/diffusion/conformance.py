@@ -28,10 +28,10 @@ from toile.diffusion.adapters import (
     read_kohya,
 )
 from toile.diffusion.kohya_keys import kohya_name, kohya_names, kohya_text_path
+from toile.diffusion.peft_config import PARTS
 
-_PARTS = ("unet.", "text_encoder.", "text_encoder_2.")
 _PREFIX = "lora_unet_"
-_LEAVES = {"lora_down.weight", "lora_up.weight", "alpha"}
+_LEAVES = {"lora_down.weight", "lora_up.weight", "alpha", "dora_scale"}
 _STABILITY = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out_")
 """How the module names begin that InvokeAI takes for Stability's."""
 _MAPS = "controlnet_cond_embedding"
@@ -77,7 +77,7 @@ def check_lora(folder: Path, unet: UNet2DConditionModel) -> None:
         check_header(path)
     with safe_open(diffusers, framework="pt") as file:
         keys, facts = set(file.keys()), file.metadata()
-    if foreign := sorted(key for key in keys if not key.startswith(_PARTS)):
+    if foreign := sorted(key for key in keys if not key.startswith(PARTS)):
         raise not_conformant(DIFFUSERS_FILE, f"diffusers would not load {foreign[0]}")
     config = json.loads(facts.get("lora_adapter_metadata", "{}"))
     parts = {key.split(".", 1)[0] for key in keys}
@@ -124,9 +124,11 @@ def check_controlnet(path: Path, unet: torch.nn.Module) -> None:
 def comfyui_strengths(path: Path, modules: Iterable[str]) -> dict[str, float]:
     """Return the strength that ComfyUI gives each module of a file in kohya's layout.
 
-    For each module that it knows it takes `.alpha`, `.lora_up.weight` and `.lora_down.weight`, and
-    multiplies by alpha / rows of down. What is left over in the file is not loaded, with no more
-    than a warning.
+    For each module that it knows it takes `.alpha`, `.lora_up.weight`, `.lora_down.weight` and
+    `.dora_scale`, if there is one, and multiplies by alpha / rows of down. Scales are of rows where
+    they are as many as those of the weight, `[out, 1]` (`comfy/weight_adapter/base.py`); of other
+    shapes they would be of columns. How it divides by norms then is another matter (ADR 22). What
+    is left over in the file is not loaded, with no more than a warning.
 
     Args:
         path: The file.
@@ -138,8 +140,11 @@ def comfyui_strengths(path: Path, modules: Iterable[str]) -> dict[str, float]:
     left = _tensors(path)
     strengths: dict[str, float] = {}
     for module in modules:
-        if left.pop(f"{module}.lora_up.weight", None) is None:
+        if (up := left.pop(f"{module}.lora_up.weight", None)) is None:
             continue
+        scales = left.pop(f"{module}.dora_scale", None)
+        if scales is not None and scales.shape != (len(up), 1):
+            raise not_conformant(path.name, f"ComfyUI would not scale the rows of {module}")
         down, alpha = (
             left.pop(f"{module}.lora_down.weight", None),
             left.pop(f"{module}.alpha", None),
@@ -242,7 +247,8 @@ def _difference(one: AdapterWeights, other: AdapterWeights) -> str:
             return f"one of them lacks {path}"
         if a.rank != b.rank or a.alpha != b.alpha:
             return f"{path} has rank {a.rank} and {b.rank}, alpha {a.alpha:g} and {b.alpha:g}"
-        if not (_equal(a.down, b.down) and _equal(a.up, b.up)):
+        mine, theirs = a.tensors, b.tensors
+        if mine.keys() != theirs.keys() or not all(_equal(mine[k], theirs[k]) for k in mine):
             return f"{path} has other weights"
     return ""
 

@@ -13,7 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from toile.core.errors import InvalidArgumentError
-from toile.diffusion.adapters import AdapterWeights, check_base, check_fits, linear_targets
+from toile.diffusion.adapter_fit import check_base, check_fits
+from toile.diffusion.adapters import AdapterWeights, linear_targets
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import LoadedControl, controlled, shadowed
 from toile.diffusion.loading import MAKING

@@ -14,10 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from toile.core.errors import InvalidArgumentError
+from toile.diffusion.adapter_fit import check_fits, check_layers
 from toile.diffusion.adapters import (
     AdapterWeights,
-    check_fits,
-    check_layers,
     linear_targets,
     read_diffusers,
     read_kohya,
@@ -33,7 +32,6 @@ _KINDS = {
     "layers of another architecture": (
         r"(lora_prior_|lora_transformer_|transformer\.|diffusion_model\.).*"
     ),
-    "DoRA": r".*\.(dora_scale|lora_magnitude_vector(\..*)?)",
     "LoHa": r".*\.hada_\w+",
     "LoKr": r".*\.lokr_\w+",
     "OFT": r".*\.(b?oft_\w+|oft_R\..*)",
@@ -44,6 +42,7 @@ _KINDS = {
     "diffusers' early layout": r".*(\.lora|_lora|\.lora_linear_layer)\.(down|up)\.weight",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
+_ENDS = re.compile(r"\.(lora_(down|up|A|B)\.weight|alpha|dora_scale|lora_magnitude_vector)$")
 _TYPES = frozenset({"F32", "F16", "BF16"})
 _SDXL = {"modelspec.architecture": "stable-diffusion-xl", "ss_base_model_version": "sdxl"}
 _PICKLES = (b"\x80", b"PK\x03\x04")  # a bare one, and the archive that torch puts them in
@@ -78,8 +77,9 @@ def read_foreign(
     weights = read_kohya(path, targets) if kohya else read_diffusers(path)
     check_fits(weights, targets)
     check_layers(weights.text_layers, text)
-    _check_served(weights, ends)
-    check_adapter(weights, bank_layout(unet, ends))
+    if not weights.is_dora:  # which no engine takes
+        _check_served(weights, ends)
+        check_adapter(weights, bank_layout(unet, ends))
     return weights
 
 
@@ -136,7 +136,7 @@ def _unsupported(key: str, dimensions: int, dtype: str, known: set[str]) -> Iter
             yield kind
             return
     layer = re.sub(r"^(base_model\.model\.)?(unet\.)?", "", key)
-    layer = text_path(re.sub(r"\.(lora_(down|up|A|B)\.weight|alpha)$", "", layer))
+    layer = text_path(re.sub(_ENDS, "", layer))
     if dimensions > 2:
         yield "convolution layers"
     elif layer not in known:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from toile.diffusion.adapter_fit import check_layers
 from toile.diffusion.adapters import (
     AdapterWeights,
     LoraLayer,
-    check_layers,
     linear_targets,
     text_path,
 )

@@ -79,8 +79,10 @@ class EngineDenoiser:
         urgency: Urgency = NO_HURRY,
         controls: Sequence[LoadedControl] = (),
     ) -> Iterator[UNet2DConditionModel]:
-        """See `Denoiser.session`; with ControlNets that no engine has, it is here."""
+        """See `Denoiser.session`; with DoRAs, or ControlNets that no engine has, it is here."""
         chosen = self._chosen()
+        if any(adapter.weights.is_dora for adapter in adapters):
+            chosen = self._here
         if controls and chosen is self._there and not self._there.has_controls(controls):
             chosen = self._here
         with chosen.session(adapters, urgency, controls) as unet:

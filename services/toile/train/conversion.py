@@ -44,8 +44,8 @@ def publish_lora(
         targets: What the engine takes adapters for, by the settings' name.
 
     Returns:
-        The manifest; and rank and alpha, as a configuration holds them: of the layer of the
-        highest rank, for so much of an engine's rank the packed file takes.
+        The manifest; and rank, alpha and whether it is a DoRA, as a configuration holds them: of
+        the layer of the highest rank, for so much of an engine's rank the packed file takes.
 
     Raises:
         InvalidArgumentError: The file cannot be used; see `read_foreign`.
@@ -68,12 +68,15 @@ def publish_lora(
         folder = Path(scratch) / "version"
         write_adapter(folder, weights, card)
         check_lora(folder, unet)
-        # What is packed is what the server would read.
-        packed = PackedFiles(store, bank_layout(unet, TARGETS[targets]), base_digest=base.digest)
-        packed.put(artifact, load_lora(folder))
+        if not weights.is_dora:
+            # What is packed is what the server would read.
+            layout = bank_layout(unet, TARGETS[targets])
+            packed = PackedFiles(store, layout, base_digest=base.digest)
+            packed.put(artifact, load_lora(folder))
         manifest = publish_folder(store, artifact, folder)
     highest = max(weights.layers.values(), key=lambda layer: layer.rank)
-    return manifest, {"rank": highest.rank, "alpha": highest.alpha}
+    config = {"rank": highest.rank, "alpha": highest.alpha}
+    return manifest, {**config, "use_dora": True} if weights.is_dora else config
 
 
 def _fetch_configs(store: ArtifactStore, base: BaseRow, folder: Path) -> None:

@@ -36,14 +36,12 @@ from toile.train.convert import recipe_values
 from toile.train.estimate import Estimate, estimate
 from toile.train.prompts import PromptRules
 from toile.train.registry import missing, next_version
+from toile.training.checks import check_installed, held_out_count, lacks_masks
 from toile.training.config import (
     RECIPES,
     ControlNetRecipeConfig,
     LoraRecipeConfig,
     RecipeConfig,
-    check_installed,
-    held_out_count,
-    lacks_masks,
 )
 from toile.training.repeats import repeat_counts
 from toile.v1 import train_pb2
@@ -201,7 +199,8 @@ class TrainHandler:
                 field="lora.rank",
                 reason="BAD_CONFIG",
             )
-        if config.target_modules == "transformer" and self._settings.engine.targets == "attention":
+        engine = "any" if config.use_dora else self._settings.engine.targets  # no engine takes it
+        if config.target_modules == "transformer" and engine == "attention":
             raise FailedPreconditionError(
                 "lora.target_modules: this platform's engine takes LoRAs of attention alone; "
                 "TOILE_ENGINE__TARGETS=transformer has it take those of whole transformers",

@@ -1,6 +1,5 @@
 """What a recipe can be told; validated when made, and free of torch, so that services can ask."""
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -16,7 +15,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from toile.core.adapter_types import AdapterType
-from toile.core.errors import FailedPreconditionError, InvalidArgumentError
+from toile.core.errors import InvalidArgumentError
 
 MAX_RANK = 64
 MAX_SAMPLE_PROMPTS = 8
@@ -256,6 +255,9 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
         le=MAX_LEARNING_RATE,
         description="Peak learning rate of the text encoders; the other one if unset.",
     )
+    use_dora: bool = Field(
+        False, description="Whether magnitudes of the changed weights' rows are trained, too."
+    )
 
     @field_validator("background_weight")
     @classmethod
@@ -298,6 +300,13 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
         if rate is not None and info.data.get("optimizer") == "prodigy":
             raise ValueError("is not of the optimizer prodigy, which finds one rate for all")
         return rate
+
+    @field_validator("use_dora")
+    @classmethod
+    def _dora_is_of_the_unet(cls, use_dora: bool, info: ValidationInfo) -> bool:
+        if use_dora and info.data.get("train_text_encoders"):
+            raise ValueError("needs train_text_encoders: false; DoRAs are of the UNet alone")
+        return use_dora
 
     @model_validator(mode="before")
     @classmethod
@@ -346,50 +355,3 @@ RECIPES: Mapping[str, type[LoraRecipeConfig] | type[ControlNetRecipeConfig]] = {
     config.RECIPE: config for config in (LoraRecipeConfig, ControlNetRecipeConfig)
 }
 """Configurations by the names of their recipes."""
-
-
-def check_installed(config: RecipeConfig) -> None:
-    """Refuse an optimizer whose package is not installed here.
-
-    Raises:
-        FailedPreconditionError: It is not (`OPTIMIZER_NOT_INSTALLED`).
-    """
-    if config.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise FailedPreconditionError(
-            f"{config.RECIPE}.optimizer: adamw8bit needs bitsandbytes where trainings run: "
-            "pip install 'toile[adamw8bit]'",
-            reason="OPTIMIZER_NOT_INSTALLED",
-            metadata={"field": f"{config.RECIPE}.optimizer"},
-        )
-
-
-def lacks_masks(what: str) -> FailedPreconditionError:
-    """The error where a masked loss is asked for and `what` has no masks."""
-    return FailedPreconditionError(
-        f"{what} has no masks of the garment, which lora.masked_loss needs",
-        reason="DATASET_LACKS_MASKS",
-        metadata={"field": "lora.masked_loss"},
-    )
-
-
-def held_out_count(images: int, share: float, *, recipe: str = LoraRecipeConfig.RECIPE) -> int:
-    """Return how many of a dataset's images are held out: one at least, none if the share is 0.
-
-    Args:
-        images: The dataset's.
-        share: What the recipe's configuration says.
-        recipe: Named by the error.
-
-    Raises:
-        FailedPreconditionError: None would be left to train on (`DATASET_TOO_SMALL`).
-    """
-    if not share:
-        return 0
-    count = max(1, round(share * images))
-    if count >= images:
-        raise FailedPreconditionError(
-            f"a validation_share of {share:g} needs 2 images at least; the dataset has {images}",
-            reason="DATASET_TOO_SMALL",
-            metadata={"field": f"{recipe}.validation_share"},
-        )
-    return count

@@ -18,7 +18,7 @@ from toile.diffusion.banked_denoiser import BankedDenoiser
 from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.conformance import check_lora, not_conformant
-from toile.diffusion.denoiser import LoadedAdapter
+from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.triton.packed import empty_unet, pack_adapter, packed_name
 from toile.training.batches import compute_dtype, hold_frozen
 from toile.training.config import LoraRecipeConfig
@@ -70,14 +70,19 @@ class Lora(Recipe):
 
     def pack(self, folder: Path, bank: Path) -> None:
         """Pack it for the engine of its base, so that the first drawing with it need not."""
+        if self._config.use_dora:
+            return  # no engine takes it
         weights = load_lora(folder)
         packed = pack_adapter(weights, self._layout, base_digest=self._bundle.digest)
         packed.save(bank / packed_name(self._layout), self._layout)
 
     def served(self, folder: Path, bank: Path, bundle: Bundle, index: int) -> Served:  # noqa: ARG002
-        """The packed file in the graph that engines are exported from."""
+        """The packed file in the graph that engines are exported from; of a DoRA peft."""
         file = bank / packed_name(self._layout)
         adapter = LoadedAdapter(str(folder), load_lora(folder))
+        if self._config.use_dora:
+            plain = TorchDenoiser(bundle, autocast=torch.float32)
+            return Served(plain, {"adapters": [adapter]}, DIFFUSERS_FILE)
         try:
             packed = {adapter.key: PackedAdapter.load(file, self._layout)}
         except BankError as error:
@@ -97,6 +102,7 @@ def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:
                 lora_alpha=config.alpha,
                 lora_dropout=config.dropout,
                 target_modules=list(TARGETS[config.target_modules]),
+                use_dora=config.use_dora,
                 init_lora_weights="gaussian",
             ),
             adapter_name=ADAPTER,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from toile.core.errors import DataLossError
 from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.training.caches import Cache, WeightedCache
-from toile.training.config import LoraRecipeConfig, lacks_masks
+from toile.training.checks import lacks_masks
+from toile.training.config import LoraRecipeConfig
 from toile.training.data import Example, middle_square
 
 

@@ -8,7 +8,8 @@ from prodigyopt import Prodigy
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from toile.training.config import RecipeConfig, check_installed
+from toile.training.checks import check_installed
+from toile.training.config import RecipeConfig
 
 State = Mapping[int, Mapping[str, Tensor]]
 """State of each parameter, by its place: `{0: {"exp_avg": …}}`; Prodigy's own is at `SHARED`."""

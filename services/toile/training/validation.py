@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from toile.training.batches import Batch, assembled, loss_sum
 from toile.training.buckets import BucketedCache
-from toile.training.config import LoraRecipeConfig, RecipeConfig, held_out_count
+from toile.training.checks import held_out_count
+from toile.training.config import LoraRecipeConfig, RecipeConfig
 from toile.training.data import generator
 from toile.training.ranks import over_ranks, place
 

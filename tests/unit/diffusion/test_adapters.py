@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from toile.core.errors import InvalidArgumentError
+from toile.diffusion.adapter_fit import check_fits
 from toile.diffusion.adapter_header import AdapterCard, TrainingImages
 from toile.diffusion.adapters import (
     DIFFUSERS_FILE,
     KOHYA_FILE,
     AdapterWeights,
     LoraLayer,
-    check_fits,
     linear_targets,
     load_lora,
     read_diffusers,
@@ -27,6 +27,7 @@ from toile.diffusion.adapters import (
     write_lora,
 )
 from toile.diffusion.bundle import Bundle
+from unit.diffusion.doras import as_dora
 
 PATHS = ("down_blocks.0.attn.to_q", "down_blocks.0.attn.to_out.0", "mid_block.attn_1.to_k")
 TEXT_PATHS = (
@@ -70,19 +71,25 @@ def assert_same(one: AdapterWeights, other: AdapterWeights) -> None:
             assert layer.alpha == theirs[path].alpha
             assert torch.equal(layer.down, theirs[path].down)
             assert torch.equal(layer.up, theirs[path].up)
+            assert layer.tensors.keys() == theirs[path].tensors.keys()
+            if layer.magnitude is not None:
+                assert torch.equal(layer.magnitude, theirs[path].magnitude)
 
 
 @st.composite
 def adapters(draw: st.DrawFn) -> AdapterWeights:
     dtype = draw(st.sampled_from((torch.float32, torch.float16, torch.bfloat16)))
-    layers = {}
+    layers, is_dora = {}, draw(st.booleans())
     paths = draw(st.sets(st.sampled_from(PATHS), min_size=1))
     for path in paths | draw(st.sets(st.sampled_from(TEXT_PATHS))):
         rank = draw(st.integers(1, 5))
         alpha = draw(st.floats(0.0625, 64, width=32))
         numbers = torch.arange(rank * 7, dtype=torch.float32).to(dtype)
         layers[path] = LoraLayer(
-            numbers[: rank * 4].view(rank, 4), numbers[-rank * 3 :].view(3, rank), alpha
+            numbers[: rank * 4].view(rank, 4),
+            numbers[-rank * 3 :].view(3, rank),
+            alpha,
+            numbers[:3] + 1 if is_dora and path in PATHS else None,
         )
     text = {path: layers.pop(path) for path in layers.keys() - set(PATHS)}
     return AdapterWeights(layers, text_layers=text)
@@ -244,9 +251,9 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"unet.a.to_q.lora_magnitude_vector": torch.ones(4)}, "lora_magnitude_vector"),
+        ({"unet.a.to_q.lora_E": torch.ones(4)}, "lora_E"),
         ({"text_encoder.x.lora_A.weight": torch.ones(2, 3)}, "text_encoder.x lacks half"),
-        ({"text_encoder.x.lora_magnitude_vector": torch.ones(4)}, "text_encoder.x.lora_magn"),
+        ({"text_encoder.x.lora_magnitude_vector": torch.ones(4)}, "text_encoder.x lacks half"),
         ({"a.to_q.lora_A.weight": torch.ones(2, 3)}, "twice"),
         ({"unet.b.lora_A.weight": torch.ones(2, 3)}, "half"),
         ({"unet.a.to_q.lora_B.weight": torch.ones(4, 3)}, "ranks 2 and 3"),
@@ -339,11 +346,81 @@ def test_what_does_not_fit_the_base_is_refused(bundle: Bundle, lora: AdapterWeig
         assert caught.value.reason == "ADAPTER_MISMATCH"
 
 
-@pytest.mark.parametrize("file", [DIFFUSERS_FILE, KOHYA_FILE])
+DORA = {
+    "unet.a.to_q.lora_A.weight": torch.ones(2, 3),
+    "unet.a.to_q.lora_B.weight": torch.ones(4, 2),
+    "unet.a.to_q.lora_magnitude_vector": torch.ones(4),
+}
+WORD = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+
+
+def test_a_dora_says_so_in_both_files(tmp_path: Path) -> None:
+    state = {key.removeprefix("unet."): tensor for key, tensor in DORA.items()}
+    write_lora(tmp_path, state, 2, 2, CARD)
+    assert set(load_file(tmp_path / DIFFUSERS_FILE)) == set(DORA)
+    assert load_file(tmp_path / KOHYA_FILE)["lora_unet_a_to_q.dora_scale"].shape == (4, 1)
+    header = header_of(tmp_path / DIFFUSERS_FILE)
+    assert json.loads(header["lora_adapter_metadata"])["unet.use_dora"] is True
+    assert header["ss_network_module"] == "lycoris.kohya"
+    assert json.loads(header["ss_network_args"])["wd_on_output"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"unet.b.lora_A.weight": torch.ones(2, 3), "unet.b.lora_B.weight": torch.ones(4, 2)},
+         "b has no magnitudes"),
+        ({"unet.a.to_q.lora_magnitude_vector": torch.ones(3)}, "one for each of 4 rows"),
+        ({"unet.a.to_q.lora_magnitude_vector": torch.full((4,), torch.nan)}, "not finite"),
+        ({"unet.c.lora_magnitude_vector": torch.ones(3)}, "c lacks half"),
+        ({key.replace("unet.a.to_q", "text_encoder.layers.0.mlp.fc1"): tensor + 1
+          for key, tensor in DORA.items()},
+         "of a text encoder"),
+    ],
+)  # fmt: skip
+def test_what_is_no_dora_of_rows_is_refused(
+    tmp_path: Path, change: dict[str, torch.Tensor], says: str
+) -> None:
+    save_file(DORA, tmp_path / DIFFUSERS_FILE)
+    assert load_lora(tmp_path).is_dora
+    save_file({**DORA, **change}, tmp_path / DIFFUSERS_FILE)
+    with pytest.raises(InvalidArgumentError, match=says) as caught:
+        load_lora(tmp_path)
+    assert caught.value.reason == "BAD_ADAPTER"
+
+
+def test_a_header_that_forgets_the_magnitudes_is_refused(tmp_path: Path) -> None:
+    """diffusers, which goes by it, would draw a plain LoRA."""
+    facts = {"lora_adapter_metadata": '{"unet.r": 2, "unet.lora_alpha": 2}'}
+    save_file(DORA, tmp_path / DIFFUSERS_FILE, metadata=facts)
+    with pytest.raises(InvalidArgumentError, match="whether it is a DoRA"):
+        load_lora(tmp_path)
+
+
+def test_scales_of_columns_are_not_taken_for_those_of_rows(tmp_path: Path) -> None:
+    kohya = {
+        "lora_unet_a_to_q.lora_down.weight": torch.ones(2, 4),
+        "lora_unet_a_to_q.lora_up.weight": torch.ones(4, 2),
+        "lora_unet_a_to_q.dora_scale": torch.ones(4, 1),
+    }
+    save_file(kohya, tmp_path / KOHYA_FILE)
+    assert load_lora(tmp_path, targets=["a.to_q"]).layers["a.to_q"].magnitude is not None
+    save_file({**kohya, "lora_unet_a_to_q.dora_scale": torch.ones(1, 4)}, tmp_path / KOHYA_FILE)
+    with pytest.raises(InvalidArgumentError, match=r"magnitudes are \[1, 4\]"):
+        load_lora(tmp_path, targets=["a.to_q"])
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    # Of a file in kohya's layout diffusers leaves the scales of a DoRA out, with a warning.
+    [(DIFFUSERS_FILE, "lora"), (KOHYA_FILE, "lora"), (DIFFUSERS_FILE, "dora")],
+)
 def test_diffusers_itself_applies_the_files_at_the_right_strength(
-    bundle: Bundle, lora: AdapterWeights, tmp_path: Path, file: str
+    bundle: Bundle, lora: AdapterWeights, tmp_path: Path, file: str, kind: str
 ) -> None:
     """Strength equal by output: alpha differs from the rank here."""
+    if kind == "dora":
+        lora = as_dora(lora, bundle)
     write_adapter(tmp_path, lora, CARD)
     pipeline = StableDiffusionXLPipeline.from_pretrained(bundle.path, local_files_only=True)
     inputs = {
@@ -357,7 +434,10 @@ def test_diffusers_itself_applies_the_files_at_the_right_strength(
     }
     merged = StableDiffusionXLPipeline.from_pretrained(bundle.path, local_files_only=True).unet
     for path, layer in lora.layers.items():
-        merged.get_submodule(path).weight.data += layer.alpha / layer.rank * layer.up @ layer.down
+        weight = merged.get_submodule(path).weight.data
+        weight += layer.alpha / layer.rank * layer.up @ layer.down
+        if layer.magnitude is not None:
+            weight *= (layer.magnitude / weight.norm(dim=1))[:, None]
     pipeline.load_lora_weights(tmp_path, weight_name=file)
     with torch.inference_mode():
         want = merged(**inputs).sample

@@ -44,7 +44,7 @@ from toile.diffusion.conformance import (
 )
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.drawing import encode_prompts
-from toile.diffusion.kohya_keys import kohya_names
+from toile.diffusion.kohya_keys import kohya_name, kohya_names
 from toile.diffusion.pipelines import DiffusionRequest
 from toile.diffusion.text_encoders import text_targets
 from toile.diffusion.triton.packed import pack_adapter
@@ -219,6 +219,69 @@ def test_comfyui_takes_every_key_and_the_right_strength(
         name.replace(".", "_"): layers[path].alpha / layers[path].rank
         for path, name in names.items()
     }
+
+
+@pytest.fixture(scope="module")
+def dora(
+    exported: tuple[Path, AdapterWeights], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, AdapterWeights]:
+    """The same of the UNet, with magnitudes."""
+    layers = {
+        path: dataclasses.replace(layer, magnitude=1 + torch.arange(len(layer.up)).to(layer.up))
+        for path, layer in exported[1].layers.items()
+    }
+    folder = tmp_path_factory.mktemp("dora")
+    write_adapter(folder, AdapterWeights(layers), CARD)
+    return folder, AdapterWeights(layers)
+
+
+def test_a_dora_passes_the_gate(
+    dora: tuple[Path, AdapterWeights], sdxl: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    folder, weights = dora
+    check_lora(folder, sdxl)
+    names = {kohya_name(path) for path in weights.layers}
+    assert comfyui_strengths(folder / KOHYA_FILE, names).keys() == names
+    assert invokeai_modules(folder / KOHYA_FILE, sdxl) == weights.layers.keys()
+    assert_same(read_kohya(folder / KOHYA_FILE, linear_targets(sdxl)), weights)
+    assert_same(read_diffusers(folder / DIFFUSERS_FILE), weights)
+
+
+def flattened(state: State, _: Facts) -> None:
+    """As diffusers' own conversion writes it, which ComfyUI takes for scales of columns."""
+    key = min(key for key in state if key.endswith(".dora_scale"))
+    state[key] = state[key].flatten()
+
+
+def longer(state: State, _: Facts) -> None:
+    state[min(key for key in state if key.endswith(".dora_scale"))] *= 2
+
+
+def without_a_magnitude(state: State, _: Facts) -> None:
+    del state[min(key for key in state if key.endswith(".dora_scale"))]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (flattened, "scale the rows"),
+        (longer, "other weights"),
+        (without_a_magnitude, "no magnitudes"),
+    ],
+)
+def test_a_spoilt_dora_does_not_pass(
+    dora: tuple[Path, AdapterWeights],
+    sdxl: UNet2DConditionModel,
+    tmp_path: Path,
+    spoil: Callable[[State, Facts], None],
+    why: str,
+) -> None:
+    folder = tmp_path / "version"
+    shutil.copytree(dora[0], folder)
+    rewritten(folder / KOHYA_FILE, spoil)
+    with pytest.raises(ToileError, match=why) as caught:
+        check_lora(folder, sdxl)
+    assert caught.value.metadata == {"file": KOHYA_FILE}
 
 
 def test_invokeai_finds_the_module_of_every_key(

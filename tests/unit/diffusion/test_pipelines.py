@@ -17,13 +17,15 @@ from toile.core.errors import (
     InvalidArgumentError,
 )
 from toile.core.samplers import SCHEDULER_NAMES
-from toile.diffusion.adapters import AdapterWeights
+from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapters import DIFFUSERS_FILE, AdapterWeights, write_adapter
 from toile.diffusion.architecture import load_refiner
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.pipelines import DiffusionRequest, diffuse, draw_images
 from toile.diffusion.request import RefinerMode, UpscaleTiles
 from toile.diffusion.turns import Urgency
+from unit.diffusion.doras import as_dora
 
 SIDE = 64
 
@@ -353,6 +355,35 @@ def test_adapter_weights_scale_the_update(
     expected = pixels(next(diffuse(bundle, merged, request())))
     have = draw(bundle, denoiser, adapters=[LoadedAdapter("one", lora, 0.5)])
     assert difference(expected, have) <= 1
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.6])
+def test_a_dora_draws_as_diffusers_draws_it(
+    tmp_path: Path, bundle: Bundle, lora: AdapterWeights, weight: float
+) -> None:
+    fresh = Bundle.load(bundle.path)
+    dora = as_dora(lora, fresh)
+    ours = draw(
+        fresh,
+        TorchDenoiser(fresh, bfloat16=False),
+        adapters=[LoadedAdapter("dora", dora, weight)],
+        guidance_scale=4.0,
+    )
+    card = AdapterCard(title="dora", base="", base_digest="", resolution=64)
+    write_adapter(tmp_path, dora, card)
+    stock = StableDiffusionXLPipeline.from_pretrained(bundle.path, local_files_only=True)
+    stock.load_lora_weights(tmp_path, weight_name=DIFFUSERS_FILE, adapter_name="dora")
+    stock.set_adapters("dora", weight)
+    theirs = stock(
+        "a red dress",
+        width=SIDE,
+        height=SIDE,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(1),
+    ).images[0]
+    assert difference(ours, pixels(theirs)) == 0
+    assert difference(ours, draw(fresh, TorchDenoiser(fresh), guidance_scale=4.0)) > 8
 
 
 def test_little_used_adapters_make_room(

@@ -111,6 +111,34 @@ def test_controls_that_no_engine_has_are_here(denoiser: EngineDenoiser, there: P
     assert place(denoiser, FOLDS) == place(denoiser, EDGES, FOLDS) == "here"
 
 
+def dora(target: str, inputs: int, outputs: int) -> LoadedAdapter:
+    layer = LoraLayer(
+        torch.zeros(1, inputs), torch.zeros(outputs, 1), 1.0, magnitude=torch.ones(outputs)
+    )
+    return LoadedAdapter("dora", AdapterWeights({target: layer}))
+
+
+def test_doras_are_here(denoiser: EngineDenoiser, there: Place) -> None:
+    there.ready = True
+    with denoiser.session([dora("a.to_q", 2, 2)], controls=[EDGES]) as name:
+        assert name == "here"
+
+
+def test_an_engine_refuses_a_dora_by_name(tiny_bundle: Path) -> None:
+    layout = bank_layout(Bundle.load(tiny_bundle).unet)
+    group = layout.groups[0]
+    made = TritonDenoiser("127.0.0.1:1", unet_config=UNET_CONFIG, layout=layout, link=lambda _: "")
+    adapter = dora(group.targets[0], group.in_features, group.out_features)
+    with (
+        contextlib.closing(made),
+        pytest.raises(InvalidArgumentError) as caught,
+        made.session([adapter]),
+    ):
+        pass
+    assert caught.value.reason == "UNSUPPORTED_ADAPTER"
+    assert caught.value.metadata == {"feature": "DoRA", "field": "adapters"}
+
+
 def test_engines_are_of_what_a_base_has() -> None:
     plain = ["model_index.json", "unet/config.json", "vae/config.json"]
     assert parts_of(plain) == ["unet"]

@@ -314,6 +314,8 @@ def test_a_lora_of_whole_transformers_wants_an_engine_that_takes_it(
     for targets in ("attention", "transformer"):
         job = TrainHandler(wide, catalog, store).create(request_of(target_modules=targets))
         assert job.spec["config"]["target_modules"] == targets
+    dora = request_of(target_modules="transformer", use_dora=True)  # which no engine draws
+    assert TrainHandler(settings, catalog, store).create(dora).spec["config"]["use_dora"]
 
 
 @pytest.mark.parametrize(

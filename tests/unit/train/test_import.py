@@ -249,6 +249,37 @@ def test_the_same_request_is_one_version(
     assert import_(kohya, request_id="one").name == "projects/p/models/found/versions/3"
 
 
+def test_a_dora_becomes_a_version_that_no_engine_is_given(
+    train: TrainServiceStub,
+    import_: Import,
+    store: ArtifactStore,
+    kohya: State,
+    path: str,
+    unet: Any,
+) -> None:
+    name = "lora_unet_" + path.replace(".", "_")
+    scale = torch.rand(linear_targets(unet)[path][1], 1)
+    feed_forward = next(path for path in linear_targets(unet) if path.endswith("ff.net.2"))
+    inputs, outputs = linear_targets(unet)[feed_forward]
+    other = "lora_unet_" + feed_forward.replace(".", "_")
+    dora = {
+        **kohya,
+        f"{name}.dora_scale": scale,
+        f"{other}.lora_down.weight": torch.ones(2, inputs),
+        f"{other}.lora_up.weight": torch.ones(outputs, 2),
+        f"{other}.dora_scale": torch.ones(outputs, 1),
+        f"{other}.alpha": torch.tensor(1.0),
+    }
+    version = import_(dora)
+    assert version.config.use_dora
+    again = download(train, version, KOHYA_FILE)
+    assert again.keys() == dora.keys()
+    assert all(torch.equal(again[key], dora[key]) for key in dora)
+    peft = download(train, version, DIFFUSERS_FILE)
+    assert torch.equal(peft[f"unet.{path}.lora_magnitude_vector"], scale[:, 0])
+    assert not [info for info in store.list("projects/p/models/") if ".bank/" in info.key]
+
+
 def with_(key: str, *shape: int, dtype: Any = None) -> State:
     return {key: torch.ones(shape, dtype=dtype)}
 
@@ -267,8 +298,8 @@ def with_(key: str, *shape: int, dtype: Any = None) -> State:
         ),
         (with_("lora_unet_x.lokr_w1", 2, 3), "LoKr"),
         (with_("lora_unet_x.hada_w1_a", 2, 3), "LoHa"),
-        (with_("lora_unet_x.dora_scale", 2, 3), "DoRA"),
-        (with_("unet.x.lora_magnitude_vector", 2), "DoRA"),
+        (with_("lora_unet_x.dora_scale", 2, 3), "unknown keys"),
+        (with_("unet.x.lora_magnitude_vector", 2), "unknown keys"),
         (with_("lora_unet_conv_in.lora_down.weight", 2, 3, 3, 3), "convolution layers"),
         (with_("lora_unet_x.lora_mid.weight", 2, 2, 3, 3), "convolution layers"),
         (with_("lora_unet_x.diff", 2, 2), "whole weights"),

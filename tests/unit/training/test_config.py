@@ -71,6 +71,7 @@ def test_alpha_follows_the_rank_unless_given() -> None:
             },
             "lora.text_encoder_learning_rate",
         ),
+        ({"train_text_encoders": True, "use_dora": True}, "lora.use_dora"),
         ({"class_prompt": "a dress"}, "lora.class_image_count"),
         ({"class_prompt": "a dress", "class_image_count": 0}, "lora.class_image_count"),
         ({"class_prompt": "a dress", "class_image_count": 10_001}, "lora.class_image_count"),

@@ -37,6 +37,13 @@ VARIANTS: dict[str, dict[str, object]] = {
     "fp16": {"mixed_precision": "fp16"},
     "fp32": {"mixed_precision": "no"},
     "whole transformers": {"target_modules": "transformer"},
+    "DoRA": {
+        "use_dora": True,
+        "dropout": 0.3,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "ema_decay": 0.9,
+    },
     "text encoders": {
         "train_text_encoders": True,
         "text_encoder_learning_rate": 2e-3,

@@ -28,7 +28,8 @@ from toile.core.jobs.costs import Usage
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.prompts import CHUNK_TOKENS
 from toile.core.settings import EngineSettings, Prices, Settings
-from toile.diffusion.adapters import load_lora
+from toile.diffusion.adapter_header import AdapterCard
+from toile.diffusion.adapters import AdapterWeights, load_lora, write_adapter
 from toile.diffusion.bank import PackedAdapter
 from toile.diffusion.banked_unet import TRANSFORMER_TARGETS, bank_layout
 from toile.diffusion.bundle import Bundle
@@ -316,6 +317,40 @@ def test_a_lora_of_whole_transformers_is_packed_and_drawn_with(
             cancelled=lambda: False,
         )
     assert drawn[0] != drawn[1]
+
+
+def test_a_dora_is_published_for_pytorch_alone(
+    train: Train, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    ended = train(train_and_publish, use_dora=True, learning_rate=0.02)
+    version = version_of(catalog)
+    assert (ended.state, ended.error_message) == ("SUCCEEDED", "")
+    assert version is not None
+    assert version.reproduction_difference <= publish.REPRODUCTION_TOLERANCE_LEVELS
+    assert version_message(VersionView(version, [])).config.use_dora
+    assert load_lora(fetch(store, version.artifact, tmp_path / "fetched")).is_dora
+    assert not [info for info in store.list("projects/p/models/") if ".bank/" in info.key]
+
+
+def test_a_dora_whose_magnitudes_were_lost_is_not_published(
+    train: Train, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = lora.Lora.export
+
+    def spoilt(self: lora.Lora, folder: Path, card: AdapterCard) -> None:
+        export(self, folder, card)
+        weights = load_lora(folder)
+        layers = {
+            path: replace(layer, magnitude=2 * layer.magnitude)
+            for path, layer in weights.layers.items()
+            if layer.magnitude is not None
+        }
+        write_adapter(folder, AdapterWeights(layers), card)
+
+    monkeypatch.setattr(lora.Lora, "export", spoilt)
+    ended = train(train_and_publish, use_dora=True)
+    assert (ended.state, ended.error_reason) == ("FAILED", "NOT_REPRODUCED")
+    assert version_of(catalog) is None
 
 
 def test_second_attempt_publishes_the_same_weights(

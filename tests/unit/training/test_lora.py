@@ -59,6 +59,20 @@ def test_only_the_adapter_changes(
     assert all(tensor.abs().sum() > 0 for tensor in state.values())
 
 
+def test_a_dora_starts_as_the_base_and_trains_magnitudes(
+    make_unet: Callable[[], UNet2DConditionModel], cache: Cache, scheduler: DDPMScheduler
+) -> None:
+    config = CONFIG.model_copy(update={"use_dora": True, "mixed_precision": "no"})
+    untrained = make_unet()
+    lora.add_adapter(untrained, config)
+    assert abs(loss_of(untrained, cache, scheduler) - loss_of(make_unet(), cache, scheduler)) < 1e-4
+    before = lora.adapter_state(untrained)
+    after = lora.adapter_state(Run(make_unet(), cache, scheduler, config).unet)
+    magnitudes = [name for name in before if name.endswith("lora_magnitude_vector")]
+    assert 3 * len(magnitudes) == len(before)
+    assert all(not torch.equal(before[name], after[name]) for name in magnitudes)
+
+
 def test_interrupted_run_ends_as_an_uninterrupted_one(
     make_unet: Callable[[], UNet2DConditionModel],
     cache: Cache,

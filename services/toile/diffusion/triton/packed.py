@@ -12,7 +12,8 @@ from diffusers import UNet2DConditionModel
 
 from toile.core.artifacts import ArtifactStore
 from toile.core.errors import InvalidArgumentError
-from toile.diffusion.adapters import AdapterWeights, check_base
+from toile.diffusion.adapter_fit import check_base
+from toile.diffusion.adapters import AdapterWeights
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter, pack
 from toile.diffusion.denoiser import LoadedAdapter
 
@@ -85,9 +86,17 @@ def check_adapter(weights: AdapterWeights, layout: BankLayout, *, base_digest: s
 
     Raises:
         InvalidArgumentError: It is of another base, or has layers that the bank does not hold
-            (`ADAPTER_MISMATCH`).
+            (`ADAPTER_MISMATCH`); or it is a DoRA (`UNSUPPORTED_ADAPTER`).
     """
     check_base(weights, base_digest)
+    if weights.is_dora:
+        raise InvalidArgumentError(
+            "the adapter is a DoRA, which scales rows of the base's own weights; engines add to "
+            "what these compute, and so it is drawn with in PyTorch alone",
+            field="adapters",
+            reason="UNSUPPORTED_ADAPTER",
+            metadata={"feature": "DoRA"},
+        )
     known = {path for group in layout.groups for path in group.targets}
     if foreign := sorted(weights.layers.keys() - known):
         raise InvalidArgumentError(
