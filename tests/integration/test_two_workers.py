@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from integration.ray_head import RayHead
-from integration.training_platform import prepare, request_of, settings_for
+from integration.training_platform import prepared, request_of
 from toile.core.artifacts import fetch, open_store
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.catalog.models import JobRow, ModelVersionRow
@@ -35,9 +35,7 @@ CONFIG = {
 
 @pytest.fixture
 def settings(tmp_path: Path, tiny_bundle: Path) -> Settings:
-    settings = settings_for(tmp_path / "home", "")
-    prepare(settings, tiny_bundle)
-    return settings
+    return prepared(tmp_path / "home", tiny_bundle)
 
 
 @pytest.fixture

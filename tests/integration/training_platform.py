@@ -85,6 +85,13 @@ def settings_for(home: Path, jobs_url: str) -> Settings:
     return Settings(home=home, ray_jobs_url=jobs_url, grace_seconds=1.0, log_level="warning")
 
 
+def prepared(home: Path, bundle: Path) -> Settings:
+    """Settings of a platform that knows a base and a dataset version, but has no Ray."""
+    settings = settings_for(home, "")
+    prepare(settings, bundle)
+    return settings
+
+
 def prepare(settings: Settings, bundle: Path) -> None:
     """Make the catalog, import the base and publish a dataset version."""
     catalog, store = open_catalog(settings), open_store(settings)

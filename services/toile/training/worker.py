@@ -5,8 +5,10 @@ a worker. Several workers find their caches computed (`stage`); one computes the
 worker that leads (rank 0) publishes the model version and ends the job by itself, so that no
 result has to travel back.
 
-A worker that is killed is started again by Ray Train and goes on from the last checkpoint; an
-error of the training itself is recorded as the job's failure and not tried again.
+A worker that is killed is started again by Ray Train, and with it all that train together; they go
+on from the last checkpoint. An error of the training itself is recorded as the job's failure and
+not tried again. Where several train together, one that dies also breaks the others' collectives:
+whatever nobody foresaw is taken for that first, and is recorded if it comes again and again.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from toile.core import logging as core_logging
 from toile.core.errors import CancelledError, ComputeUnavailableError, ToileError
-from toile.core.jobs.failures import COMPUTE_LOST
+from toile.core.jobs.failures import COMPUTE_LOST, is_foreseen
 from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
 from toile.training.patience import report
 from toile.training.stage import NICENESS, fill_caches
@@ -89,12 +91,21 @@ def _fit(job: JobContext, workers: ScalingConfig) -> None:
         _let_workers_leave(job)
         raise
     except WorkerGroupError as error:
-        for cause in error.worker_failures.values():
-            if not isinstance(cause, ray.exceptions.RayActorError):
-                raise cause from error
-        raise ComputeUnavailableError(
+        raise _failure(error) from error
+
+
+def _failure(error: WorkerGroupError) -> Exception:
+    """What ended the training: that workers died, or else what one of them raised."""
+    # Ray Train wraps a death that it noticed while it asked the worker how it is.
+    causes: list[Exception] = [
+        getattr(failure, "health_check_failure", failure)
+        for failure in error.worker_failures.values()
+    ]
+    if any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes):
+        return ComputeUnavailableError(
             f"training workers died {WORKER_RESTARTS + 1} times", reason=COMPUTE_LOST
-        ) from error
+        )
+    return causes[0]
 
 
 def scaling(workers: int, wants_gpus: bool | None, gpus: float) -> ScalingConfig:
@@ -131,6 +142,8 @@ def work(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     gpus = int(device.type == "cuda")
     with opened(config["settings"], config["job"], config["attempt"]) as job, job.heartbeat(gpus):
+        if not job.current():
+            return  # an error of the training itself ended it, and Ray Train started all again
         try:
             train_and_publish(
                 job, rank=context.get_world_rank(), device=device, meet=ray.train.collective.barrier
@@ -138,8 +151,10 @@ def work(config: dict[str, Any]) -> None:
         except CancelledError as error:
             job.fail(error)
         except Exception as error:
-            job.fail(error)
-            if context.get_world_size() > 1:
+            alone = context.get_world_size() == 1
+            if alone or is_foreseen(error):
+                job.fail(error)
+            if not alone:
                 raise  # the other ranks wait for this one
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from integration.training_platform import control_request_of, prepare, request_of, settings_for
+from integration.training_platform import control_request_of, prepared, request_of
 from toile.core.artifacts import ArtifactStore, open_store
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.catalog.models import JobRow
@@ -55,9 +55,7 @@ def quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path, tiny_bundle: Path) -> Settings:
-    settings = settings_for(tmp_path / "home", "")
-    prepare(settings, tiny_bundle)
-    return settings
+    return prepared(tmp_path / "home", tiny_bundle)
 
 
 @pytest.fixture

@@ -36,12 +36,14 @@ EVERYTHING = {
 
 @pytest.mark.integration  # two more processes import torch
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "deviation"),
     [
-        CONFIG.model_copy(update={"dropout": 0.3}),
-        CLASS_CONFIG,
-        TEXT_CONFIG.model_copy(update={"text_encoder_learning_rate": 5e-5}),
-        CONTROL_CONFIG,
+        (CONFIG.model_copy(update={"dropout": 0.3}), 1e-6),
+        (CLASS_CONFIG, 1e-6),
+        (TEXT_CONFIG.model_copy(update={"text_encoder_learning_rate": 5e-5}), 1e-6),
+        # Behind convolutions that start at zero, gradients are of the size of Adam's epsilon, 1e-8,
+        # and Adam makes a part of the learning rate, 1e-4, of their rounding.
+        (CONTROL_CONFIG, 1e-5),
     ],
     ids=["lora", "class images", "text encoders", "controlnet"],
 )
@@ -49,6 +51,7 @@ def test_two_ranks_train_and_validate_as_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     recipe: LoraRecipeConfig | ControlNetRecipeConfig,
+    deviation: float,
 ) -> None:
     config = recipe.model_copy(update=EVERYTHING)
     monkeypatch.setattr(batches, "cpu_has_bfloat16", lambda: False)
@@ -61,7 +64,8 @@ def test_two_ranks_train_and_validate_as_one(
     assert first.validations == pytest.approx(one.validations, abs=1e-6)
     for kind in ("weights", "average", "best"):
         for name, tensor in getattr(one, kind).items():
-            torch.testing.assert_close(getattr(first, kind)[name], tensor, atol=1e-6, rtol=0.0)
+            got = getattr(first, kind)[name]
+            torch.testing.assert_close(got, tensor, atol=deviation, rtol=0.0)
 
 
 @pytest.mark.integration  # two more processes import torch

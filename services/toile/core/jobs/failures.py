@@ -19,6 +19,20 @@ _log = logging.getLogger(__name__)
 
 def describe(error: BaseException) -> tuple[str, str]:
     """Return the reason and the one line for a person; an unforeseen error's trace is logged."""
+    known = _known(error)
+    if known is not None:
+        return known
+    incident = new_id()
+    _log.error("job failed, incident %s", incident, exc_info=error)
+    return "INTERNAL", f"internal error, incident {incident}; the job's log has the details"
+
+
+def is_foreseen(error: BaseException) -> bool:
+    """Whether it has a name of its own, and would come again if the same were tried again."""
+    return _known(error) is not None
+
+
+def _known(error: BaseException) -> tuple[str, str] | None:
     for cause in _chain(error):
         if isinstance(cause, ToileError):
             return cause.reason, cause.message
@@ -26,9 +40,7 @@ def describe(error: BaseException) -> tuple[str, str]:
             return "DISK_FULL", "no space is left for the job's files"
         if _is_memory(cause):
             return OUT_OF_MEMORY, "the job needs more memory than there is; try a smaller batch"
-    incident = new_id()
-    _log.error("job failed, incident %s", incident, exc_info=error)
-    return "INTERNAL", f"internal error, incident {incident}; the job's log has the details"
+    return None
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -97,6 +97,15 @@ class JobContext:
         if "samples_step" in figures:
             self._samples_wanted = False
 
+    def current(self) -> bool:
+        """Say whether the job runs and this is its latest attempt, by the catalog.
+
+        Raises:
+            CatalogUnavailableError: The catalog does not answer.
+        """
+        row = self.jobs.get(self.name)
+        return row.state == JobState.RUNNING and row.attempt == self.attempt
+
     def cancelled(self) -> bool:
         """Say whether the job should stop for good; cheap, at most a second behind."""
         return self._lost is not None
@@ -228,8 +237,7 @@ def execute(work: Callable[[JobContext], None], settings: Settings, name: str, a
             except Exception as error:  # noqa: BLE001 - the one place that names failures
                 _record(job, error)
                 return 0
-        row = job.jobs.get(name)
-        if row.state == JobState.RUNNING and row.attempt == attempt:
+        if job.current():
             _record(job, RuntimeError("the work returned without publishing its target"))
     return 0
 
