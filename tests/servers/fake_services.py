@@ -339,7 +339,9 @@ class _Training(train_pb2_grpc.TrainServiceServicer):
 
     def ListModels(self, request: Any, context: Context) -> Any:
         names = {n.rpartition("/versions/")[0] for n in self.world.models}
-        return train_pb2.ListModelsResponse(models=[train_pb2.Model(name=n) for n in sorted(names)])
+        cost = job_pb2.Cost(cpu_seconds=90, gpu_seconds=60, amount=1.5, currency="EUR")
+        models = [train_pb2.Model(name=name, cost=cost) for name in sorted(names)]
+        return train_pb2.ListModelsResponse(models=models)
 
     def GetModelVersion(self, request: Any, context: Context) -> Any:
         version = get(self.world.models, request.name)

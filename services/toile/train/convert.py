@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from toile.core.catalog.models import BaseRow, ModelAliasRow, ModelRow, ModelVersionRow
-from toile.core.jobs.convert import timestamp
+from toile.core.jobs.convert import cost_message, timestamp
+from toile.core.jobs.costs import Usage
+from toile.core.settings import Prices
 from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig
 from toile.v1 import train_pb2
 
@@ -20,11 +22,12 @@ _FIELDS = {LoraRecipeConfig.RECIPE: "config", ControlNetRecipeConfig.RECIPE: "co
 
 @dataclass(frozen=True)
 class ModelView:
-    """A model with its versions, at least one, in order, and its aliases."""
+    """A model with its versions, at least one, in order, its aliases, and what it took to train."""
 
     row: ModelRow
     versions: Sequence[ModelVersionRow]
     aliases: Sequence[ModelAliasRow]
+    usage: Usage
 
     @property
     def latest(self) -> str:
@@ -57,13 +60,14 @@ def recipe_message(recipe: str, values: Mapping[str, Any]) -> RecipeMessage:
     return _MESSAGES[recipe](**RECIPES[recipe].checked(values).model_dump())
 
 
-def model_message(view: ModelView) -> train_pb2.Model:
+def model_message(view: ModelView, prices: Prices) -> train_pb2.Model:
     """A model."""
     return train_pb2.Model(
         name=view.row.name,
         latest_version=view.latest,
         create_time=timestamp(view.versions[0].create_time),
         aliases=[alias_message(row) for row in view.aliases],
+        cost=cost_message(view.usage, prices),
     )
 
 

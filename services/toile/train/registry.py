@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from toile.core.artifacts import ArtifactStore, read_manifest
@@ -13,6 +13,7 @@ from toile.core.catalog.versions import find_version
 from toile.core.clock import now
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from toile.core.jobs import FINAL_STATES, JobKind
+from toile.core.jobs.costs import Usage
 from toile.core.names import ModelAliasName, ModelName, ModelVersionName, ProjectName
 from toile.core.rpc.uploads import chunks
 from toile.train.convert import ModelView, VersionView
@@ -240,8 +241,26 @@ def _views(session: Session, rows: Sequence[ModelRow]) -> list[ModelView]:
     aliases: dict[str, list[ModelAliasRow]] = {}
     for alias in session.scalars(pointed.order_by(ModelAliasRow.name)):
         aliases.setdefault(alias.model, []).append(alias)
+    usage = _usage(session, list(versions))
     return [
-        ModelView(row, versions[row.name], aliases.get(row.name, []))
+        ModelView(row, versions[row.name], aliases.get(row.name, []), usage[row.name])
         for row in rows
         if row.name in versions
     ]
+
+
+def _usage(session: Session, models: Sequence[str]) -> dict[str, Usage]:
+    """What all trainings took that were to make versions of models, by the model's name."""
+    taken = dict.fromkeys(models, Usage())
+    if not models:
+        return taken
+    jobs = session.execute(
+        select(JobRow.target, JobRow.cpu_seconds, JobRow.gpu_seconds).where(
+            JobRow.kind == JobKind.TRAINING.value,
+            or_(*(JobRow.target.startswith(f"{name}/") for name in models)),
+        )
+    )
+    for target, cpu_seconds, gpu_seconds in jobs:
+        model = str(ModelVersionName.parse(target).model_name)
+        taken[model] += Usage(cpu_seconds, gpu_seconds)
+    return taken

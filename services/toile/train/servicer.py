@@ -68,7 +68,7 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
     ) -> train_pb2.GetModelResponse:
         """Return a model."""
         view = await asyncio.to_thread(self._registry.model, ModelName.parse(request.name))
-        return train_pb2.GetModelResponse(model=model_message(view))
+        return train_pb2.GetModelResponse(model=model_message(view, self._prices))
 
     async def ListModels(
         self, request: train_pb2.ListModelsRequest, context: Context
@@ -81,7 +81,7 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
             request.page_token,
         )
         return train_pb2.ListModelsResponse(
-            models=[model_message(view) for view in views], next_page_token=token
+            models=[model_message(view, self._prices) for view in views], next_page_token=token
         )
 
     async def GetModelVersion(

@@ -529,6 +529,7 @@ class Model(google.protobuf.message.Message):
     LATEST_VERSION_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
     name: builtins.str
     """projects/{project}/models/{model}"""
     latest_version: builtins.str
@@ -541,6 +542,10 @@ class Model(google.protobuf.message.Message):
     def aliases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelAlias]:
         """Aliases, by name."""
 
+    @property
+    def cost(self) -> toile.v1.job_pb2.Cost:
+        """What all its trainings took so far, those that made no version or a deleted one among them."""
+
     def __init__(
         self,
         *,
@@ -548,9 +553,10 @@ class Model(google.protobuf.message.Message):
         latest_version: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         aliases: collections.abc.Iterable[Global___ModelAlias] | None = ...,
+        cost: toile.v1.job_pb2.Cost | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "latest_version", b"latest_version", "name", b"name"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cost", b"cost", "create_time", b"create_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "cost", b"cost", "create_time", b"create_time", "latest_version", b"latest_version", "name", b"name"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 

@@ -7,6 +7,9 @@ import pytest
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import ModelAliasRow
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from toile.core.jobs import JobState, JobStore
+from toile.core.jobs.costs import Usage
+from toile.core.settings import Prices, Settings
 from toile.train.handler import TrainHandler
 from toile.v1 import train_pb2
 from toile.v1.train_pb2_grpc import TrainServiceStub
@@ -15,7 +18,14 @@ MODEL = "projects/p/models/lace"
 PRODUCTION = f"{MODEL}@production"
 LACE = "projects/p/datasets/lace"
 
+PRICES = Prices(cpu_hour=0.5, gpu_hour=12.0, currency="EUR")
+
 Publish = Callable[..., str]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"prices": PRICES})
 
 
 def model(train: TrainServiceStub, name: str = MODEL) -> train_pb2.Model:
@@ -51,6 +61,35 @@ def test_models_appear_with_their_first_version(
     listed = train.ListModels(train_pb2.ListModelsRequest(parent="projects/p"))
     assert [one.name for one in listed.models] == [MODEL]
     assert not listed.next_page_token
+
+
+def test_models_cost_what_all_their_trainings_took(
+    train: TrainServiceStub, handler: TrainHandler, catalog: Catalog, publish_version: Publish
+) -> None:
+    jobs = JobStore(catalog)
+
+    def fail(model: str, usage: Usage) -> None:
+        request = train_pb2.CreateTrainingJobRequest(
+            parent="projects/p", model_id=model, dataset=LACE, lora=train_pb2.LoraConfig()
+        )
+        job = handler.create(request)
+        jobs.next_attempt(job.name, after=0)
+        jobs.start(job.name, 1)
+        jobs.heartbeat(job.name, 1, usage, PRICES)
+        jobs.finish(job.name, JobState.FAILED, attempt=1, reason="INTERNAL", message="x")
+
+    for name in ("lace", "lace-2", "silk"):
+        publish_version(name)
+    fail("lace", Usage(cpu_seconds=7200, gpu_seconds=0))
+    fail("lace", Usage(cpu_seconds=0, gpu_seconds=1800))
+    fail("lace-2", Usage(cpu_seconds=3600, gpu_seconds=0))
+    listed = train.ListModels(train_pb2.ListModelsRequest(parent="projects/p")).models
+    costs = {one.name.rpartition("/")[2]: one.cost for one in listed}
+    assert model(train).cost == costs["lace"]
+    took = {name: (cost.cpu_seconds, cost.gpu_seconds) for name, cost in costs.items()}
+    assert took == {"lace": (7200, 1800), "lace-2": (3600, 0), "silk": (0, 0)}
+    assert costs["lace"].amount == pytest.approx(7.0)
+    assert costs["lace"].currency == "EUR"
 
 
 def test_versions_are_listed_newest_first(

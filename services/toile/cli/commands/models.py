@@ -7,6 +7,7 @@ import typer
 
 from toile.cli.commands.common import Session, session
 from toile.cli.commands.compare import compare, metric_rows
+from toile.cli.commands.jobs import cost_text
 from toile.cli.names import short
 from toile.cli.output import JsonFlag, size_text
 from toile.core.context import new_id
@@ -35,13 +36,14 @@ def list_models(as_json: JsonFlag = False) -> None:
         models = list(pages(s.clients.train.ListModels, request, "models"))
         s.output.data([as_data(m) for m in models])
         s.output.table(
-            ("model", "newest version", "aliases", "since"),
+            ("model", "newest version", "aliases", "since", "trainings took"),
             [
                 (
                     short(m.name),
                     short(m.latest_version) if m.latest_version else "all deprecated",
                     ", ".join(f"{_alias(a.name)} = {short(a.version)}" for a in m.aliases),
                     f"{m.create_time.ToDatetime():%Y-%m-%d}",
+                    cost_text(m.cost),
                 )
                 for m in models
             ],
