@@ -53,6 +53,9 @@ class Limits(BaseModel):
     adapter_bytes: PositiveInt = Field(
         1 << 30, description="Largest LoRA file that is imported, in bytes."
     )
+    controlnet_bytes: PositiveInt = Field(  # one for SDXL has 5 GB in fp32
+        6 << 30, description="Largest file of a ControlNet that is imported, in bytes."
+    )
     message_bytes: PositiveInt = Field(8 << 20, description="Largest gRPC message, in bytes.")
     inference_message_bytes: PositiveInt = Field(
         128 << 20, description="Largest gRPC message to and from the models, which holds an image."

@@ -27,7 +27,7 @@ def build_service(settings: Settings) -> Service:
         ModelRegistry(catalog, store),
         Deletion(catalog, store),
         Importer(settings, catalog, store),
-        most_adapter_bytes=settings.limits.adapter_bytes,
+        limits=settings.limits,
         prices=settings.prices,
     )
     supervisor = JobSupervisor(settings, catalog, JobKind.TRAINING, TRAINING_MODULE)

@@ -1,11 +1,16 @@
-"""From a LoRA file to the artifacts of a version. Needs torch: loaded with the first import."""
+"""From a file to the artifacts of a version. Needs torch: loaded with the first import."""
 
+import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from toile.core.artifacts import ArtifactStore, Manifest, publish_folder, read_manifest
@@ -15,6 +20,7 @@ from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.adapters import AdapterWeights, load_lora, write_adapter
 from toile.diffusion.banked_unet import TARGETS, bank_layout
 from toile.diffusion.conformance import check_lora
+from toile.diffusion.controls import CONTROLNET_FOLDER, check_controlnet
 from toile.diffusion.foreign_adapters import read_foreign
 from toile.diffusion.text_encoders import empty_text_encoders
 from toile.diffusion.triton.packed import PackedFiles, empty_unet
@@ -77,6 +83,79 @@ def publish_lora(
     highest = max(weights.layers.values(), key=lambda layer: layer.rank)
     config = {"rank": highest.rank, "alpha": highest.alpha}
     return manifest, {**config, "use_dora": True} if weights.is_dora else config
+
+
+def publish_controlnet(
+    store: ArtifactStore, artifact: str, base: BaseRow, file: Path, config: str
+) -> Manifest:
+    """Publish a ControlNet in diffusers' layout as it came.
+
+    Args:
+        store: Where to.
+        artifact: Prefix of what is published.
+        base: That it is for.
+        file: Its `diffusion_pytorch_model.safetensors`.
+        config: Text of its `config.json`.
+
+    Raises:
+        InvalidArgumentError: The configuration is none (`BAD_CONTROLNET`) or of another kind of
+            base (`CONTROL_MISMATCH`), or the file holds other weights (`BAD_CONTROLNET`).
+    """
+    with tempfile.TemporaryDirectory(prefix="toile-import-") as scratch:
+        configs = Path(scratch) / "base"
+        _fetch_configs(store, base, configs)
+        _check_weights(file, _empty_controlnet(config, empty_unet(configs)))
+        folder = Path(scratch) / "version"
+        target = folder / CONTROLNET_FOLDER
+        target.mkdir(parents=True)
+        (target / "config.json").write_text(config, encoding="utf-8")
+        shutil.copyfile(file, target / SAFETENSORS_WEIGHTS_NAME)
+        return publish_folder(store, artifact, folder)
+
+
+def _empty_controlnet(text: str, unet: UNet2DConditionModel) -> ControlNetModel:
+    """A configuration's network on the meta device."""
+    try:
+        config = json.loads(text)
+        if not isinstance(config, dict) or config.get("_class_name") != "ControlNetModel":
+            raise ValueError('it has no "_class_name": "ControlNetModel"')
+        check_controlnet(config, unet.config)
+        with torch.device("meta"):
+            return ControlNetModel.from_config(config)
+    except InvalidArgumentError as error:
+        error.metadata["field"] = "controlnet_config"  # drawings call it otherwise
+        raise
+    except Exception as error:  # diffusers raises what its values happen to break
+        raise InvalidArgumentError(
+            f"this is no configuration of a ControlNet: {error}",
+            field="controlnet_config",
+            reason="BAD_CONTROLNET",
+        ) from error
+
+
+def _check_weights(file: Path, network: ControlNetModel) -> None:
+    """Refuse a file that holds other tensors than a network, or others' shapes, or no numbers."""
+    wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = set(tensors.keys())
+            if lacking := sorted(wanted.keys() - names):
+                raise _bad_weights(f"lacks {lacking[0]} ({len(lacking)} such)")
+            if left := sorted(names - wanted.keys()):
+                raise _bad_weights(f"holds {left[0]}, which is of no ControlNet ({len(left)} such)")
+            for name in sorted(names):
+                tensor = tensors.get_tensor(name)
+                if list(tensor.shape) != wanted[name]:
+                    shapes = f"{list(tensor.shape)}, not {wanted[name]}"
+                    raise _bad_weights(f"has a {name} of {shapes}")
+                if not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+                    raise _bad_weights(f"has a {name} that is not all finite numbers")
+    except (SafetensorError, OSError) as error:
+        raise _bad_weights(f"is not a safetensors file: {error}") from error
+
+
+def _bad_weights(what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"the file {what}", field="chunk", reason="BAD_CONTROLNET")
 
 
 def _fetch_configs(store: ArtifactStore, base: BaseRow, folder: Path) -> None:

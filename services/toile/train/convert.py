@@ -83,7 +83,7 @@ def version_message(view: VersionView) -> train_pb2.ModelVersion:
     row = view.row
     # An imported one has no recipe to fill in the rest from.
     config: RecipeMessage = (
-        train_pb2.LoraConfig(**row.config)
+        _MESSAGES[row.adapter_type](**row.config)
         if row.imported_digest
         else recipe_message(row.adapter_type, row.config)
     )

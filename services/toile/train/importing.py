@@ -1,4 +1,4 @@
-"""LoRAs that were trained elsewhere become versions like those that were trained here."""
+"""What was trained elsewhere becomes versions like those that were trained here."""
 
 import hashlib
 from collections.abc import Mapping
@@ -25,10 +25,11 @@ from toile.train.registry import next_version, version_views
 from toile.v1 import train_pb2
 
 MAX_TRIGGER_CHARACTERS = 64
+MAX_CONFIG_BYTES = 64 << 10
 
 
 class Importer:
-    """Imports LoRA files. Synchronous."""
+    """Imports files of LoRAs and ControlNets. Synchronous."""
 
     def __init__(self, settings: Settings, catalog: Catalog, store: ArtifactStore) -> None:
         self._settings = settings
@@ -40,7 +41,8 @@ class Importer:
 
         Raises:
             InvalidArgumentError: A field is wrong, or the file cannot be used (`BAD_ADAPTER`,
-                `UNSUPPORTED_ADAPTER`, `ADAPTER_MISMATCH`): see `read_foreign`.
+                `UNSUPPORTED_ADAPTER`, `ADAPTER_MISMATCH`; `BAD_CONTROLNET`, `CONTROL_MISMATCH`):
+                see `read_foreign` and `publish_controlnet`.
             NotFoundError: There is no such base.
             RequestReusedError: The request id was used for something else.
             FailedPreconditionError: The service was installed without torch
@@ -49,6 +51,7 @@ class Importer:
         parent = ProjectName.parse(header.parent, "parent")
         model = ModelName(parent.project, check_id(header.model_id, "model_id"))
         trigger_word = _trigger_word(header.trigger_word)
+        _check_config(header.controlnet_config)
         digest, _ = sha256(file)
         request = {
             "scope": f"ImportModelVersion {parent}",
@@ -61,11 +64,12 @@ class Importer:
             base = resolve_base(session, header.base or self._settings.default_base)
         artifact = f"{model}/imports/{new_id()}"
         try:
-            manifest, config = self._publish(artifact, base, file, model, trigger_word)
+            manifest, config = self._publish(artifact, base, file, model, header)
             with self._catalog.transaction() as session:
                 name = recall(session, **request)  # the same may have been sent at the same time
                 if not name:
                     row = _row(model, base, artifact, manifest, config)
+                    row.adapter_type = _adapter_type(header)
                     row.trigger_word, row.imported_digest = trigger_word, digest
                     name = _add(session, model, row, request)
                 view = _view(session, name)
@@ -77,24 +81,33 @@ class Importer:
         return view
 
     def _publish(
-        self, artifact: str, base: BaseRow, file: Path, model: ModelName, trigger_word: str
+        self,
+        artifact: str,
+        base: BaseRow,
+        file: Path,
+        model: ModelName,
+        header: train_pb2.ImportModelVersionHeader,
     ) -> tuple[Manifest, dict[str, Any]]:
+        """Return the manifest of what was published, and what is known of its configuration."""
         try:
             # Late: the service does without torch until somebody imports.
-            from toile.train.conversion import publish_lora
+            from toile.train.conversion import publish_controlnet, publish_lora
         except ImportError as error:
             raise FailedPreconditionError(
                 "adapters cannot be read here: the train service was installed without torch; "
                 "install toile[compute] where it runs",
                 reason="IMPORT_UNAVAILABLE",
             ) from error
+        if _adapter_type(header) == AdapterType.CONTROLNET:
+            config = header.controlnet_config
+            return publish_controlnet(self._store, artifact, base, file, config), {}
         return publish_lora(
             self._store,
             artifact,
             base,
             file,
             title=model.model,
-            trigger_word=trigger_word,
+            trigger_word=header.trigger_word,
             targets=self._settings.engine.targets,
         )
 
@@ -109,13 +122,25 @@ def _trigger_word(word: str) -> str:
     return word
 
 
+def _check_config(text: str) -> None:
+    if len(text.encode()) > MAX_CONFIG_BYTES:
+        raise InvalidArgumentError(
+            f"controlnet_config has over {MAX_CONFIG_BYTES:,} bytes",
+            field="controlnet_config",
+            reason="TOO_MANY_BYTES",
+        )
+
+
+def _adapter_type(header: train_pb2.ImportModelVersionHeader) -> AdapterType:
+    return AdapterType.CONTROLNET if header.controlnet_config else AdapterType.LORA
+
+
 def _row(
     model: ModelName, base: BaseRow, artifact: str, manifest: Manifest, config: dict[str, Any]
 ) -> ModelVersionRow:
     """What is known before the version has its number."""
     return ModelVersionRow(
         model=str(model),
-        adapter_type=AdapterType.LORA,
         artifact=artifact,
         digest=manifest.digest,
         base=base.name,

@@ -11,7 +11,7 @@ import grpc
 
 from toile.core.jobs.convert import cost_message, job_message
 from toile.core.names import ModelAliasName, ModelName, ModelVersionName, ProjectName
-from toile.core.settings import Prices
+from toile.core.settings import Limits, Prices
 from toile.train.convert import alias_message, base_message, model_message, version_message
 from toile.train.deletion import Deletion
 from toile.train.handler import TrainHandler
@@ -35,14 +35,14 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         deletion: Deletion,
         importer: Importer,
         *,
-        most_adapter_bytes: int,
+        limits: Limits,
         prices: Prices,
     ) -> None:
         self._handler = handler
         self._registry = registry
         self._deletion = deletion
         self._importer = importer
-        self._most_adapter_bytes = most_adapter_bytes
+        self._limits = limits
         self._prices = prices
 
     async def CreateTrainingJob(
@@ -114,7 +114,7 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         """Take an adapter in that was trained elsewhere."""
         with tempfile.TemporaryDirectory(prefix="toile-import-") as folder:
             file = Path(folder) / "adapter.safetensors"
-            header = await receive(request_iterator, file, self._most_adapter_bytes)
+            header = await receive(request_iterator, file, self._limits)
             if context.cancelled():  # a cut-off stream may look like one that has ended
                 raise asyncio.CancelledError
             work = asyncio.ensure_future(asyncio.to_thread(self._importer.run, header, file))

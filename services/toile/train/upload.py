@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from toile.core.errors import InvalidArgumentError
+from toile.core.settings import Limits
 from toile.v1 import train_pb2
 
 
 async def receive(
-    requests: AsyncIterator[train_pb2.ImportModelVersionRequest], file: Path, most_bytes: int
+    requests: AsyncIterator[train_pb2.ImportModelVersionRequest], file: Path, limits: Limits
 ) -> train_pb2.ImportModelVersionHeader:
     """Write the file of a stream to disk; return the stream's header.
 
@@ -17,7 +18,7 @@ async def receive(
             long (`TOO_MANY_BYTES`).
     """
     header: train_pb2.ImportModelVersionHeader | None = None
-    size = 0
+    size = most_bytes = 0
     with file.open("wb") as sink:
         async for request in requests:
             if request.HasField("header") != (header is None):
@@ -28,6 +29,9 @@ async def receive(
                 )
             if header is None:
                 header = request.header
+                most_bytes = (
+                    limits.controlnet_bytes if header.controlnet_config else limits.adapter_bytes
+                )
             size += sink.write(request.chunk)
             if size > most_bytes:
                 raise InvalidArgumentError(

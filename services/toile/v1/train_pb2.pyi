@@ -1166,6 +1166,7 @@ class ImportModelVersionHeader(google.protobuf.message.Message):
     BASE_FIELD_NUMBER: builtins.int
     TRIGGER_WORD_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    CONTROLNET_CONFIG_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """projects/{project}"""
     model_id: builtins.str
@@ -1176,6 +1177,10 @@ class ImportModelVersionHeader(google.protobuf.message.Message):
     """Word that calls the style; may be empty."""
     request_id: builtins.str
     """Chosen by the client; the same id with the same header and file returns the first version."""
+    controlnet_config: builtins.str
+    """Text of config.json, if the file is a ControlNet's diffusion_pytorch_model.safetensors; at most
+    64 KiB. Empty for a LoRA.
+    """
     def __init__(
         self,
         *,
@@ -1184,8 +1189,9 @@ class ImportModelVersionHeader(google.protobuf.message.Message):
         base: builtins.str = ...,
         trigger_word: builtins.str = ...,
         request_id: builtins.str = ...,
+        controlnet_config: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["base", b"base", "model_id", b"model_id", "parent", b"parent", "request_id", b"request_id", "trigger_word", b"trigger_word"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "controlnet_config", b"controlnet_config", "model_id", b"model_id", "parent", b"parent", "request_id", b"request_id", "trigger_word", b"trigger_word"]) -> None: ...
 
 Global___ImportModelVersionHeader: typing_extensions.TypeAlias = ImportModelVersionHeader
 

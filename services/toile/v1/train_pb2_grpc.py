@@ -156,8 +156,9 @@ class TrainServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportModelVersion(self, request_iterator, context):
-        """ImportModelVersion makes a version of a LoRA that was trained elsewhere: a safetensors file
-        in kohya's layout or in diffusers'. A file that could not be applied whole is refused.
+        """ImportModelVersion makes a version of what was trained elsewhere: of a LoRA, a safetensors file
+        in kohya's layout or in diffusers'; or of a ControlNet in diffusers' layout. A file that could
+        not be applied whole is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

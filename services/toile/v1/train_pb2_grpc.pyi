@@ -395,8 +395,9 @@ class TrainServiceStub(typing.Generic[_TrainServiceCreateTrainingJobType, _Train
     """ListModelVersions returns the versions of a model, newest first."""
 
     ImportModelVersion: _TrainServiceImportModelVersionType
-    """ImportModelVersion makes a version of a LoRA that was trained elsewhere: a safetensors file
-    in kohya's layout or in diffusers'. A file that could not be applied whole is refused.
+    """ImportModelVersion makes a version of what was trained elsewhere: of a LoRA, a safetensors file
+    in kohya's layout or in diffusers'; or of a ControlNet in diffusers' layout. A file that could
+    not be applied whole is refused.
     """
 
     DeprecateModelVersion: _TrainServiceDeprecateModelVersionType
@@ -544,8 +545,9 @@ class TrainServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[toile.v1.train_pb2.ImportModelVersionRequest],
         context: _ServicerContext,
     ) -> typing.Union[toile.v1.train_pb2.ImportModelVersionResponse, collections.abc.Awaitable[toile.v1.train_pb2.ImportModelVersionResponse]]:
-        """ImportModelVersion makes a version of a LoRA that was trained elsewhere: a safetensors file
-        in kohya's layout or in diffusers'. A file that could not be applied whole is refused.
+        """ImportModelVersion makes a version of what was trained elsewhere: of a LoRA, a safetensors file
+        in kohya's layout or in diffusers'; or of a ControlNet in diffusers' layout. A file that could
+        not be applied whole is refused.
         """
 
     @abc.abstractmethod

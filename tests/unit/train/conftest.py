@@ -1,12 +1,16 @@
 """The train service over a catalog with a base and a dataset, and versions to have trained."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
 
 from toile.core.artifacts import ArtifactStore, open_store, publish
 from toile.core.catalog.engine import Catalog, open_catalog
@@ -182,3 +186,20 @@ def train(address: str, settings: Settings) -> Iterator[train_pb2_grpc.TrainServ
     """A client of the service, whose calls raise typed errors."""
     with Clients(settings.model_copy(update={"train_address": address})) as clients:
         yield clients.train
+
+
+@pytest.fixture
+def toile(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Runs `toile models …` in project p and returns its JSON, or the line of its error."""
+    for service in ("DATASET", "TRAIN", "GENERATE", "RANK", "REFINE"):
+        monkeypatch.setenv(f"TOILE_{service}_ADDRESS", address)
+    monkeypatch.setenv("TOILE_PROJECT", "p")
+
+    def run(*arguments: str) -> Any:
+        from toile.cli.main import app
+
+        result = CliRunner().invoke(app, ["models", *arguments, "--json"])
+        return json.loads(result.stdout) if result.exit_code == 0 else result.stderr.strip()
+
+    with capture_logs():  # the service logs to the same standard output
+        yield run

@@ -1,35 +1,16 @@
 """`toile models …` in front of the real train service."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from toile.core.artifacts import ArtifactStore
 from toile.v1 import train_pb2, train_pb2_grpc
 
 Toile = Callable[..., Any]
-
-
-@pytest.fixture
-def toile(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toile]:
-    """Runs `toile models …` in project p and returns its JSON, or the line of its error."""
-    for service in ("DATASET", "TRAIN", "GENERATE", "RANK", "REFINE"):
-        monkeypatch.setenv(f"TOILE_{service}_ADDRESS", address)
-    monkeypatch.setenv("TOILE_PROJECT", "p")
-
-    def run(*arguments: str) -> Any:
-        from toile.cli.main import app
-
-        result = CliRunner().invoke(app, ["models", *arguments, "--json"])
-        return json.loads(result.stdout) if result.exit_code == 0 else result.stderr.strip()
-
-    with capture_logs():  # the service logs to the same standard output
-        yield run
 
 
 def test_promote_list_show_and_delete(toile: Toile, publish_version: Callable[..., str]) -> None:

@@ -11,7 +11,7 @@ from toile.cli.commands.jobs import cost_text
 from toile.cli.names import short
 from toile.cli.output import JsonFlag, size_text
 from toile.core.context import new_id
-from toile.core.errors import DataLossError
+from toile.core.errors import DataLossError, InvalidArgumentError
 from toile.core.names import ModelAliasName, ModelName, ModelVersionName, check_id
 
 if TYPE_CHECKING:
@@ -136,17 +136,27 @@ def export(
 @app.command("import")
 def import_model(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="A LoRA as .safetensors.")
+        Path,
+        typer.Argument(
+            exists=True, help="A LoRA as .safetensors, or the folder of a ControlNet of diffusers."
+        ),
     ],
     name: Annotated[str, typer.Option("--name", help="Model that it becomes a version of.")],
     base: Annotated[str, typer.Option("--base", help="Base that it is for.")] = "",
     trigger_word: Annotated[str, typer.Option(help="Word that calls its style.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Import a LoRA that was trained elsewhere, in kohya's layout or in diffusers'."""
+    """Import a LoRA that was trained elsewhere, or a ControlNet.
+
+    A LoRA is in kohya's layout or in diffusers'. A ControlNet's folder has config.json and
+    diffusion_pytorch_model.safetensors.
+    """
     from toile.cli.operations import as_data, import_model_version
     from toile.v1 import train_pb2
 
+    config = ""
+    if file.is_dir():
+        file, config = _controlnet_files(file)
     with session(as_json=as_json) as s:
         header = train_pb2.ImportModelVersionHeader(
             parent=s.names.project,
@@ -154,10 +164,23 @@ def import_model(
             base=f"bases/{base}" if base and "/" not in base else base,
             trigger_word=trigger_word,
             request_id=new_id(),
+            controlnet_config=config,
         )
         version = import_model_version(s.clients, header, file)
         s.output.data(as_data(version))
         s.output.say(f"{short(version.name)} is {file.name}")
+
+
+def _controlnet_files(folder: Path) -> tuple[Path, str]:
+    """Return the weights' file of a ControlNet's folder, and the text of its configuration."""
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    try:
+        config = (folder / "config.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{folder}: no config.json of a ControlNet") from error
+    if not weights.is_file():
+        raise InvalidArgumentError(f"{folder}: no {weights.name}")
+    return weights, config
 
 
 @app.command()
