@@ -10,6 +10,8 @@ NumPy alone, because a server's Python has no torch; with one that has, the arra
 """
 
 import json
+import math
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,13 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 MAX_RANK = 64
 """Highest sum of the ranks of a sample's adapters that can be served."""
 
 _FORMAT = "1"
+_DTYPES: Mapping[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 
 FloatArray = npt.NDArray[Any]
 """float16 or float32."""
@@ -125,24 +127,59 @@ class PackedAdapter:
 
     @classmethod
     def load(cls, path: Path, layout: BankLayout) -> Self:
-        """Read a packed file; mapped in, so that nothing is read twice.
+        """Map a packed file in: its pages are the page cache's, and nothing is copied.
 
         Raises:
             BankError: It is no packed file, or was packed for another layout.
         """
         try:
-            with safe_open(path, framework="numpy") as file:
-                facts = file.metadata() or {}
-                if facts.get("toile.bank.format") != _FORMAT:
-                    raise BankError(f"{path.name} is not a packed adapter of format {_FORMAT}")
-                if BankLayout.from_json(facts["toile.bank.layout"]) != layout:
-                    raise BankError(f"{path.name} was packed for a UNet with other targets")
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError) as error:
+            with path.open("rb") as file:
+                # Private, so that the arrays may be written to, as torch wants it.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:  # not there; empty
             raise BankError(f"{path.name} is not a packed adapter: {error}") from error
+        np.frombuffer(mapped, np.uint8)[:: mmap.PAGESIZE].max()  # read it now, and not in a step
+        return cls.parse(mapped, layout, path.name)
+
+    @classmethod
+    def parse(cls, data: mmap.mmap | bytearray, layout: BankLayout, name: str) -> Self:
+        """Take a packed file's bytes for an adapter; its arrays are views of them.
+
+        They are read here and not by safetensors, which copies every array; the format is at
+        https://huggingface.co/docs/safetensors/index#format.
+
+        Args:
+            data: The bytes.
+            layout: What it must have been packed for.
+            name: What errors call it.
+
+        Raises:
+            BankError: They are no packed file, or it was packed for another layout.
+        """
+        try:
+            start = 8 + int.from_bytes(data[:8], "little")
+            header = json.loads(data[8:start])
+            facts = header.pop("__metadata__", {})
+            if facts.get("toile.bank.format") != _FORMAT:
+                raise BankError(f"{name} is not a packed adapter of format {_FORMAT}")
+            if BankLayout.from_json(facts["toile.bank.layout"]) != layout:
+                raise BankError(f"{name} was packed for a UNet with other targets")
+            arrays = {key: _array(data, start, found) for key, found in header.items()}
+        except BankError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BankError(f"{name} is not a packed adapter: {error}") from error
         if set(arrays) != set(layout.input_names):
-            raise BankError(f"{path.name} lacks arrays of its layout")
+            raise BankError(f"{name} lacks arrays of its layout")
         return cls(arrays, facts.get("toile.base_digest", ""))
+
+
+def _array(data: mmap.mmap | bytearray, start: int, found: Mapping[str, Any]) -> FloatArray:
+    """Return the array that an entry of a safetensors header describes."""
+    first, last = found["data_offsets"]
+    dtype = _DTYPES[found["dtype"]]
+    count = (last - first) // dtype.itemsize
+    return np.frombuffer(data, dtype, count, start + first).reshape(found["shape"])
 
 
 def pack(
@@ -204,36 +241,94 @@ def gather(
     max_rank: int = MAX_RANK,
     zeros: Zeros = host_zeros,
 ) -> dict[str, Any]:
-    """Return the bank inputs of a batch, by name: down `[B, n, R, in]`, up `[B, n, out, R]`.
+    """Return the bank inputs of a batch; see `BankInputs.gather`."""
+    return BankInputs(layout, max_rank=max_rank, zeros=zeros).gather(samples)
 
-    R is the highest sum of ranks in the batch, at least 1.
 
-    Args:
-        samples: The adapters of each sample.
-        layout: Of the UNet.
-        max_rank: Highest sum of ranks that the engine takes.
-        zeros: Makes the inputs, of the kind that the adapters' arrays are of.
+class BankInputs:
+    """The bank inputs of one batch after another, in memory that they share.
 
-    Raises:
-        BankError: A sample's ranks add up to more than `max_rank`.
+    A sample that has the adapters that the one in its row had before costs nothing, and no batch
+    asks the system for memory that one before had. Not for several threads at once.
     """
-    ranks = [sum(adapter.rank for adapter, _ in sample) for sample in samples]
-    if max(ranks) > max_rank:
-        raise BankError(f"ranks add up to {max(ranks)}; this engine takes at most {max_rank}")
-    rank, batch = max(1, *ranks), len(samples)
-    inputs: dict[str, Any] = {}
-    for group in layout.groups:
-        count = len(group.targets)
-        downs = zeros((batch, count, rank, group.in_features))
-        ups = zeros((batch, count, group.out_features, rank))
+
+    def __init__(
+        self, layout: BankLayout, *, max_rank: int = MAX_RANK, zeros: Zeros = host_zeros
+    ) -> None:
+        """Make it; memory comes with the first batch.
+
+        Args:
+            layout: Of the UNet.
+            max_rank: Highest sum of ranks that the engine takes.
+            zeros: Makes the inputs, of the kind that the adapters' arrays are of.
+        """
+        self._layout, self._max_rank, self._zeros = layout, max_rank, zeros
+        self._memory: dict[str, Any] = {}  # flat, by input name
+        self._room = 0  # rows times ranks that there is memory for
+        self._rank = 0
+        self._rows: list[WeightedAdapters | None] = []  # what each row holds now
+
+    def gather(self, samples: Sequence[WeightedAdapters]) -> dict[str, Any]:
+        """Return the inputs by name: down `[B, n, R, in]`, up `[B, n, out, R]`.
+
+        R is the highest sum of ranks in the batch, at least 1. They are good until the next call.
+
+        Args:
+            samples: The adapters of each sample.
+
+        Raises:
+            BankError: A sample's ranks add up to more than the engine takes.
+        """
+        ranks = [sum(adapter.rank for adapter, _ in sample) for sample in samples]
+        if max(ranks) > self._max_rank:
+            raise BankError(
+                f"ranks add up to {max(ranks)}; this engine takes at most {self._max_rank}"
+            )
+        rank, batch = max(1, *ranks), len(samples)
+        self._reserve(batch, rank)
+        inputs: dict[str, Any] = {}
+        for group in self._layout.groups:
+            count = len(group.targets)
+            down, up = f"down_{group.name}", f"up_{group.name}"
+            inputs[down] = self._view(down, (batch, count, rank, group.in_features))
+            inputs[up] = self._view(up, (batch, count, group.out_features, rank))
+        self._rows += [None] * (batch - len(self._rows))
         for row, sample in enumerate(samples):
-            start = 0
-            for adapter, weight in sample:
-                stop = start + adapter.rank
-                downs[row, :, start:stop] = adapter.arrays[f"down_{group.name}"]
-                part = ups[row, ..., start:stop]
-                part[...] = adapter.arrays[f"up_{group.name}"]
-                part *= weight
-                start = stop
-        inputs[f"down_{group.name}"], inputs[f"up_{group.name}"] = downs, ups
-    return inputs
+            if self._rows[row] == sample:
+                continue
+            self._rows[row] = None  # until all of it is there
+            for group in self._layout.groups:
+                downs, ups = inputs[f"down_{group.name}"][row], inputs[f"up_{group.name}"][row]
+                _fill(downs, ups, group.name, sample)
+            self._rows[row] = list(sample)
+        return inputs
+
+    def _reserve(self, batch: int, rank: int) -> None:
+        """Make room, and forget rows that are no rows any more."""
+        if batch * rank > self._room:
+            self._room, self._rows = batch * rank, []
+            self._memory.clear()  # before there is more
+            for group in self._layout.groups:
+                ranks = self._room * len(group.targets)
+                self._memory[f"down_{group.name}"] = self._zeros((ranks * group.in_features,))
+                self._memory[f"up_{group.name}"] = self._zeros((ranks * group.out_features,))
+        if rank != self._rank:
+            self._rank, self._rows = rank, []
+
+    def _view(self, name: str, shape: tuple[int, ...]) -> Any:
+        return self._memory[name][: math.prod(shape)].reshape(shape)
+
+
+def _fill(downs: Any, ups: Any, group: str, sample: WeightedAdapters) -> None:
+    """Put a sample's adapters into its row: down `[n, R, in]`, up `[n, out, R]`."""
+    start = 0
+    for adapter, weight in sample:
+        stop = start + adapter.rank
+        downs[:, start:stop] = adapter.arrays[f"down_{group}"]
+        part = ups[..., start:stop]
+        part[...] = adapter.arrays[f"up_{group}"]
+        if weight != 1.0:
+            part *= weight
+        start = stop
+    downs[:, start:] = 0
+    ups[..., start:] = 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toile.diffusion.adapters import AdapterWeights, LoraLayer
-from toile.diffusion.bank import BankError, BankLayout, PackedAdapter, gather, pack
+from toile.diffusion.bank import BankError, BankInputs, BankLayout, PackedAdapter, gather, pack
 from toile.diffusion.banked_unet import (
     TRANSFORMER_TARGETS,
     BankedUNet,
@@ -189,6 +189,43 @@ def test_stacked_ranks_are_the_sum_of_the_updates(ranks, seed):
             np.testing.assert_allclose(made, total[path], atol=1e-5)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    batches=st.lists(
+        st.lists(
+            st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1.0, -0.5])), max_size=2),
+            min_size=1,
+            max_size=4,
+        ),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_what_a_batch_is_given_does_not_depend_on_those_before(batches):
+    adapters = [packed(random_lora(LAYOUT, rank, rank), LAYOUT) for rank in (1, 2, 2, 5)]
+    kept = BankInputs(LAYOUT)
+    for batch in batches:
+        samples = [[(adapters[index], weight) for index, weight in sample] for sample in batch]
+        expected = gather(samples, LAYOUT)
+        for name, array in kept.gather(samples).items():
+            np.testing.assert_array_equal(array, expected[name])
+            assert array.flags.c_contiguous
+
+
+def test_samples_that_stay_are_not_gathered_again():
+    one, other = (packed(random_lora(LAYOUT, 3, seed), LAYOUT) for seed in (1, 2))
+    kept = BankInputs(LAYOUT)
+    before = kept.gather([[(one, 1.0)], [(one, 1.0)]])
+    for array in before.values():
+        array[0] = 7.0
+    after = kept.gather([[(one, 1.0)], [(other, 1.0)]])
+    expected = gather([[(other, 1.0)]], LAYOUT)
+    for name in before:
+        assert np.shares_memory(before[name], after[name])
+        assert (after[name][0] == 7.0).all()
+        np.testing.assert_array_equal(after[name][1], expected[name][0])
+
+
 def test_a_packed_file_comes_back_as_it_was(tmp_path: Path):
     weights = random_lora(LAYOUT, 3, 7)
     adapter = packed(weights, LAYOUT, np.float16)
@@ -213,6 +250,11 @@ def test_what_the_bank_cannot_hold_is_refused(tmp_path: Path):
     adapter.save(tmp_path / "x", LAYOUT)
     with pytest.raises(BankError, match="other targets"):
         PackedAdapter.load(tmp_path / "x", BankLayout.of({"a": (1, 1)}))
+    whole = (tmp_path / "x").read_bytes()
+    for kept in (0, 4, 100, len(whole) - 1):
+        (tmp_path / "x").write_bytes(whole[:kept])
+        with pytest.raises(BankError, match="not a packed adapter"):
+            PackedAdapter.load(tmp_path / "x", LAYOUT)
     (tmp_path / "x").write_bytes(b"not a file")
     with pytest.raises(BankError, match="not a packed adapter"):
         PackedAdapter.load(tmp_path / "x", LAYOUT)

@@ -1,13 +1,17 @@
 """The server's adapters: read in the background, dropped for room and by name."""
 
+import functools
+import http.server
+import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter, pack
-from toile.diffusion.triton.resident import LOADING, MISSING, ResidentAdapters
+from toile.diffusion.triton.resident import LOADING, MISSING, ResidentAdapters, read_packed
 
 LAYOUT = BankLayout.of({"a": (8, 4), "b": (8, 4)})
 
@@ -42,6 +46,35 @@ def test_an_adapter_is_asked_for_by_link_once(link: str) -> None:
     adapter = loaded(adapters, "x", link)
     assert adapters.get("x") is adapter
     assert (adapters.bytes, len(adapters.loaded)) == (adapter.size_bytes, 1)
+
+
+def test_one_that_is_being_read_can_be_waited_for(link: str) -> None:
+    adapters = made(place=lambda adapter: time.sleep(0.05) or adapter)
+    with pytest.raises(BankError, match=LOADING):
+        adapters.get("x", link)
+    adapters.wait(0.0)
+    with pytest.raises(BankError, match=LOADING):
+        adapters.get("x")
+    adapters.wait(10.0)
+    assert adapters.get("x").rank == 2
+
+
+def test_an_adapter_is_read_from_a_server(link: str) -> None:
+    folder = Path(urllib.parse.unquote(urllib.parse.urlsplit(link).path)).parent
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            adapter = read_packed(f"{address}/an%20adapter.safetensors", LAYOUT)
+            with pytest.raises(BankError, match="could not be read"):
+                read_packed(f"{address}/nowhere", LAYOUT)
+        finally:
+            server.shutdown()
+            thread.join()
+    for name, array in read_packed(link, LAYOUT).arrays.items():
+        np.testing.assert_array_equal(array, adapter.arrays[name])
 
 
 def test_it_is_placed_where_the_engine_wants_it(link: str) -> None:

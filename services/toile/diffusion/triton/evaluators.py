@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toile.diffusion.bank import (
+    BankInputs,
     BankLayout,
     PackedAdapter,
     WeightedAdapters,
@@ -92,7 +93,7 @@ class OnnxEvaluator:
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-        self._layout, self._max_rank = layout, max_rank
+        self._bank = BankInputs(layout, max_rank=max_rank)
 
     def place(self, adapter: PackedAdapter) -> PackedAdapter:
         """Leave it where it is."""
@@ -104,8 +105,7 @@ class OnnxEvaluator:
 
     def run(self, inputs: Mapping[str, Array], samples: Sequence[WeightedAdapters]) -> Array:
         """See `Evaluator.run`."""
-        bank = gather(samples, self._layout, max_rank=self._max_rank)
-        predicted: Array = self._session.run(None, {**inputs, **bank})[0]
+        predicted: Array = self._session.run(None, {**inputs, **self._bank.gather(samples)})[0]
         return predicted
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ looked at, and its prediction is zeros.
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).parent))
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter
 from toile.diffusion.triton.evaluators import open_evaluator
-from toile.diffusion.triton.resident import ResidentAdapters
+from toile.diffusion.triton.resident import LOADING, ResidentAdapters
 
 ADAPTERS = "adapters"
 """The input that names them; the others are the graph's."""
 UNLOAD = "unload"
 """The parameter of a request that drops an adapter."""
+SOON_SECONDS = 0.005
+"""How long an idle engine waits for adapters that are being read: a file that is in memory takes
+less, and less than another call would."""
 
 _Member = tuple[int, dict[str, Any], list[Any]]
 """A request: its index, its inputs, and the adapters of each of its samples."""
@@ -59,7 +63,29 @@ class TritonPythonModel:
         """Answer requests, as few engine calls as their shapes allow."""
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[Any, ...], list[_Member]] = {}
-        for index, request in enumerate(requests):
+        late = self._sort(requests, range(len(requests)), groups, responses)
+        if late and not groups:  # nobody else wants the engine now
+            self._bank.wait(SOON_SECONDS)
+            self._sort(requests, late, groups, responses)
+        for members in groups.values():
+            for some in self._within_cap(members):
+                self._run(some, responses)
+        dropped = self._bank.shrink()
+        self._metrics.bank(self._bank.loaded, dropped, self._bank.bytes)
+        self._bank.loaded.clear()
+        return responses
+
+    def _sort(
+        self,
+        requests: list[Any],
+        indices: Iterable[int],
+        groups: dict[tuple[Any, ...], list[_Member]],
+        responses: list[Any],
+    ) -> list[int]:
+        """Put requests with others of their shape, or answer them; return who lacks adapters."""
+        late: list[int] = []
+        for index in indices:
+            request = requests[index]
             unwanted = json.loads(request.parameters() or "{}").get(UNLOAD)
             if unwanted:
                 self._metrics.unloaded(self._bank.unload(unwanted))
@@ -73,16 +99,13 @@ class TritonPythonModel:
                 samples = self._adapters(request, len(inputs["sample"]))
             except Exception as error:  # noqa: BLE001 - a response for each request
                 responses[index] = _error(str(error))
+                if str(error).startswith(LOADING):
+                    late.append(index)
                 continue
+            responses[index] = None
             shapes = tuple(array.shape[1:] for array in inputs.values())
             groups.setdefault(shapes, []).append((index, inputs, samples))
-        for members in groups.values():
-            for some in self._within_cap(members):
-                self._run(some, responses)
-        dropped = self._bank.shrink()
-        self._metrics.bank(self._bank.loaded, dropped, self._bank.bytes)
-        self._bank.loaded.clear()
-        return responses
+        return late
 
     def _within_cap(self, members: list[_Member]) -> list[list[_Member]]:
         """Split requests of one shape into batches that hold at most so many latent pixels."""

@@ -1,13 +1,12 @@
 """Adapters in the server's memory: read by link in threads, dropped by name or for room."""
 
-import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter
@@ -60,6 +59,10 @@ class ResidentAdapters:
             raise BankError(f"{LOADING} {key}")
         return self._keep(key)
 
+    def wait(self, seconds: float) -> None:
+        """Wait until what is being read is there, or for so long."""
+        wait(self._loading.values(), timeout=seconds)
+
     def unload(self, key: str) -> bool:
         """Drop an adapter, or what is being read of it; returns whether there was one.
 
@@ -111,11 +114,9 @@ def read_packed(link: str, layout: BankLayout) -> PackedAdapter:
         return PackedAdapter.load(Path(urllib.parse.unquote(parts.path)), layout)
     if parts.scheme not in {"http", "https"}:
         raise BankError(f"{parts.scheme or 'no scheme'}: is no link to an adapter")
-    with tempfile.TemporaryDirectory(prefix="toile-bank-") as folder:
-        path = Path(folder) / "adapter.safetensors"
-        try:
-            with urllib.request.urlopen(link, timeout=LOAD_SECONDS) as answer:  # noqa: S310
-                path.write_bytes(answer.read())
-        except (urllib.error.URLError, OSError) as error:
-            raise BankError(f"the adapter could not be read: {error}") from error
-        return PackedAdapter.load(path, layout)
+    try:
+        with urllib.request.urlopen(link, timeout=LOAD_SECONDS) as answer:  # noqa: S310
+            data = bytearray(answer.read())
+    except (urllib.error.URLError, OSError) as error:
+        raise BankError(f"the adapter could not be read: {error}") from error
+    return PackedAdapter.parse(data, layout, "what was read")
