@@ -18,6 +18,7 @@ from toile.training import loop
 from toile.training.batches import loss_sum, make_batch
 from toile.training.caches import Cache, encoded
 from toile.training.lora import Lora
+from toile.training.noise_prediction import NoisePrediction
 
 
 def main() -> None:
@@ -36,11 +37,15 @@ def main() -> None:
         return
     loop.train(
         recipe.network,
-        cache,
+        NoisePrediction(
+            cache,
+            scheduler,
+            task.config(),
+            image_count=len(examples),
+            native_size=bundle.native_size,
+        ),
         [example.file_name for example in examples],
-        scheduler,
         task.config(),
-        native_size=bundle.native_size,
         start=None,
         on_step=lambda report: _say(step=report.step, loss=report.loss),
         on_checkpoint=lambda _: None,

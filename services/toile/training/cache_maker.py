@@ -17,9 +17,10 @@ from toile.diffusion.bundle import Bundle
 from toile.diffusion.vision import Vision
 from toile.imaging.control_maps import ControlKind
 from toile.training import class_images
-from toile.training.cache_plans import CLASS_IMAGES, MAPS, MASKS, PHASE, CachePlan
+from toile.training.cache_plans import CLASS_IMAGES, PHASE, CachePlan
 from toile.training.caches import OnProgress, by_size, encode, joined_shards
 from toile.training.class_images import Shelf
+from toile.training.config import MAPS, MASKS
 from toile.training.data import Example
 from toile.training.maps import control_planes
 from toile.training.masks import garment_shares

@@ -17,11 +17,11 @@ from toile.core.artifacts import ArtifactStore, delete_folder, publish_stored, r
 from toile.core.catalog.models import BaseRow, DatasetVersionRow
 from toile.core.errors import AlreadyExistsError, NotFoundError
 from toile.core.jobs.runtime import JobContext
-from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig
+from toile.training.config import RECIPES, RecipeConfig
 from toile.training.patience import patiently
 
 PHASE = "cache"
-EXAMPLES, MASKS, MAPS, CLASS_IMAGES = "examples", "masks", "maps", "class-images"
+EXAMPLES, CLASS_IMAGES = "examples", "class-images"
 
 _VERSION = "1"  # of what is cached; a change makes all caches be computed again
 _SHARD_EXAMPLES = 32
@@ -123,37 +123,19 @@ def plans_for(job: JobContext, base: BaseRow, dataset: DatasetVersionRow) -> Seq
 
 
 def _plans(
-    project: str,
-    config: LoraRecipeConfig | ControlNetRecipeConfig,
-    base: BaseRow,
-    dataset: DatasetVersionRow,
+    project: str, config: RecipeConfig, base: BaseRow, dataset: DatasetVersionRow
 ) -> Iterator[CachePlan]:
-    trains_text = isinstance(config, LoraRecipeConfig) and config.train_text_encoders
-
     def plan(kind: str, subject: str, *facts: str, count: int, shard_size: int) -> CachePlan:
-        as_tokens = trains_text and kind in (EXAMPLES, CLASS_IMAGES)
+        as_tokens = config.reads_tokens and kind in (EXAMPLES, CLASS_IMAGES)
         facts = (_VERSION, base.digest, str(base.native_size), subject, *facts)
         facts += ("tokens",) if as_tokens else ()
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
         prefix = f"projects/{project}/caches/{kind}-{key}"
         return CachePlan(kind, subject, prefix, count, shard_size, as_tokens)
 
-    def of_dataset(kind: str, subject: str = "") -> CachePlan:
+    for kind, subject in {EXAMPLES: "", **config.cached}.items():
         count = dataset.image_count
-        return plan(kind, subject, dataset.digest, count=count, shard_size=_SHARD_EXAMPLES)
-
-    yield of_dataset(EXAMPLES)
-    if isinstance(config, ControlNetRecipeConfig):
-        yield of_dataset(MAPS, config.control_kind)
-        return
-    if config.masked_loss:
-        yield of_dataset(MASKS)
-    if config.class_prompt:
-        count = config.class_image_count
-        yield plan(
-            CLASS_IMAGES,
-            config.class_prompt,
-            str(count),
-            count=count,
-            shard_size=_SHARD_CLASS_IMAGES,
-        )
+        yield plan(kind, subject, dataset.digest, count=count, shard_size=_SHARD_EXAMPLES)
+    prompt, count = config.class_images
+    if count:
+        yield plan(CLASS_IMAGES, prompt, str(count), count=count, shard_size=_SHARD_CLASS_IMAGES)

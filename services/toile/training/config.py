@@ -17,6 +17,8 @@ from pydantic_core import InitErrorDetails
 from toile.core.adapter_types import AdapterType
 from toile.core.errors import InvalidArgumentError
 
+MASKS, MAPS = "masks", "maps"
+"""What may be computed once of a dataset's images, beside what all recipes need of them."""
 MAX_RANK = 64
 MAX_SAMPLE_PROMPTS = 8
 MAX_PATTERNS = 64
@@ -182,6 +184,21 @@ class RecipeConfig(BaseModel):
         """The text encoders' rate over that of the rest, where they are trained."""
         return 1.0
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether captions are kept as tokens, for text encoders that are trained."""
+        return False
+
+    @property
+    def cached(self) -> Mapping[str, str]:
+        """What is computed once of each image of the dataset, and what of it."""
+        return {}
+
+    @property
+    def class_images(self) -> tuple[str, int]:
+        """The prompt of images that the base draws beside the dataset's, and their number."""
+        return "", 0
+
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
         """Make a configuration from a request's values.
@@ -322,6 +339,21 @@ class LoraRecipeConfig(RecipeConfig, _UpdateMatrices):
         return (self.text_encoder_learning_rate or self.learning_rate) / self.learning_rate
 
     @property
+    def reads_tokens(self) -> bool:
+        """Whether the text encoders are trained."""
+        return self.train_text_encoders
+
+    @property
+    def cached(self) -> Mapping[str, str]:
+        """Masks, for a masked loss."""
+        return {MASKS: ""} if self.masked_loss else {}
+
+    @property
+    def class_images(self) -> tuple[str, int]:
+        """Those of the class."""
+        return self.class_prompt, self.class_image_count
+
+    @property
     def scale(self) -> float:
         """What the update is multiplied by."""
         return self.alpha / self.rank
@@ -349,6 +381,11 @@ class ControlNetRecipeConfig(RecipeConfig):
     caption_dropout: float = Field(
         0.5, ge=0, le=1, description="Share of captions replaced by the empty caption."
     )
+
+    @property
+    def cached(self) -> Mapping[str, str]:
+        """Maps, by what they show."""
+        return {MAPS: self.control_kind}
 
 
 RECIPES: Mapping[str, type[LoraRecipeConfig] | type[ControlNetRecipeConfig]] = {

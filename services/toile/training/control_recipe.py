@@ -21,10 +21,13 @@ from toile.diffusion.triton.packed import empty_unet
 from toile.diffusion.vision import Vision
 from toile.imaging.alignment import edge_alignment, part_overlap
 from toile.imaging.control_maps import ControlKind
-from toile.training.config import ControlNetRecipeConfig
+from toile.training.cache_plans import EXAMPLES
+from toile.training.caches import Cache
+from toile.training.config import MAPS, ControlNetRecipeConfig
 from toile.training.controlnet import ControlledUNet, start_training
-from toile.training.maps import ControlCache
-from toile.training.recipe import Judged, Recipe, Served, reload_frozen
+from toile.training.maps import ControlCache, with_maps
+from toile.training.noise_prediction import NoisePrediction
+from toile.training.recipe import Judged, Materials, Recipe, Served, reload_frozen
 from toile.training.validation import hold_out
 
 ALIGNMENT_FILE = "alignment.json"
@@ -137,6 +140,17 @@ class ControlNet(Recipe):
     def _place(self, index: int) -> int:
         """The example whose map a sample is drawn under; there may be more samples than images."""
         return index % len(self._cache)
+
+
+def make(
+    config: ControlNetRecipeConfig, materials: Materials
+) -> tuple[ControlNet, NoisePrediction]:
+    """Make the recipe, and what it learns."""
+    planes = materials.caches[MAPS]["planes"]
+    cache = with_maps(Cache(**materials.caches[EXAMPLES]), planes, ControlKind(config.control_kind))
+    names = [example.file_name for example in materials.examples]
+    recipe = ControlNet(materials.bundle, config, cache, names)
+    return recipe, materials.noise_prediction(cache, config)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

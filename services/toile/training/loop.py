@@ -11,24 +11,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from toile.core.errors import CancelledError, ToileError
 from toile.core.jobs.samples import SampleSet
-from toile.training.batches import Batch, loss_sum, make_batch
-from toile.training.buckets import BucketedCache, BucketOrder, one_bucket
-from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.config import RecipeConfig
-from toile.training.data import CLASS_IMAGES, batch_indices
 from toile.training.dropout import ImageDropout, image_dropouts
 from toile.training.ema import replaced, to_parameters
 from toile.training.judging import best_judged
+from toile.training.objective import B, Objective
 from toile.training.ranks import led, on_some_rank, over_ranks, place, wait_for_all
 from toile.training.schedules import learning_rate
 from toile.training.state import RunState
-from toile.training.validation import Validation, hold_out, is_exhausted
+from toile.training.validation import hold_out, is_exhausted
 
 SMOOTHING_STEPS = 25
 _CLIP_NORM = 1.0
@@ -82,12 +78,10 @@ class Samples(Protocol):
 
 def train(
     network: nn.Module,
-    cache: Cache | BucketedCache,
+    objective: Objective[B],
     names: Sequence[str],
-    scheduler: DDPMScheduler,
     config: RecipeConfig,
     *,
-    native_size: int,
     start: Checkpoint | None,
     repeats: Sequence[int] | None = None,
     on_step: Callable[[StepReport], None],
@@ -103,14 +97,10 @@ def train(
     Under torch.distributed every rank calls it; batches are shared out and gradients averaged.
 
     Args:
-        network: Predicts as the base's UNet does; what requires gradients is trained.
-        cache: The examples, with what the network is told of them: the dataset's, and then class
-            images, of which each step shows as many as of the dataset's. Those that are not in
-            buckets are all of the base's own size.
+        network: What requires gradients of it is trained.
+        objective: The examples, and what is to be learned of them.
         names: File names of the dataset's, which say who is held out, and which errors name.
-        scheduler: Noise schedule and prediction type of the base.
         config: The recipe's configuration.
-        native_size: Side of the images that the base was trained for, pixels.
         start: Where to go on from; None for the beginning.
         repeats: How often an epoch shows each of the dataset's; once if None.
         on_step: Told of each step.
@@ -134,10 +124,7 @@ def train(
     pace = _Pace(config)
     chosen, held_out = hold_out(names, config.validation_share, recipe=config.RECIPE)
     shown = [index for index in chosen for _ in range(repeats[index] if repeats else 1)]
-    if isinstance(cache, Cache):
-        cache = one_bucket(cache, native_size)
-    order = _order(cache, shown, config)
-    validation = Validation(cache, held_out, scheduler, config)
+    order, validation_loss_of = objective.order(shown), objective.validation(held_out)
     dropouts = image_dropouts(network)
     while True:
         ended = state.step == config.steps or _should_end_early(state, config)
@@ -157,16 +144,12 @@ def train(
         if ended:
             break
         step = state.step
-        indices = order(step) + _class_images(step, range(len(names), len(cache)), config)
-        part, places = cache.located(indices)
-        batch = make_batch(part, places, config, step, scheduler, rank, world_size).to(device)
-        time_ids = cache.time_ids[indices[rank::world_size]].to(device)
+        indices = order(step)
+        batch = objective.batch(indices, step, rank, world_size).to(device)
         state.optimizer.zero_grad(set_to_none=True)
         for dropout in dropouts:
             dropout.step = step
-        loss = over_ranks(
-            _backward(model, batch, scheduler, config, time_ids, dropouts, state.scaler)
-        )
+        loss = over_ranks(_backward(model, objective, batch, config, dropouts, state.scaler))
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(state.parameters.values(), _CLIP_NORM)
         overflowed = not math.isfinite(float(norm))
@@ -177,7 +160,7 @@ def train(
         if held_out and _is_due(state.step, config):
             network.eval()
             with replaced(state.parameters, state.current()):
-                validation_loss = validation.loss(network, device)
+                validation_loss = validation_loss_of(network, device)
             network.train()
             if not math.isfinite(validation_loss):
                 raise _diverged(state.step, held_out, names)
@@ -208,28 +191,11 @@ def _draw(samples: Samples | None, state: RunState, network: nn.Module, *, due: 
     samples.tell(drawn, best_judged(state.judgements))
 
 
-def _order(cache: BucketedCache, shown: Sequence[int], config: RecipeConfig) -> BucketOrder:
-    """Of the dataset's examples that are trained on, some of them more often than others."""
-    buckets: list[list[int]] = [[] for _ in cache.parts]
-    for index in shown:
-        buckets[cache.bucket_of(index)].append(index)
-    return BucketOrder(buckets, config.batch_size, config.seed)
-
-
-def _class_images(step: int, indices: Sequence[int], config: RecipeConfig) -> list[int]:
-    """A step's class images, if there are any: as many as of the dataset's."""
-    if not indices:
-        return []
-    places = batch_indices(len(indices), config.batch_size, step, config.seed, of=CLASS_IMAGES)
-    return [indices[place] for place in places]
-
-
 def _backward(
     model: nn.Module,
-    batch: Batch,
-    scheduler: DDPMScheduler,
+    objective: Objective[B],
+    batch: B,
     config: RecipeConfig,
-    time_ids: Tensor,
     dropouts: Sequence[ImageDropout],
     scaler: torch.amp.GradScaler,
 ) -> Tensor:
@@ -239,16 +205,15 @@ def _backward(
     """
     rank, world_size = place()
     pieces = batch.pieces(config.gradient_accumulation_steps)
-    piece_ids = torch.chunk(time_ids, config.gradient_accumulation_steps)
-    places = iter(range(rank, len(batch.latents) * world_size, world_size))
-    total = torch.zeros((), device=time_ids.device)
-    for number, (piece, ids) in enumerate(zip(pieces, piece_ids, strict=True), start=1):
+    places = iter(range(rank, len(batch) * world_size, world_size))
+    total = torch.zeros((), device=next(model.parameters()).device)
+    for number, piece in enumerate(pieces, start=1):
         last = number == len(pieces)
-        mine = [next(places) for _ in piece.latents]
+        mine = [next(places) for _ in range(len(piece))]
         for dropout in dropouts:
             dropout.places = mine
         with contextlib.nullcontext() if last else _without_exchange(model):
-            share = loss_sum(model, piece, scheduler, config, ids) / config.batch_size
+            share = objective.loss_sum(model, piece) / config.batch_size
             # DistributedDataParallel divides by the number of ranks.
             scaler.scale(share * world_size).backward()  # type: ignore[no-untyped-call]
         total += share.detach()

@@ -21,9 +21,15 @@ from toile.diffusion.conformance import check_lora, not_conformant
 from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.triton.packed import empty_unet, pack_adapter, packed_name
 from toile.training.batches import compute_dtype, hold_frozen
-from toile.training.config import LoraRecipeConfig
+from toile.training.buckets import BucketedCache, frames
+from toile.training.cache_plans import CLASS_IMAGES, EXAMPLES
+from toile.training.caches import Cache, places_by_size
+from toile.training.class_images import joined
+from toile.training.config import MASKS, LoraRecipeConfig
 from toile.training.dropout import ImageDropout
-from toile.training.recipe import Recipe, Served, reload_frozen
+from toile.training.masks import with_masks
+from toile.training.noise_prediction import NoisePrediction
+from toile.training.recipe import Materials, Recipe, Served, reload_frozen
 from toile.training.texts import TEXT_ENCODER, ReadingUNet, caption_tokens
 
 ADAPTER = "default"
@@ -89,6 +95,36 @@ class Lora(Recipe):
             raise not_conformant(file.name, str(error)) from error
         denoiser = BankedDenoiser(bundle, self._layout, packed)
         return Served(denoiser, {"adapters": [adapter]}, f"{file.name}, packed of {DIFFUSERS_FILE}")
+
+
+def make(config: LoraRecipeConfig, materials: Materials) -> tuple[Lora, NoisePrediction]:
+    """Make the recipe, and what it learns."""
+    recipe = Lora(materials.bundle, config, materials.targets)
+    return recipe, materials.noise_prediction(_cache(config, materials), config)
+
+
+def _cache(config: LoraRecipeConfig, materials: Materials) -> Cache | BucketedCache:
+    """Encoded examples, in buckets unless they are squares."""
+    examples, encoded, parts = materials.examples, materials.caches[EXAMPLES], []
+    places = places_by_size(examples)
+    for size, indices in places.items():
+        cache = Cache(
+            means=encoded[f"means{size}"],
+            deviations=encoded[f"deviations{size}"],
+            captions=encoded["captions"][indices],
+            embeds=encoded["embeds"],
+            pooled=encoded["pooled"],
+        )
+        if config.masked_loss:
+            cache = with_masks(cache, materials.caches[MASKS][f"shares{size}"], config)
+        parts.append(cache)
+    if examples[0].frame is not None:
+        return BucketedCache(parts, list(places.values()), frames(examples))
+    (cache,) = parts
+    if config.class_prompt:
+        drawn = Cache(**materials.caches[CLASS_IMAGES])
+        return joined(cache, drawn, config.prior_loss_weight)
+    return cache
 
 
 def add_adapter(unet: UNet2DConditionModel, config: LoraRecipeConfig) -> None:

@@ -214,6 +214,7 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
     config = trained.config
     row = job.jobs.get(job.name)
     images, held_out_count = _shown(trained)
+    class_prompt, class_image_count = config.class_images
     card = AdapterCard(
         title=f"{job.target.split('/')[3]} v{job.target.rpartition('/')[2]}",
         base=trained.base,
@@ -225,8 +226,8 @@ def _export(job: JobContext, trained: Trained, folder: Path) -> None:
         prediction_type=trained.bundle.scheduler_config.get("prediction_type", "epsilon"),
         images=images,
         held_out_count=held_out_count,
-        class_prompt=getattr(config, "class_prompt", ""),
-        class_image_count=getattr(config, "class_image_count", 0),
+        class_prompt=class_prompt,
+        class_image_count=class_image_count,
         seed=config.seed,
         learning_rate=config.learning_rate,
         steps=len(trained.end.losses),

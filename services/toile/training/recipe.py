@@ -1,4 +1,7 @@
-"""What sets one recipe apart from another; the loop and the publishing are the same for all."""
+"""What sets one recipe apart from another; the loop and the publishing are the same for all.
+
+What is learned, and of what, is the `Objective` that is made with it.
+"""
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
@@ -7,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from toile.diffusion.adapter_header import AdapterCard
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.denoiser import Denoiser
+from toile.training.buckets import BucketedCache
+from toile.training.caches import Cache
+from toile.training.config import RecipeConfig
+from toile.training.data import Example
+from toile.training.noise_prediction import NoisePrediction
 
 
 def reload_frozen(unet: UNet2DConditionModel, base: Path) -> None:
@@ -29,6 +37,31 @@ def reload_frozen(unet: UNet2DConditionModel, base: Path) -> None:
         plain = name.replace(".base_layer.", ".")  # where peft has put the Linear
         if plain in weights:
             parameter.data = weights[plain].to(parameter.device)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run has for its recipe."""
+
+    bundle: Bundle
+    examples: Sequence[Example]
+    """The dataset's."""
+    caches: Mapping[str, Mapping[str, Tensor]]
+    """By kind, those of `cache_plans`."""
+    targets: str
+    """What engines take adapters for, by the settings' name."""
+
+    def noise_prediction(
+        self, cache: Cache | BucketedCache, config: RecipeConfig
+    ) -> NoisePrediction:
+        """Have the base's noise predicted on the dataset's examples, and others behind them."""
+        return NoisePrediction(
+            cache,
+            DDPMScheduler.from_config(self.bundle.scheduler_config),
+            config,
+            image_count=len(self.examples),
+            native_size=self.bundle.native_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +89,7 @@ class Recipe(abc.ABC):
     """One run's adapter: how it is trained, drawn with, and kept.
 
     Attributes:
-        network: What the loop trains: predicts as the base's UNet does.
+        network: What the loop trains.
     """
 
     network: nn.Module

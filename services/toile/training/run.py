@@ -6,10 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
-from torch import Tensor
 
 from toile.core.artifacts import delete_folder, fetch
 from toile.core.jobs.progress import Figure
@@ -18,41 +17,31 @@ from toile.core.jobs.runtime import JobContext
 from toile.core.jobs.samples import SAMPLES_FOLDER
 from toile.diffusion.bundle import CPU, Bundle
 from toile.diffusion.denoiser import TorchDenoiser
-from toile.imaging.control_maps import ControlKind
-from toile.training import loop, publish
-from toile.training.buckets import BucketedCache, frames
+from toile.training import control_recipe, loop, lora, publish
 from toile.training.cache_maker import CacheMaker
-from toile.training.cache_plans import (
-    CLASS_IMAGES,
-    EXAMPLES,
-    MAPS,
-    MASKS,
-    CachePlan,
-    inputs,
-    plans_for,
-)
-from toile.training.caches import Cache, places_by_size
+from toile.training.cache_plans import CachePlan, inputs, plans_for
 from toile.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from toile.training.class_images import joined
 from toile.training.config import RECIPES, ControlNetRecipeConfig, LoraRecipeConfig, RecipeConfig
-from toile.training.control_recipe import ControlNet
 from toile.training.data import Example, read_examples
 from toile.training.events import Events, events_path, writing
 from toile.training.judging import Judge
-from toile.training.lora import Lora
-from toile.training.maps import with_maps
-from toile.training.masks import with_masks
+from toile.training.objective import Objective
 from toile.training.patience import PASSING, patiently, report
-from toile.training.recipe import Recipe
+from toile.training.recipe import Materials, Recipe
 from toile.training.repeats import repeat_counts
 from toile.training.sampling import Sampler
 from toile.training.tracking import tracking
 
 REPORT_INTERVAL_SECONDS = 0.25
+_MAKERS: Mapping[str, Callable[[Any, Materials], tuple[Recipe, Objective[Any]]]] = {
+    LoraRecipeConfig.RECIPE: lora.make,
+    ControlNetRecipeConfig.RECIPE: control_recipe.make,
+}
+"""What makes each recipe of its configuration."""
 _log = logging.getLogger(__name__)
 
 
@@ -85,9 +74,9 @@ def train_and_publish(
     examples = read_examples(_fetched(job, dataset.artifact))
     job.check()
     plans = plans_for(job, base, dataset)
-    recipe, cache = _recipe(job, bundle, examples, plans, config, leads=leads)
+    recipe, objective = _recipe(job, bundle, examples, plans, config, leads=leads)
     meet()
-    end = _train(job, bundle, recipe, cache, examples, config, leads=leads)
+    end = _train(job, bundle, recipe, objective, examples, config, leads=leads)
     if leads:
         recipe.finish()
         samples = publish.draw_samples(job, bundle, config, recipe)
@@ -119,54 +108,22 @@ def _recipe(
     bundle: Bundle,
     examples: list[Example],
     plans: Sequence[CachePlan],
-    config: LoraRecipeConfig | ControlNetRecipeConfig,
+    config: RecipeConfig,
     *,
     leads: bool,
-) -> tuple[Recipe, Cache | BucketedCache]:
-    """What is trained, and what it is trained on."""
+) -> tuple[Recipe, Objective[Any]]:
+    """What is trained, and what it learns."""
     maker = CacheMaker(job, bundle, examples, tells=leads)
-    found = {plan.kind: maker.obtain(plan) for plan in plans}
-    if isinstance(config, LoraRecipeConfig):
-        cache = _lora_cache(found, examples, config)
-        return Lora(bundle, config, job.settings.engine.targets), cache
-    cache = Cache(**found[EXAMPLES])
-    with_control = with_maps(cache, found[MAPS]["planes"], ControlKind(config.control_kind))
-    names = [example.file_name for example in examples]
-    return ControlNet(bundle, config, with_control, names), with_control
-
-
-def _lora_cache(
-    found: Mapping[str, Mapping[str, Tensor]],
-    examples: Sequence[Example],
-    config: LoraRecipeConfig,
-) -> Cache | BucketedCache:
-    """Encoded examples, in buckets unless they are squares."""
-    encoded, parts = found[EXAMPLES], []
-    places = places_by_size(examples)
-    for size, indices in places.items():
-        cache = Cache(
-            means=encoded[f"means{size}"],
-            deviations=encoded[f"deviations{size}"],
-            captions=encoded["captions"][indices],
-            embeds=encoded["embeds"],
-            pooled=encoded["pooled"],
-        )
-        if MASKS in found:
-            cache = with_masks(cache, found[MASKS][f"shares{size}"], config)
-        parts.append(cache)
-    if examples[0].frame is not None:
-        return BucketedCache(parts, list(places.values()), frames(examples))
-    (cache,) = parts
-    if CLASS_IMAGES in found:
-        cache = joined(cache, Cache(**found[CLASS_IMAGES]), config.prior_loss_weight)
-    return cache
+    caches = {plan.kind: maker.obtain(plan) for plan in plans}
+    targets = job.settings.engine.targets
+    return _MAKERS[config.RECIPE](config, Materials(bundle, examples, caches, targets))
 
 
 def _train(
     job: JobContext,
     bundle: Bundle,
     recipe: Recipe,
-    cache: Cache | BucketedCache,
+    objective: Objective[Any],
     examples: list[Example],
     config: RecipeConfig,
     *,
@@ -183,11 +140,9 @@ def _train(
     with _telling(job, config, start, leads=leads) as (on_step, events):
         end = loop.train(
             recipe.network,
-            cache,
+            objective,
             [example.file_name for example in examples],
-            DDPMScheduler.from_config(bundle.scheduler_config),
             config,
-            native_size=bundle.native_size,
             start=start,
             repeats=repeats,
             on_step=on_step,

@@ -25,6 +25,7 @@ from toile.training.class_images import joined
 from toile.training.config import ControlNetRecipeConfig, LoraRecipeConfig
 from toile.training.controlnet import start_training
 from toile.training.maps import ControlCache
+from toile.training.noise_prediction import NoisePrediction
 
 NAMES = ["a.png", "b.png", "c.png", "d.png"]
 CONFIG = LoraRecipeConfig(
@@ -199,11 +200,9 @@ class Run:
             self.network = start_training(unet, config)
         self.end = loop.train(
             self.network,
-            cache,
+            NoisePrediction(cache, scheduler, config, image_count=len(NAMES), native_size=128),
             NAMES,
-            scheduler,
             config,
-            native_size=128,
             start=start,
             repeats=repeats,
             on_step=self.reports.append,

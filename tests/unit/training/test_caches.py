@@ -17,7 +17,8 @@ from toile.core.settings import Settings
 from toile.diffusion.bundle import Bundle
 from toile.training import cache_maker, cache_plans, stage
 from toile.training.cache_maker import CacheMaker
-from toile.training.cache_plans import EXAMPLES, MASKS, CachePlan, inputs, plans_for
+from toile.training.cache_plans import EXAMPLES, CachePlan, inputs, plans_for
+from toile.training.config import MASKS
 from toile.training.data import read_examples
 from unit.training.runs import CLASS_CONFIG, CONTROL_CONFIG
 

@@ -20,7 +20,7 @@ from toile.core.jobs.runtime import JobContext, execute
 from toile.core.settings import Settings
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.pipelines import diffuse
-from toile.training import class_images, loop, patience, validation
+from toile.training import class_images, noise_prediction, patience, validation
 from toile.training.batches import Batch, loss_sum, make_batch
 from toile.training.caches import Cache, WeightedCache
 from toile.training.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ def test_a_step_shows_as_many_of_the_class_each_once_an_epoch(
         shown.append(indices)
         return make_batch(cache, indices, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "make_batch", watched)
+    monkeypatch.setattr(noise_prediction, "make_batch", watched)
     Run(make_unet(), cache, scheduler, CONFIG)
     without = shown.copy()
     shown.clear()

@@ -7,7 +7,7 @@ import pytest
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from toile.core.errors import InvalidArgumentError
-from toile.training import loop
+from toile.training import noise_prediction
 from toile.training.caches import Cache
 from toile.training.checkpoint import Checkpoint
 from toile.training.repeats import repeat_counts
@@ -40,13 +40,13 @@ def test_patterns_that_say_nothing_or_too_much(
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Gathers the places of the images that runs are shown."""
     seen: list[int] = []
-    make_batch = loop.make_batch
+    make_batch = noise_prediction.make_batch
 
     def watch(cache: Cache, indices: list[int], *rest: object) -> object:
         seen.extend(indices)
         return make_batch(cache, indices, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "make_batch", watch)
+    monkeypatch.setattr(noise_prediction, "make_batch", watch)
     return seen
 
 
