@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import math
 import time
@@ -294,5 +295,5 @@ def _diverged(step: int, indices: Sequence[int], names: Sequence[str]) -> ToileE
         f"the loss stopped being finite at step {step}; try a lower learning rate, or leave out "
         f"what cannot be learned of the images of that step: {named}",
         reason="TRAINING_DIVERGED",
-        metadata={"step": str(step), "images": named},
+        metadata={"step": str(step), "images": json.dumps(images)},
     )

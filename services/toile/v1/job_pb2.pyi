@@ -193,19 +193,43 @@ class JobError(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class MetadataEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     REASON_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    METADATA_FIELD_NUMBER: builtins.int
     reason: builtins.str
     """Stable reason, such as "DISK_FULL" or "COMPUTE_LOST"; the same as in ErrorInfo.reason."""
     message: builtins.str
     """One line for a person."""
+    @property
+    def metadata(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Facts about it, as ErrorInfo.metadata has them: of "TRAINING_DIVERGED" the `step`, and `images`,
+        a JSON list of the names of that step's.
+        """
+
     def __init__(
         self,
         *,
         reason: builtins.str = ...,
         message: builtins.str = ...,
+        metadata: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["message", b"message", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "metadata", b"metadata", "reason", b"reason"]) -> None: ...
 
 Global___JobError: typing_extensions.TypeAlias = JobError
 

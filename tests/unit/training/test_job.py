@@ -24,6 +24,7 @@ from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, DatasetVersionRow, JobRow, ModelVersionRow
 from toile.core.errors import FailedPreconditionError, ToileError
 from toile.core.jobs import JobState, JobStore, runtime
+from toile.core.jobs.convert import job_message
 from toile.core.jobs.costs import Usage
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.prompts import CHUNK_TOKENS
@@ -423,6 +424,9 @@ def test_a_loss_that_is_no_number_ends_the_job_with_its_step_and_images(
     assert sum(image in job.error_message for image in images) == named
     assert rest in job.error_message
     assert all(image in caplog.text for image in images)
+    facts = job_message(job).error.metadata
+    assert facts["step"] == "1"
+    assert sorted(json.loads(facts["images"])) == images
     assert version_of(catalog) is None
 
 

@@ -1,6 +1,7 @@
 """The loop trains what is neither diffusion nor a UNet: a classifier, by its own batches."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -152,4 +153,4 @@ def test_a_loss_that_is_no_number_names_its_images() -> None:
     with pytest.raises(ToileError) as caught:
         Training(CONFIG.model_copy(update={"validation_share": 0.0}), broken=7)
     assert caught.value.reason == "TRAINING_DIVERGED"
-    assert "7.png" in caught.value.metadata["images"]
+    assert "7.png" in json.loads(caught.value.metadata["images"])

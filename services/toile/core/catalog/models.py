@@ -167,6 +167,7 @@ class JobRow(Table):
     progress: Mapped[dict[str, Any]]
     error_reason: Mapped[str] = mapped_column(String(64), default="")
     error_message: Mapped[str] = mapped_column(Text, default="")
+    error_metadata: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     attempts_before_resume: Mapped[int] = mapped_column(  # those do not count as lost
         Integer, default=0, server_default="0"

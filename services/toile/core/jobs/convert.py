@@ -34,7 +34,8 @@ def job_message(
     if row.progress:
         message.progress.CopyFrom(progress_message(row.progress))
     if row.state == JobState.FAILED:
-        message.error.CopyFrom(job_pb2.JobError(reason=row.error_reason, message=row.error_message))
+        message.error.reason, message.error.message = row.error_reason, row.error_message
+        message.error.metadata.update(row.error_metadata)
     return message
 
 

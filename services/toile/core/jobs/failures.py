@@ -6,6 +6,8 @@ The class names of Ray, torch and safetensors are compared as text: none is impo
 import errno
 import logging
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from toile.core.context import new_id
 from toile.core.errors import ToileError
@@ -17,14 +19,31 @@ _MEMORY_CLASSES = frozenset({"OutOfMemoryError", "OutOfMemory", "MemoryError"})
 _log = logging.getLogger(__name__)
 
 
-def describe(error: BaseException) -> tuple[str, str]:
-    """Return the reason and the one line for a person; an unforeseen error's trace is logged."""
+@dataclass(frozen=True)
+class Failure:
+    """What a job failed of.
+
+    Attributes:
+        reason: Stable, machine-readable.
+        message: One line for a person.
+        metadata: Facts, as the error has them.
+    """
+
+    reason: str
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def describe(error: BaseException) -> Failure:
+    """Say what a job failed of; an unforeseen error's trace is logged."""
     known = _known(error)
     if known is not None:
         return known
     incident = new_id()
     _log.error("job failed, incident %s", incident, exc_info=error)
-    return "INTERNAL", f"internal error, incident {incident}; the job's log has the details"
+    return Failure(
+        "INTERNAL", f"internal error, incident {incident}; the job's log has the details"
+    )
 
 
 def is_foreseen(error: BaseException) -> bool:
@@ -32,14 +51,16 @@ def is_foreseen(error: BaseException) -> bool:
     return _known(error) is not None
 
 
-def _known(error: BaseException) -> tuple[str, str] | None:
+def _known(error: BaseException) -> Failure | None:
     for cause in _chain(error):
         if isinstance(cause, ToileError):
-            return cause.reason, cause.message
+            return Failure(cause.reason, cause.message, cause.metadata)
         if is_disk_full(cause):
-            return "DISK_FULL", "no space is left for the job's files"
+            return Failure("DISK_FULL", "no space is left for the job's files")
         if _is_memory(cause):
-            return OUT_OF_MEMORY, "the job needs more memory than there is; try a smaller batch"
+            return Failure(
+                OUT_OF_MEMORY, "the job needs more memory than there is; try a smaller batch"
+            )
     return None
 
 

@@ -318,6 +318,7 @@ class JobStore:
         attempt: int | None = None,
         reason: str = "",
         message: str = "",
+        metadata: Mapping[str, str] | None = None,
     ) -> bool:
         """End a job without a target. Returns whether it did: it may have ended, or be paused.
 
@@ -330,6 +331,7 @@ class JobStore:
                 return False
             row.error_reason = reason
             row.error_message = " ".join(message.split())[:_MESSAGE_CHARACTERS]
+            row.error_metadata = dict(metadata or {})
             self._end(session, row, state)
             return True
 

@@ -156,9 +156,14 @@ class JobContext:
             return False
         if isinstance(error, CancelledError):
             return self.jobs.stop(self.name, attempt=self.attempt)
-        reason, message = describe(error)
+        failure = describe(error)
         return self.jobs.finish(
-            self.name, JobState.FAILED, attempt=self.attempt, reason=reason, message=message
+            self.name,
+            JobState.FAILED,
+            attempt=self.attempt,
+            reason=failure.reason,
+            message=failure.message,
+            metadata=failure.metadata,
         )
 
     @contextlib.contextmanager
