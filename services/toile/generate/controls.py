@@ -26,6 +26,7 @@ IMAGE_FIELD = "controls.image"
 _KINDS = {
     generate_pb2.CONTROL_KIND_EDGES: ControlKind.EDGES,
     generate_pb2.CONTROL_KIND_PARTS: ControlKind.PARTS,
+    generate_pb2.CONTROL_KIND_EDGES_PARTS: ControlKind.EDGES_PARTS,
 }
 
 

@@ -17,7 +17,12 @@ from toile.imaging.control_maps import ControlKind
 from toile.imaging.png import Parameters
 from toile.v1 import generate_pb2, inference_pb2
 
-_MODULES = {ControlKind.EDGES: "canny", ControlKind.PARTS: "parts", MAP: "none"}
+_MODULES = {
+    ControlKind.EDGES: "canny",
+    ControlKind.PARTS: "parts",
+    ControlKind.EDGES_PARTS: "canny over parts",
+    MAP: "none",
+}
 """What AUTOMATIC1111's web UI calls the maker of a map; parts are of Toile's own."""
 
 

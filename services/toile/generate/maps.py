@@ -9,9 +9,9 @@ from PIL import Image
 
 from toile.core.errors import ComputeUnavailableError
 from toile.core.inference import Inference
-from toile.generate.controls import Control
+from toile.generate.controls import MAP, Control
 from toile.imaging.canvas import UInt8Array, encode
-from toile.imaging.control_maps import ControlKind, edge_map, part_map
+from toile.imaging.control_maps import ControlKind, edge_map, joint_map, part_map
 from toile.v1 import inference_pb2
 
 
@@ -44,10 +44,13 @@ async def _map_of(
 ) -> UInt8Array:
     if kind == ControlKind.EDGES:
         return await asyncio.to_thread(edge_map, image)
+    if kind == MAP:
+        return image
+    drawn, _ = await models.segment(base_artifact, encode(image))
+    labels = _labels(drawn)
     if kind == ControlKind.PARTS:
-        drawn, _ = await models.segment(base_artifact, encode(image))
-        return part_map(_labels(drawn))
-    return image
+        return part_map(labels)
+    return await asyncio.to_thread(joint_map, image, labels)
 
 
 def _labels(drawn: bytes) -> UInt8Array:

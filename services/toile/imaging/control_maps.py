@@ -19,6 +19,12 @@ class ControlKind(enum.StrEnum):
     """Canny edges, white on black: the convention of SDXL's public ControlNets."""
     PARTS = "parts"
     """The parts of a segmentation, each in a colour of its own."""
+    EDGES_PARTS = "edges_parts"
+    """Both in one map: edges, white, over parts."""
+
+
+EDGE = MAX_LABELS - 1
+"""What a pixel of an edge is among labels; no segmenter has so many."""
 
 
 def edge_map(image: UInt8Array) -> UInt8Array:
@@ -31,10 +37,24 @@ def part_map(labels: UInt8Array) -> UInt8Array:
     return _part_colours()[labels]
 
 
+def joint_labels(image: UInt8Array, labels: UInt8Array) -> UInt8Array:
+    """Return labels `[H, W]` of an sRGB image `[H, W, 3]`, with `EDGE` where it has edges."""
+    return np.where(canny(image) > 0, np.uint8(EDGE), labels)
+
+
+def joint_map(image: UInt8Array, labels: UInt8Array) -> UInt8Array:
+    """Return the edges of an sRGB image over its parts, as `[H, W, 3]`."""
+    return palette(ControlKind.EDGES_PARTS)[joint_labels(image, labels)]
+
+
 def palette(kind: ControlKind) -> UInt8Array:
     """What a map shows for each value, `[256, 3]`: of edges `[H, W]`, or of labels."""
     if kind is ControlKind.PARTS:
         return _part_colours()
+    if kind is ControlKind.EDGES_PARTS:
+        colours = _part_colours()
+        colours[EDGE] = 255
+        return colours
     return np.repeat(np.arange(MAX_LABELS, dtype=np.uint8)[:, None], 3, axis=1)
 
 

@@ -38,6 +38,7 @@ from toile.train.prompts import PromptRules
 from toile.train.registry import missing, next_version
 from toile.training.checks import check_installed, held_out_count, lacks_masks
 from toile.training.config import (
+    MASKS,
     RECIPES,
     ControlNetRecipeConfig,
     LoraRecipeConfig,
@@ -233,7 +234,7 @@ class TrainHandler:
     def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:
         """A training that needs what the base lacks is refused before it is queued."""
         check_architecture(self._store, base)
-        if isinstance(config, ControlNetRecipeConfig) and config.control_kind == "parts":
+        if isinstance(config, ControlNetRecipeConfig) and config.sees_parts:
             check_has_part(self._store, base, "segmenter", "controlnet.control_kind")
         if config.publish_weights == "best_samples":
             field = f"{config.RECIPE}.publish_weights"
@@ -257,7 +258,7 @@ class TrainHandler:
             )
         if dataset.aspect == KEEP:
             _check_buckets(dataset, base, config)
-        if not (isinstance(config, LoraRecipeConfig) and config.masked_loss):
+        if MASKS not in config.cached:
             return
         files = read_manifest(self._store, dataset.artifact).files
         if not any(file.startswith("masks/") for file in files):

@@ -10,14 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from toile.core.artifacts import fetch
+from toile.core.artifacts import fetch, read_manifest
 from toile.core.errors import DataLossError
 from toile.core.jobs.runtime import JobContext
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.vision import Vision
 from toile.imaging.control_maps import ControlKind
 from toile.training import class_images
-from toile.training.cache_plans import CLASS_IMAGES, PHASE, CachePlan
+from toile.training.cache_plans import CLASS_IMAGES, PHASE, CachePlan, inputs
 from toile.training.caches import OnProgress, by_size, encode, joined_shards
 from toile.training.class_images import Shelf
 from toile.training.config import MAPS, MASKS
@@ -90,7 +90,10 @@ class CacheMaker:
             return {f"shares{name}": garment_shares(group, size) for name, group in groups.items()}
         if plan.kind == MAPS:
             kind = ControlKind(plan.subject)
-            return {"planes": control_planes(self._vision, examples, kind, size, on_progress)}
+            planes = control_planes(
+                self._vision, examples, kind, size, on_progress, mask_labels=self._mask_labels
+            )
+            return {"planes": planes}
         if plan.kind == CLASS_IMAGES:
             return self._of_class(plan, places, on_progress)
         return encode(self._bundle, self._examples, places, on_progress, as_tokens=plan.as_tokens)
@@ -121,6 +124,14 @@ class CacheMaker:
     @cached_property
     def _vision(self) -> Vision:
         return Vision(self._bundle.path)
+
+    @cached_property
+    def _mask_labels(self) -> list[str]:
+        """What the values of the dataset version's masks mean; nothing where it has none."""
+        job = self._job
+        _, dataset = inputs(job)
+        manifest = patiently(job, PHASE, lambda: read_manifest(job.store, dataset.artifact))
+        return list(manifest.metadata.get("mask_labels", ()))
 
 
 def _loaded(folder: Path, plan: CachePlan) -> dict[str, Tensor]:

@@ -17,13 +17,14 @@ from toile.core.artifacts import ArtifactStore, delete_folder, publish_stored, r
 from toile.core.catalog.models import BaseRow, DatasetVersionRow
 from toile.core.errors import AlreadyExistsError, NotFoundError
 from toile.core.jobs.runtime import JobContext
-from toile.training.config import RECIPES, RecipeConfig
+from toile.training.config import MAPS, RECIPES, RecipeConfig
 from toile.training.patience import patiently
 
 PHASE = "cache"
 EXAMPLES, CLASS_IMAGES = "examples", "class-images"
 
 _VERSION = "1"  # of what is cached; a change makes all caches be computed again
+_MAPS_VERSION = "masks"  # the same of maps, which once were the segmenter's alone
 _SHARD_EXAMPLES = 32
 _SHARD_CLASS_IMAGES = 8  # they have to be drawn first
 
@@ -134,8 +135,8 @@ def _plans(
         return CachePlan(kind, subject, prefix, count, shard_size, as_tokens)
 
     for kind, subject in {EXAMPLES: "", **config.cached}.items():
-        count = dataset.image_count
-        yield plan(kind, subject, dataset.digest, count=count, shard_size=_SHARD_EXAMPLES)
+        facts = [dataset.digest, *([_MAPS_VERSION] if kind == MAPS else [])]
+        yield plan(kind, subject, *facts, count=dataset.image_count, shard_size=_SHARD_EXAMPLES)
     prompt, count = config.class_images
     if count:
         yield plan(CLASS_IMAGES, prompt, str(count), count=count, shard_size=_SHARD_CLASS_IMAGES)

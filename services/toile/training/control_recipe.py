@@ -20,7 +20,7 @@ from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.triton.packed import empty_unet
 from toile.diffusion.vision import Vision
 from toile.imaging.alignment import edge_alignment, part_overlap
-from toile.imaging.control_maps import ControlKind
+from toile.imaging.control_maps import EDGE, ControlKind
 from toile.training.cache_plans import EXAMPLES
 from toile.training.caches import Cache
 from toile.training.config import MAPS, ControlNetRecipeConfig
@@ -36,6 +36,7 @@ _MEASURES = {
     ControlKind.EDGES: "F-measure of edges within 2 pixels",
     ControlKind.PARTS: "mean intersection over union of parts",
 }
+_MEASURES[ControlKind.EDGES_PARTS] = "mean of both: " + "; ".join(_MEASURES.values())
 _METRICS = {"with_control": "alignment", "without_control": "alignment_without_control"}
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -129,9 +130,15 @@ class ControlNet(Recipe):
 
     def _alignment(self, index: int, image: Image.Image) -> float:
         plane = self._cache.planes[self._place(index)].numpy()
+        pixels = np.asarray(image.convert("RGB"))
+        if self._kind is ControlKind.EDGES:
+            return edge_alignment(plane, pixels)
+        found = self._vision.segment(image)[0]
         if self._kind is ControlKind.PARTS:
-            return part_overlap(plane, self._vision.segment(image)[0])
-        return edge_alignment(plane, np.asarray(image.convert("RGB")))
+            return part_overlap(plane, found)
+        edges = plane == EDGE  # where the map says nothing of parts
+        overlap = part_overlap(plane[~edges], found[~edges])
+        return (edge_alignment(edges.astype(np.uint8), pixels) + overlap) / 2.0
 
     def _map(self, index: int) -> Image.Image:
         (shown,) = self._cache.maps([self._place(index)])

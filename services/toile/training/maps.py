@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from toile.diffusion.vision import Vision
-from toile.imaging.control_maps import ControlKind, palette
+from toile.imaging.control_maps import ControlKind, UInt8Array, joint_labels, palette
 from toile.imaging.edges import canny
 from toile.training.caches import Cache, OnProgress, on_one_thread
 from toile.training.data import Example, load_square
+from toile.training.masks import read_labels
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,24 @@ def control_planes(
     kind: ControlKind,
     native_size: int,
     on_progress: OnProgress,
+    *,
+    mask_labels: Sequence[str] = (),
 ) -> Tensor:
     """What each pixel of some examples is, `[N, S, S]` of uint8.
 
+    Parts are those of the dataset version's masks where these have the labels of the base's
+    segmenter, which says what is drawn under later; of others the segmenter finds them.
+
+    Args:
+        vision: Of the base.
+        examples: The dataset's.
+        kind: What the maps show.
+        native_size: S.
+        on_progress: Told how many are done, and of how many.
+        mask_labels: What the values of the version's masks mean.
+
     Raises:
+        DataLossError: A mask cannot be read.
         FailedPreconditionError: Parts are asked of a base that has no segmenter
             (`BASE_LACKS_VISION`).
     """
@@ -55,10 +72,22 @@ def control_planes(
     with on_one_thread():
         for example in examples:
             square = load_square(example.path, native_size)
-            if kind is ControlKind.PARTS:
-                plane = vision.segment(square)[0]
+            image = np.asarray(square)
+            if kind is ControlKind.EDGES:
+                plane = canny(image)
             else:
-                plane = canny(np.asarray(square))
+                if example.mask is not None and mask_labels == vision.labels:
+                    plane = _labels(example.mask, native_size)
+                else:
+                    plane = vision.segment(square)[0]
+                if kind is ControlKind.EDGES_PARTS:
+                    plane = joint_labels(image, plane)
             planes.append(torch.from_numpy(plane))
             on_progress(len(planes), len(examples))
     return torch.stack(planes)
+
+
+def _labels(mask: Path, size: int) -> UInt8Array:
+    """The labels of a mask's middle square, `[size, size]`."""
+    labels = Image.fromarray(read_labels(mask))
+    return np.array(labels.resize((size, size), Image.Resampling.NEAREST))

@@ -1,6 +1,7 @@
 """What the loss of a picture weighs where: the garment's parts, as the dataset version has them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from toile.core.errors import DataLossError
 from toile.diffusion.sdxl import PIXELS_PER_LATENT
+from toile.imaging.control_maps import UInt8Array
 from toile.training.caches import Cache, WeightedCache
 from toile.training.checks import lacks_masks
 from toile.training.config import LoraRecipeConfig
@@ -52,16 +54,26 @@ def loss_weights(shares: Tensor, background: float) -> Tensor:
     return torch.where(covered, weights / means.clamp(min=1e-12), torch.ones_like(weights))
 
 
+def read_labels(mask: Path, *, whole: bool = False) -> UInt8Array:
+    """Return the labels of a mask's middle square, or of the whole, `[H, W]`.
+
+    Raises:
+        DataLossError: It cannot be read, or holds none.
+    """
+    try:
+        with Image.open(mask) as file:
+            labels = np.asarray(file if whole else middle_square(file))
+    except OSError as error:
+        raise DataLossError(f"{mask.name} of the version's masks cannot be read") from error
+    if labels.ndim != 2:
+        raise DataLossError(f"{mask.name} of the version's masks holds no labels")
+    return labels
+
+
 def _share(example: Example, height: int, width: int) -> Tensor:
     """How much of each latent the garment covers, `[1, h, w]`: label 0 is the background."""
     if example.mask is None:
         raise lacks_masks(example.file_name)
-    try:
-        with Image.open(example.mask) as file:
-            labels = np.asarray(middle_square(file) if example.frame is None else file)
-    except OSError as error:
-        raise DataLossError(f"{example.mask.name} of the version's masks cannot be read") from error
-    if labels.ndim != 2:
-        raise DataLossError(f"{example.mask.name} of the version's masks holds no labels")
+    labels = read_labels(example.mask, whole=example.frame is not None)
     garment = torch.from_numpy((labels != 0).astype(np.float32))[None, None]
     return nn.functional.interpolate(garment, (height, width), mode="area")[0]

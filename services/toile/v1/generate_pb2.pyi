@@ -91,6 +91,8 @@ class _ControlKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """Its parts, by the base's segmenter, each in a colour of its own."""
     CONTROL_KIND_MAP: _ControlKind.ValueType  # 3
     """The image as it is: it is a map already. Needs a model."""
+    CONTROL_KIND_EDGES_PARTS: _ControlKind.ValueType  # 4
+    """Both in one map: its edges, white, over its parts. For a model that was trained on such maps."""
 
 class ControlKind(_ControlKind, metaclass=_ControlKindEnumTypeWrapper):
     """ControlKind says what a ControlNet is shown of an image."""
@@ -103,6 +105,8 @@ CONTROL_KIND_PARTS: ControlKind.ValueType  # 2
 """Its parts, by the base's segmenter, each in a colour of its own."""
 CONTROL_KIND_MAP: ControlKind.ValueType  # 3
 """The image as it is: it is a map already. Needs a model."""
+CONTROL_KIND_EDGES_PARTS: ControlKind.ValueType  # 4
+"""Both in one map: its edges, white, over its parts. For a model that was trained on such maps."""
 Global___ControlKind: typing_extensions.TypeAlias = ControlKind
 
 class _PromptFileFormat:

@@ -26,10 +26,11 @@ from toile.v1 import common_pb2, generate_pb2
 
 RED = (206, 32, 40)
 SKETCH = garment(RED, size=(128, 128))
-EDGES, PARTS, MAP = (
+EDGES, PARTS, MAP, EDGES_PARTS = (
     generate_pb2.CONTROL_KIND_EDGES,
     generate_pb2.CONTROL_KIND_PARTS,
     generate_pb2.CONTROL_KIND_MAP,
+    generate_pb2.CONTROL_KIND_EDGES_PARTS,
 )
 
 
@@ -85,18 +86,21 @@ async def test_each_kind_has_its_own_map(trained: Platform, painter: Painter) ->
         session.delete(session.get_one(ModelVersionRow, f"{model}/versions/2"))
     controls = [
         {"image": image, "kind": kind, "model": model, "scale": 0.5, "start": 0.1, "end": 0.9}
-        for kind in (EDGES, PARTS, MAP)
+        for kind in (EDGES, PARTS, MAP, EDGES_PARTS)
     ]
     generation = await draw(trained, *controls)
-    edges, parts, whole = painter.requests[0].controls
+    edges, parts, whole, both = painter.requests[0].controls
     assert {one.artifact for one in painter.requests[0].controls} == {CONTROLNET_ARTIFACT}
     assert np.array_equal(pixels_of(edges.map_png), edge_map(SKETCH))
     colours = {tuple(colour) for colour in pixels_of(parts.map_png).reshape(-1, 3)}
     labels = part_map(np.arange(3, dtype=np.uint8)[None])[0]
     assert colours == {tuple(colour) for colour in labels}
     assert np.array_equal(pixels_of(whole.map_png), SKETCH)
+    is_edge = edge_map(SKETCH) > 0
+    drawn_over = np.where(is_edge, np.uint8(255), pixels_of(parts.map_png))
+    assert np.array_equal(pixels_of(both.map_png), drawn_over)
     assert (whole.scale, whole.start, whole.end) == (0.5, 0.1, 0.9)
-    assert [one.model for one in generation.request.controls] == [CONTROLNET] * 3
+    assert [one.model for one in generation.request.controls] == [CONTROLNET] * 4
 
 
 async def test_an_image_is_cut_to_the_drawing_before_its_map_is_made(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from toile.imaging.control_maps import ControlKind, edge_map, palette, part_map
+from toile.imaging.control_maps import ControlKind, edge_map, joint_map, palette, part_map
 from toile.imaging.edges import canny
 
 
@@ -33,5 +33,16 @@ def test_a_palette_shows_what_the_maps_show() -> None:
     assert np.array_equal(palette(ControlKind.PARTS)[labels], part_map(labels))
 
 
+def test_edges_lie_over_parts() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[16:48, 16:48] = (200, 30, 30)
+    labels = np.ones((64, 64), np.uint8)
+    shown = joint_map(image, labels)
+    edges = canny(image) > 0
+    assert (shown[edges] == 255).all()
+    assert np.array_equal(shown[~edges], part_map(labels)[~edges])
+    assert len(np.unique(palette(ControlKind.EDGES_PARTS), axis=0)) == 256
+
+
 def test_kinds_have_names_for_folders() -> None:
-    assert [kind.value for kind in ControlKind] == ["edges", "parts"]
+    assert [kind.value for kind in ControlKind] == ["edges", "parts", "edges_parts"]

@@ -11,17 +11,17 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from toile.core.artifacts import ArtifactStore, fetch
+from toile.core.artifacts import ArtifactStore, fetch, publish_folder
 from toile.core.catalog.engine import Catalog
-from toile.core.catalog.models import BaseRow, JobRow, ModelVersionRow
+from toile.core.catalog.models import BaseRow, DatasetVersionRow, JobRow, ModelVersionRow
 from toile.core.jobs import JobStore
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.settings import Settings
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import load_controlnet
 from toile.diffusion.vision import Vision
-from toile.imaging.alignment import edge_alignment
-from toile.imaging.control_maps import ControlKind, edge_map, part_map
+from toile.imaging.alignment import edge_alignment, part_overlap
+from toile.imaging.control_maps import ControlKind, edge_map, joint_map, part_map
 from toile.imaging.edges import canny
 from toile.train.convert import VersionView, version_message
 from toile.training import control_recipe, publish
@@ -132,6 +132,36 @@ def test_parts_are_those_that_the_base_sees(
     )
 
 
+def test_edges_and_parts_are_trained_and_measured_as_one_map(
+    train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    labels = Vision(fetch(store, _artifact(catalog), settings.home_path / "cache")).labels
+    with catalog.transaction() as session:  # a version whose masks are the segmenter's
+        row = session.get_one(DatasetVersionRow, "projects/p/datasets/lace/versions/1")
+        artifact = f"{row.artifact}-labelled"
+        folder = settings.home_path / "version"
+        manifest = publish_folder(store, artifact, folder, {"mask_labels": labels})
+        row.artifact, row.digest = artifact, manifest.digest
+    job = train(train_and_publish, "controlnet", control_kind="edges_parts", steps=2)
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    original = pixels(settings.home_path / "version" / "000000.png")
+    mask = np.zeros((128, 128), np.uint8)
+    mask[16:112, 32:96] = 1
+    shown = pixels(folder / "samples/00.map.png")
+    assert np.array_equal(shown, joint_map(original, mask))
+    facts = json.loads((folder / "alignment.json").read_text())
+    drawn = Image.open(folder / "samples/00.png")
+    edges = canny(original)
+    base = fetch(store, _artifact(catalog), settings.home_path / "cache")
+    found = Vision(base).segment(drawn)[0]
+    overlap = part_overlap(mask[edges == 0], found[edges == 0])
+    measured = (edge_alignment(edges, np.asarray(drawn.convert("RGB"))) + overlap) / 2
+    assert facts["samples"][0]["with_control"] == pytest.approx(measured)
+
+
 def _artifact(catalog: Catalog) -> str:
     with catalog.reading() as session:
         return session.get_one(BaseRow, "bases/tiny").artifact
@@ -227,7 +257,26 @@ def test_maps_are_of_the_squares_that_the_latents_are_of(
     assert edges.planes.dtype == torch.uint8
     assert all(torch.equal(tensor, vars(edges)[name]) for name, tensor in vars(cache).items())
     assert done == [1, 2, 3, 4]
-    assert not torch.equal(mapped(ControlKind.PARTS).planes, edges.planes)
+    parts = mapped(ControlKind.PARTS)
+    assert not torch.equal(parts.planes, edges.planes)
+    both, has_edge = mapped(ControlKind.EDGES_PARTS), edges.planes > 0
+    assert torch.equal(both.planes[~has_edge], parts.planes[~has_edge])
+    (shown,) = both.maps([0])
+    assert (shown[:, has_edge[0]] == 255).all()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_parts_are_those_of_the_masks_where_these_have_the_segmenters_labels(
+    settings: Settings, tiny_bundle: Path, same: bool
+) -> None:
+    vision, examples = Vision(tiny_bundle), read_examples(settings.home_path / "version")
+    labels = list(vision.labels) if same else ["background", "garment"]
+    planes = control_planes(
+        vision, examples, ControlKind.PARTS, 64, lambda *_: None, mask_labels=labels
+    )
+    of_mask = torch.zeros(64, 64, dtype=torch.uint8)
+    of_mask[8:56, 16:48] = 1
+    assert torch.equal(planes[0], of_mask) == same
 
 
 def test_samples_are_measured_with_control_and_without(tiny_bundle: Path) -> None:

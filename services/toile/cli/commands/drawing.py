@@ -47,9 +47,9 @@ Controls = Annotated[
     typer.Option(
         "--control",
         metavar="IMAGE[,KEY=VALUE...]",
-        help="Hold the structure of an image (file or name). kind: edges, parts or map; model: a "
-        "ControlNet, the base's own if not given; scale: 0 to 2; start, end: shares of the noise "
-        "schedule. May be repeated.",
+        help="Hold the structure of an image (file or name). kind: edges, parts, edges_parts or "
+        "map; model: a ControlNet, the base's own if not given; scale: 0 to 2; start, end: shares "
+        "of the noise schedule. May be repeated.",
         rich_help_panel=_PICTURE,
     ),
 ]
@@ -141,8 +141,9 @@ def _control(s: Session, text: str) -> "generate_pb2.Control":
                 raise ValueError
         except ValueError:
             raise InvalidArgumentError(
-                "a control is IMAGE, with kind=edges, parts or map, model=NAME, scale, start or "
-                f"end behind it, such as sketch.png,kind=map,scale=0.7, not {text!r}",
+                "a control is IMAGE, with kind=edges, parts, edges_parts or map, model=NAME, "
+                "scale, start or end behind it, such as sketch.png,kind=map,scale=0.7, not "
+                f"{text!r}",
                 field="control",
             ) from None
     control.image = resolve_image(s, image)
