@@ -26,6 +26,7 @@ from toile.core.errors import (
     DeadlineError,
     FailedPreconditionError,
     InvalidArgumentError,
+    StoreUnavailableError,
 )
 from toile.diffusion.adapters import AdapterWeights, LoraLayer
 from toile.diffusion.banked_unet import bank_layout
@@ -361,6 +362,48 @@ def test_an_adapter_that_was_evicted_is_read_again(bundle, server, denoiser):
     assert after["toile_bank_loads_total"] - before["toile_bank_loads_total"] == 6
     assert after["toile_bank_evictions_total"] - before["toile_bank_evictions_total"] >= 5
     assert after["toile_bank_bytes"] <= BANK_BYTES
+
+
+def test_a_store_that_fails_for_a_moment_costs_the_step_a_wait(bundle, server, store):
+    """Before there is a link, and then where the link leads."""
+    layout, failures = bank_layout(bundle.unet), [StoreUnavailableError("away")]
+    files = PackedFiles(store, layout)
+    links = ["file:///no/such/file"]
+
+    def link(adapter: LoadedAdapter) -> str:
+        if failures:
+            raise failures.pop()
+        return links.pop() if links else files.link(adapter)
+
+    made = TritonDenoiser(
+        server.address, unet_config=dict(bundle.unet.config), layout=layout, link=link
+    )
+    one = adapter(bundle, 55)
+    with contextlib.closing(made), made.session([one]) as unet:
+        predicted = unet(**ARGUMENTS).sample
+        assert (failures, links) == ([], [])
+        made.unload(one.key)
+        assert torch.equal(unet(**ARGUMENTS).sample, predicted)
+
+
+def test_credentials_that_the_store_refuses_are_told_at_once(bundle, server):
+    def link(_: LoadedAdapter) -> str:
+        raise StoreUnavailableError("refused", reason="STORE_DENIED")
+
+    made = TritonDenoiser(
+        server.address,
+        unet_config=dict(bundle.unet.config),
+        layout=bank_layout(bundle.unet),
+        link=link,
+    )
+    started = time.monotonic()
+    with (
+        contextlib.closing(made),
+        made.session([adapter(bundle, 56)]) as unet,
+        pytest.raises(StoreUnavailableError),
+    ):
+        unet(**ARGUMENTS)
+    assert time.monotonic() - started < 10
 
 
 def test_steps_of_one_caller_follow_each_other_at_once(bundle, server):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffusers import ControlNetModel
 
-from toile.core.artifacts import ArtifactStore, fetch
+from toile.core.artifacts import ArtifactStore, fetch_patiently
 from toile.core.errors import FailedPreconditionError
 from toile.core.kept import Kept
 from toile.core.settings import Limits
@@ -57,7 +57,7 @@ class ControlNets:
 
     def _version(self, bundle: Bundle, artifact: str) -> ControlNetModel:
         def load() -> ControlNetModel:
-            folder = fetch(self._store, artifact, self._cache)
+            folder = fetch_patiently(self._store, artifact, self._cache)
             network = load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet.config)
             return network.to(bundle.device)
 

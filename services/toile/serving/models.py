@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from toile.core.artifacts import ArtifactStore, fetch
+from toile.core.artifacts import ArtifactStore, fetch_patiently
 from toile.core.errors import InvalidArgumentError
 from toile.core.kept import Kept
 from toile.core.settings import Settings
@@ -212,7 +212,7 @@ class Models:
 
     def _base(self, artifact: str) -> LoadedBase:
         def load() -> LoadedBase:
-            folder = fetch(self._store, artifact, self._cache)
+            folder = fetch_patiently(self._store, artifact, self._cache)
             # The folder is named after the manifest's digest, which is the base's.
             bundle = Bundle.load(folder, digest=folder.name, device=self._device)
             unet = empty_unet(folder)
@@ -225,7 +225,9 @@ class Models:
 
     def _adapter(self, base: LoadedBase, artifact: str) -> AdapterWeights:
         def load() -> AdapterWeights:
-            return load_lora(fetch(self._store, artifact, self._cache), targets=base.targets)
+            return load_lora(
+                fetch_patiently(self._store, artifact, self._cache), targets=base.targets
+            )
 
         return self._adapters.get(artifact, load)
 

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import socket
 import threading
 import time
 import urllib.parse
@@ -11,9 +12,22 @@ import numpy as np
 import pytest
 
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter, pack
-from toile.diffusion.triton.resident import LOADING, MISSING, ResidentAdapters, read_packed
+from toile.diffusion.triton.resident import (
+    LOADING,
+    MISSING,
+    UNREAD,
+    ResidentAdapters,
+    read_packed,
+)
 
 LAYOUT = BankLayout.of({"a": (8, 4), "b": (8, 4)})
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 @pytest.fixture
@@ -158,3 +172,27 @@ def test_a_reading_that_failed_is_told_to_who_asks(tmp_path: Path) -> None:
                 break
     assert "not a packed adapter" in told
     assert adapters.bytes == 0
+
+
+def test_a_link_that_leads_nowhere_for_a_moment_is_read_when_it_is_asked_for_again(
+    link: str, tmp_path: Path
+) -> None:
+    file, away = tmp_path / "an adapter.safetensors", tmp_path / "away"
+    file.rename(away)
+    adapters = made()
+    with pytest.raises(BankError, match=UNREAD):
+        loaded(adapters, "x", link)
+    away.rename(file)
+    assert loaded(adapters, "x", link).rank == 2
+
+
+def test_a_store_that_does_not_answer_may_be_asked_again(free_port: int) -> None:
+    with pytest.raises(BankError, match=UNREAD):
+        loaded(made(), "x", f"http://127.0.0.1:{free_port}/adapter")
+
+
+def test_a_damaged_file_is_not_read_again(tmp_path: Path) -> None:
+    (tmp_path / "damaged").write_bytes(b"not safetensors")
+    with pytest.raises(BankError, match="not a packed adapter") as caught:
+        loaded(made(), "x", (tmp_path / "damaged").as_uri())
+    assert UNREAD not in str(caught.value)

@@ -167,8 +167,8 @@ def test_nobody_waits_for_what_others_fetch(
             assert go_on.wait(120)
         return real(store, artifact, cache)
 
-    real = serving_models.fetch
-    monkeypatch.setattr(serving_models, "fetch", fetch)
+    real = serving_models.fetch_patiently
+    monkeypatch.setattr(serving_models, "fetch_patiently", fetch)
     adapters = [inference_pb2.Adapter(artifact=slow, weight=1)] if "models" in slow else []
     fields = {"base_artifact": slow} if not adapters else {"adapters": adapters}
     with ThreadPoolExecutor(2) as pool:

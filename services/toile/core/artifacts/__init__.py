@@ -11,6 +11,7 @@ from toile.core.artifacts.manifest import (
     read_manifest,
 )
 from toile.core.artifacts.opening import open_store
+from toile.core.artifacts.patience import fetch_patiently, may_come_back
 from toile.core.artifacts.store import ArtifactInfo, ArtifactStore
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Manifest",
     "delete_folder",
     "fetch",
+    "fetch_patiently",
+    "may_come_back",
     "open_store",
     "publish",
     "publish_folder",

@@ -17,11 +17,13 @@ import tritonclient.grpc as triton
 from diffusers import UNet2DConditionModel
 from tritonclient.utils import InferenceServerException
 
+from toile.core.artifacts import may_come_back
 from toile.core.errors import (
     ComputeUnavailableError,
     DeadlineError,
     FailedPreconditionError,
     InvalidArgumentError,
+    ToileError,
 )
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.controls import LoadedControl
@@ -31,7 +33,7 @@ from toile.diffusion.networks import BASE_TIME_IDS
 from toile.diffusion.triton.packed import check_adapter
 from toile.diffusion.triton.remote_unet import remote, without_weights
 from toile.diffusion.triton.repository import FrontConfig
-from toile.diffusion.triton.resident import LOADING, MISSING
+from toile.diffusion.triton.resident import LOADING, MISSING, UNREAD
 from toile.diffusion.turns import NO_HURRY, Turns, Urgency
 
 UNLOAD = "unload"
@@ -234,7 +236,8 @@ class _Model:
 
 
 class _Call:
-    """One evaluation of a model: called again while the server restarts or reads an adapter.
+    """One evaluation of a model: called again while the server restarts or reads an adapter, and
+    while the artifact store does not answer.
 
     That is safe, because an evaluation changes nothing.
     """
@@ -260,11 +263,12 @@ class _Call:
             DeadlineError: The session's deadline is past.
             ExhaustedError: The queue is full.
             ComputeUnavailableError: The server did not come back, or the engine failed.
+            StoreUnavailableError: The artifact store did not come back.
         """
         inputs = [_input(name, array, "FP32") for name, array in arrays.items()]
         batch = len(arrays["sample"])
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_NotYetError),
+            retry=tenacity.retry_if_exception(_may_pass),
             wait=_pause,
             stop=tenacity.stop_after_delay(self._urgency.seconds_left(self._step_seconds)),
         )
@@ -297,6 +301,8 @@ class _Call:
         except tenacity.RetryError as error:
             last = error.last_attempt.exception()
             self._urgency.seconds_left(self._step_seconds)
+            if isinstance(last, ToileError):
+                raise last from None
             raise ComputeUnavailableError(f"Triton does not answer: {last}") from last
         raise AssertionError("unreachable")
 
@@ -314,6 +320,14 @@ class _AbsentError(_NotYetError):
     """The server has not got an adapter, and was not told where it is."""
 
 
+class _UnreadError(_AbsentError):
+    """The server could not read an adapter where it was told that it is."""
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, _NotYetError) or may_come_back(error)
+
+
 def _check_ranks(adapters: Sequence[LoadedAdapter], most: int) -> None:
     ranks = [max(layer.rank for layer in a.weights.layers.values()) for a in adapters]
     if sum(ranks) > most:
@@ -327,7 +341,7 @@ def _check_ranks(adapters: Sequence[LoadedAdapter], most: int) -> None:
 
 def _pause(state: tenacity.RetryCallState) -> float:
     """Return the seconds before a step is asked for again: none for who can give a link now."""
-    if state.outcome is not None and isinstance(state.outcome.exception(), _AbsentError):
+    if state.outcome is not None and type(state.outcome.exception()) is _AbsentError:
         return 0.0
     return min(0.001 * 2.0 ** min(state.attempt_number - 1, 16), LONGEST_PAUSE_SECONDS)
 
@@ -362,6 +376,8 @@ def _meaning(error: InferenceServerException) -> Exception:
     status, message = str(error.status()), str(error.message())
     if MISSING in message:
         return _AbsentError(message)
+    if UNREAD in message:
+        return _UnreadError(message)
     if LOADING in message:
         return _NotYetError(message)
     if "DEADLINE_EXCEEDED" in status:

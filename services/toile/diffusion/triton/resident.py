@@ -1,7 +1,7 @@
 """Adapters in the server's memory: read by link in threads, dropped by name or for room."""
 
+import http.client
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections import OrderedDict
@@ -15,6 +15,9 @@ MISSING = "ADAPTER_NOT_RESIDENT"
 """How an error begins that the caller answers by calling again with a link to the adapter."""
 LOADING = "ADAPTER_LOADING"
 """How an error begins after which the caller calls again in a moment."""
+UNREAD = "ADAPTER_NOT_READ"
+"""How an error begins after which the caller calls again with a new link: the store may have failed
+for a moment, the link may be too old, or the file be gone, which whoever gives links sees to."""
 LOADERS = 2
 LOAD_SECONDS = 30.0
 
@@ -42,8 +45,9 @@ class ResidentAdapters:
         """Return an adapter that is in memory; with a link, begin to read one that is not.
 
         Raises:
-            BankError: It is not there (`ADAPTER_NOT_RESIDENT`), not yet (`ADAPTER_LOADING`), or
-                what the link leads to is no adapter for this UNet.
+            BankError: It is not there (`ADAPTER_NOT_RESIDENT`), not yet (`ADAPTER_LOADING`), the
+                link led nowhere (`ADAPTER_NOT_READ`), or what it leads to is no adapter for this
+                UNet.
         """
         found = self._adapters.get(key)
         if found is not None:
@@ -107,16 +111,19 @@ def read_packed(link: str, layout: BankLayout) -> PackedAdapter:
     """Return the packed adapter that a `file:` or `https:` link leads to.
 
     Raises:
-        BankError: It cannot be read, or is no packed adapter for this layout.
+        BankError: It cannot be read (`ADAPTER_NOT_READ`), or is no packed adapter for this layout.
     """
     parts = urllib.parse.urlsplit(link)
     if parts.scheme == "file":
-        return PackedAdapter.load(Path(urllib.parse.unquote(parts.path)), layout)
+        file = Path(urllib.parse.unquote(parts.path))
+        if not file.is_file():
+            raise BankError(f"{UNREAD} {file.name} is not a packed adapter: No such file")
+        return PackedAdapter.load(file, layout)
     if parts.scheme not in {"http", "https"}:
         raise BankError(f"{parts.scheme or 'no scheme'}: is no link to an adapter")
     try:
         with urllib.request.urlopen(link, timeout=LOAD_SECONDS) as answer:  # noqa: S310
             data = bytearray(answer.read())
-    except (urllib.error.URLError, OSError) as error:
-        raise BankError(f"the adapter could not be read: {error}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise BankError(f"{UNREAD} the adapter could not be read: {error}") from error
     return PackedAdapter.parse(data, layout, "what was read")
