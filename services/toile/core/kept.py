@@ -54,6 +54,12 @@ class Kept(Generic[K, T]):
         loading.set_result(entry)
         return entry
 
+    def drop(self, *keys: K) -> None:
+        """Let go of what these keys stand for; what is being loaded will be kept."""
+        with self._lock:
+            for key in keys:
+                self._entries.pop(key, None)
+
     def _make_room(self) -> None:
         sizes = [self._size_of(entry) for entry in self._entries.values()]
         while len(sizes) > 1 and sum(sizes) > self._budget:

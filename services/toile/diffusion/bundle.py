@@ -90,6 +90,10 @@ class Bundle:
         self._parts = Kept()
         self._prompts.clear()
 
+    def unload_unets(self) -> None:
+        """Let go of the UNet and the refiner's alone."""
+        self._parts.drop("unet", "refiner/unet")
+
     @property
     def native_size(self) -> int:
         """Side of the square images it was trained for, pixels."""
@@ -134,6 +138,16 @@ class Bundle:
     def unet(self) -> UNet2DConditionModel:
         """Denoising network."""
         return self._network("unet", UNet2DConditionModel, torch_dtype=self.dtype)
+
+    @property
+    def unet_config(self) -> dict[str, Any]:
+        """Configuration of the denoising network, whose weights are not read for it."""
+        return self._json("unet/config.json")
+
+    @property
+    def refiner_config(self) -> dict[str, Any]:
+        """Configuration of the refiner's denoising network."""
+        return self._json("refiner/unet/config.json")
 
     @property
     def previewer(self) -> Previewer:

@@ -34,11 +34,15 @@ _SAME = (
 """What of a UNet's configuration a ControlNet for it has in common with it."""
 
 
+Network = Callable[..., Any]
+"""What is called like a `ControlNetModel`."""
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedControl:
     """A ControlNet to draw with, and what it is shown."""
 
-    network: ControlNetModel
+    network: Network
     image: Image.Image
     """The map; stretched to the size of the drawing."""
     scale: float = 1.0
@@ -89,7 +93,7 @@ def check_controlnet(config: Any, unet_config: Any) -> None:
         InvalidArgumentError: It does not (`CONTROL_MISMATCH`).
     """
     for name in _SAME:
-        theirs, ours = config.get(name), unet_config[name]
+        theirs, ours = config.get(name), unet_config.get(name)
         if _plain(theirs) != _plain(ours):
             raise InvalidArgumentError(
                 f"the ControlNet is for another base: its {name} is {theirs}, not {ours}",

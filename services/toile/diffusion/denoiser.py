@@ -1,6 +1,7 @@
 """Denoisers: whatever evaluates the UNet for a pipeline."""
 
 import contextlib
+import gc
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -185,6 +186,16 @@ class TorchDenoiser:
         """Return 1: sessions take turns."""
         del height, width
         return 1
+
+    def release(self) -> None:
+        """Let go of the UNets when no session holds them; the next one loads them again."""
+        last = Urgency(priority=3)  # those who wait already would load them again
+        with self._turns.turn(last), self._refiner_turns.turn(last):
+            self._names.clear()  # what peft put into the UNet goes with it
+            self._bundle.unload_unets()
+        gc.collect()  # networks hold on to themselves
+        if self._bundle.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _apply(self, unet: Any, adapters: Sequence[LoadedAdapter]) -> None:
         names = [self._resident(unet, adapter) for adapter in adapters]

@@ -9,7 +9,7 @@ from toile.core.errors import FailedPreconditionError
 from toile.core.kept import Kept
 from toile.core.settings import Limits
 from toile.diffusion.bundle import Bundle
-from toile.diffusion.controls import CONTROLNET_FOLDER, LoadedControl, load_controlnet
+from toile.diffusion.controls import CONTROLNET_FOLDER, LoadedControl, Network, load_controlnet
 from toile.imaging import decode
 from toile.v1 import inference_pb2
 
@@ -58,21 +58,22 @@ class ControlNets:
     def _version(self, bundle: Bundle, artifact: str) -> ControlNetModel:
         def load() -> ControlNetModel:
             folder = fetch_patiently(self._store, artifact, self._cache)
-            network = load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet.config)
+            network = load_controlnet(folder / CONTROLNET_FOLDER, bundle.unet_config)
             return network.to(bundle.device)
 
         # Whether it fits is checked as it is loaded, so once for each base.
         return self._versions.get(f"{bundle.digest} {artifact}", load)
 
 
-def _own(bundle: Bundle, kind: str) -> ControlNetModel:
+def _own(bundle: Bundle, kind: str) -> Network:
+    """Return a base's own ControlNet, which is loaded when it is first evaluated here."""
     if kind not in bundle.control_kinds:  # which is no path, whatever the request says
         raise FailedPreconditionError(
             f"this base has no ControlNet for {kind[:40]!r}",
             reason="NO_CONTROLNET",
             metadata={"field": "controls.kind", "kinds": ", ".join(bundle.control_kinds)},
         )
-    return bundle.controlnet(kind)
+    return lambda *inputs, **options: bundle.controlnet(kind)(*inputs, **options)
 
 
 def _size_bytes(network: ControlNetModel) -> int:

@@ -1,11 +1,9 @@
 """Which denoiser a base is drawn with: Triton's engine, or PyTorch here until there is one."""
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from diffusers import UNet2DConditionModel
 
@@ -44,8 +42,8 @@ def open_denoiser(
         return here
     there = TritonDenoiser(
         settings.triton_address,
-        unet_config=_config(bundle, "unet"),
-        refiner_config=_config(bundle, "refiner/unet") if bundle.has_refiner else None,
+        unet_config=bundle.unet_config,
+        refiner_config=bundle.refiner_config if bundle.has_refiner else None,
         layout=layout,
         link=PackedFiles(store, layout, base_digest=bundle.digest).link,
         base_digest=bundle.digest,
@@ -61,6 +59,9 @@ def open_denoiser(
 
 class EngineDenoiser:
     """Draws here until the server has the base's models, and from then on there.
+
+    The UNets here are let go of then: of SDXL's they are 10 GB, on a GPU that the engine may share.
+    A drawing that no engine takes loads the base's again.
 
     A server that goes away later is waited for, step by step: images of one request would differ
     in their last bits if some were drawn here and some there.
@@ -103,9 +104,6 @@ class EngineDenoiser:
             if not self._found and time.monotonic() - self._asked >= ASK_AGAIN_SECONDS:
                 self._found = self._there.is_ready()
                 self._asked = time.monotonic()
+                if self._found:  # waits for the sessions that are open here
+                    threading.Thread(target=self._here.release, daemon=True).start()
             return self._there if self._found else self._here
-
-
-def _config(bundle: Bundle, part: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((bundle.path / part / "config.json").read_text("utf-8"))
-    return config

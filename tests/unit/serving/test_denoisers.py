@@ -1,7 +1,10 @@
 """Where a drawing is denoised: in Triton when it has what the drawing needs, else here."""
 
 import contextlib
+import gc
 import json
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +12,16 @@ from typing import Any, cast
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from toile.core.artifacts import open_store
 from toile.core.errors import InvalidArgumentError
 from toile.core.settings import EngineSettings, Settings
-from toile.diffusion.adapters import AdapterWeights, LoraLayer
+from toile.diffusion.adapters import AdapterWeights, LoraLayer, linear_targets
 from toile.diffusion.banked_unet import bank_layout
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import LoadedControl
-from toile.diffusion.denoiser import LoadedAdapter
+from toile.diffusion.denoiser import LoadedAdapter, TorchDenoiser
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.repository import FrontConfig
@@ -34,6 +38,7 @@ class Place:
 
     def __init__(self, name: str, *, ready: bool = True) -> None:
         self.name, self.ready, self.asked = name, ready, 0
+        self.released = threading.Event()
 
     def is_ready(self) -> bool:
         self.asked += 1
@@ -41,6 +46,9 @@ class Place:
 
     def has_controls(self, controls: Sequence[Any]) -> bool:
         return list(controls) == [EDGES]
+
+    def release(self) -> None:
+        self.released.set()
 
     @contextmanager
     def session(self, *_: Any) -> Iterator[str]:
@@ -103,6 +111,63 @@ def test_it_is_here_until_the_server_is_ready_and_then_there(
     asked = there.asked
     assert place(denoiser) == "there"
     assert there.asked == asked
+
+
+def test_a_server_that_is_there_from_the_start_leaves_the_weights_unread(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    before = weights_in_memory()
+    bundle = Bundle.load(tiny_bundle)
+    here = TorchDenoiser(bundle, bfloat16=False)
+    denoiser = EngineDenoiser(here, cast("Any", Place("there")))
+    with denoiser.session([]), denoiser.refiner_session():
+        pass
+    assert weights_in_memory() == before
+    with denoiser.session([], controls=[FOLDS]) as unet:  # no engine has it
+        assert sum(weight.numel() for weight in unet.parameters()) > 0
+        assert weights_in_memory() > before
+
+
+def test_weights_are_let_go_of_once_the_server_is_there(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that is open meanwhile keeps them until it ends; adapters are loaded again."""
+    monkeypatch.setattr(denoisers, "ASK_AGAIN_SECONDS", 0.0)
+    before = weights_in_memory()
+    bundle = Bundle.load(tiny_bundle)
+    there = Place("there", ready=False)
+    here = TorchDenoiser(bundle, bfloat16=False)
+    denoiser = EngineDenoiser(here, cast("Any", there))
+    adapter = LoadedAdapter("a", small_lora(bundle.unet))
+    with denoiser.refiner_session():
+        pass
+    with denoiser.session([adapter]) as unet:
+        there.ready = True
+        assert place(denoiser) == "there"
+        assert weights_in_memory() > before
+        assert len(unet.active_adapters()) == 1
+    del unet
+    deadline = time.monotonic() + 60
+    while weights_in_memory() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert weights_in_memory() == before
+    assert here.resident_bytes == 0
+    with denoiser.session([adapter], controls=[FOLDS]) as unet:
+        assert len(unet.active_adapters()) == 1
+
+
+def weights_in_memory() -> int:
+    """UNets of this process that have weights."""
+    gc.collect()
+    return sum(
+        type(one) is UNet2DConditionModel and not next(one.parameters()).is_meta
+        for one in gc.get_objects()
+    )
+
+
+def small_lora(unet: UNet2DConditionModel) -> AdapterWeights:
+    path, (inputs, outputs) = next(iter(linear_targets(unet).items()))
+    return AdapterWeights({path: LoraLayer(torch.ones(2, inputs), torch.ones(outputs, 2), 1.0)})
 
 
 def test_controls_that_no_engine_has_are_here(denoiser: EngineDenoiser, there: Place) -> None:
