@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,8 @@ import pytest
 from PIL import Image
 
 from integration.ray_head import RayHead
-from toile.core.artifacts import open_store, publish_folder
+from integration.serving_application import publish_lora, serving_command
+from toile.core.artifacts import open_store
 from toile.core.bases import import_base
 from toile.core.catalog.engine import open_catalog
 from toile.core.errors import (
@@ -59,8 +59,8 @@ def deployed(
     base = import_base(settings, catalog, store, tiny_bundle)
     catalog.close()
     adapter = "projects/default/models/lace/versions/1/job"
-    publish_folder(store, adapter, _lora(home / "lora", tiny_bundle, base.digest))
-    answer = _command(settings, ray_head.address, "deploy")
+    publish_lora(store, adapter, home / "lora", tiny_bundle, base.digest)
+    answer = serving_command(settings, ray_head.address, "deploy")
     return Deployed(
         settings.model_copy(update={"inference_address": f"127.0.0.1:{answer['port']}"}),
         base.artifact,
@@ -277,7 +277,7 @@ async def test_a_drawing_whose_replica_is_killed_goes_on(
     assert images[1][1] == undisturbed
     assert waiting is not None
     assert await waiting == [undisturbed]
-    assert _command(deployed.settings, deployed.ray_address, "status")["state"] == "RUNNING"
+    assert serving_command(deployed.settings, deployed.ray_address, "status")["state"] == "RUNNING"
 
 
 def _request(deployed: Deployed, **fields: object) -> inference_pb2.DiffuseRequest:
@@ -307,42 +307,6 @@ def _png(image: Image.Image) -> bytes:
 def _difference(one: bytes, other: bytes) -> int:
     pixels = [np.asarray(Image.open(io.BytesIO(data)), int) for data in (one, other)]
     return int(abs(pixels[0] - pixels[1]).max())
-
-
-def _lora(folder: Path, bundle: Path, base_digest: str) -> Path:
-    import torch
-
-    from toile.diffusion.adapter_header import AdapterCard
-    from toile.diffusion.adapters import linear_targets, write_lora
-    from toile.diffusion.bundle import Bundle
-
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for path, (inputs, outputs) in linear_targets(Bundle.load(bundle).unet).items():
-        if path.endswith("to_q"):
-            state[f"{path}.lora_A.weight"] = torch.randn(4, inputs, generator=generator)
-            state[f"{path}.lora_B.weight"] = torch.randn(outputs, 4, generator=generator)
-    card = AdapterCard("lace", "bases/tiny", base_digest, SIDE)
-    write_lora(folder, state, 4, 4.0, card)
-    return folder
-
-
-def _command(settings: Settings, ray_address: str, command: str) -> dict[str, object]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TOILE_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "toile.serving", command, "--ray-address", ray_address],
-        env={
-            **environment,
-            **settings.environment(),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_AUTH_MODE": "disabled",
-        },
-        stdout=subprocess.PIPE,
-        timeout=180,
-        check=True,
-    )
-    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return answer
 
 
 def _kill_replica(deployed: Deployed) -> None:

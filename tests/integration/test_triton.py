@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from prometheus_client.parser import text_string_to_metric_families
 
+from integration.serving_application import decibels
 from integration.shipped_onnx import UNET_CONTROL, ShippedOnnx, control_network
 from toile.cli.platform.ports import free_ports
 from toile.core.artifacts import ArtifactStore
@@ -41,6 +41,7 @@ from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.packed import PackedFiles
 from toile.diffusion.triton.repository import FrontConfig, write_model
 from toile.diffusion.triton.server import TritonEnvironment, TritonPorts, TritonServer
+from toile.diffusion.triton.unloading import unload_adapter
 from toile.diffusion.turns import NO_HURRY, Urgency
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -54,7 +55,6 @@ FRONTS = {
     "narrow": FrontConfig(max_batch=2, batch_pixels=2 * 16 * 16),
     "capped": FrontConfig(batch_pixels=2 * 16 * 16),
 }
-ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-triton"
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +68,13 @@ def in_process(bundle: Bundle) -> TorchDenoiser:
 
 
 @pytest.fixture(scope="module")
-def environment() -> TritonEnvironment:
-    if not ENVIRONMENT.is_dir():
-        pytest.skip("there is no .venv-triton; `make triton` makes it")
-    return TritonEnvironment.open(ENVIRONMENT)
-
-
-@pytest.fixture(scope="module")
 def repository(
     bundle: Bundle,
-    environment: TritonEnvironment,
+    triton_environment: TritonEnvironment,
     shipped_onnx: ShippedOnnx,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    del environment
+    del triton_environment
     folder = tmp_path_factory.mktemp("triton") / "a space and (parentheses)"
     for name, unet, time_ids in (
         ("unet", bundle.unet, 6),
@@ -144,10 +137,12 @@ def write_planned(models: Path, bundle: Bundle, onnx: Path, folder: Path) -> Non
 
 @pytest.fixture(scope="module")
 def server(
-    environment: TritonEnvironment, repository: Path, tmp_path_factory: pytest.TempPathFactory
+    triton_environment: TritonEnvironment,
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[TritonServer]:
     made = TritonServer(
-        environment,
+        triton_environment,
         repository,
         TritonPorts(*free_ports("127.0.0.1", 3)),
         (*FRONTS, "refiner", UNET_CONTROL, f"{PLANNED}-plan", PLANNED),
@@ -217,11 +212,6 @@ def adapter(bundle: Bundle, seed: int, *, rank: int = 8, weight: float = 1.0) ->
     }
     key = f"projects/p/models/m{seed}-{rank}/versions/1"
     return LoadedAdapter(key, AdapterWeights(layers), weight)
-
-
-def decibels(one: Image.Image, other: Image.Image) -> float:
-    error = np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def request_for(adapters: list[LoadedAdapter], seed: int = 7, **more: object) -> DiffusionRequest:
@@ -382,7 +372,7 @@ def test_a_store_that_fails_for_a_moment_costs_the_step_a_wait(bundle, server, s
     with contextlib.closing(made), made.session([one]) as unet:
         predicted = unet(**ARGUMENTS).sample
         assert (failures, links) == ([], [])
-        made.unload(one.key)
+        unload_adapter(server.address, one.key)
         assert torch.equal(unet(**ARGUMENTS).sample, predicted)
 
 
@@ -453,7 +443,7 @@ def test_an_adapter_is_unloaded_by_name_while_others_draw(bundle, denoiser, serv
 
         def drop() -> None:
             while not stop.wait(0.02):
-                denoiser.unload(one.key)
+                unload_adapter(server.address, one.key)
 
         dropping = threading.Thread(target=drop)
         dropping.start()
@@ -464,8 +454,8 @@ def test_an_adapter_is_unloaded_by_name_while_others_draw(bundle, denoiser, serv
         finally:
             stop.set()
             dropping.join()
-    denoiser.unload(one.key)
-    denoiser.unload(other.key)
+    unload_adapter(server.address, one.key)
+    unload_adapter(server.address, other.key)
     after = metrics(server)
     assert after["toile_bank_unloads_total"] - before.get("toile_bank_unloads_total", 0) >= 5
     assert after["toile_bank_loads_total"] - before["toile_bank_loads_total"] >= 3

@@ -38,6 +38,7 @@ class FakeModels(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.requests: list[inference_pb2.DiffuseRequest] = []
+        self.forgotten: list[str] = []
         self.errors: dict[str, ToileError] = {}
         self.losses: Counter[str] = Counter()  # calls to come whose replica is killed first
         self.gate: asyncio.Event | None = None  # Diffuse waits for it after its first step
@@ -116,6 +117,14 @@ class FakeModels(inference_pb2_grpc.InferenceServiceServicer):
         """Always the same."""
         await self._begin("DescribeImage", context)
         return inference_pb2.DescribeImageResponse(caption=self.caption)
+
+    async def ForgetAdapter(  # noqa: N802
+        self, request: inference_pb2.ForgetAdapterRequest, context: Context
+    ) -> inference_pb2.ForgetAdapterResponse:
+        """Remember which."""
+        await self._begin("ForgetAdapter", context)
+        self.forgotten.append(request.artifact)
+        return inference_pb2.ForgetAdapterResponse()
 
     async def _begin(self, method: str, context: Context) -> None:
         assert dict(context.invocation_metadata() or ())["application"] == "toile"

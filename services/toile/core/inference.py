@@ -29,6 +29,8 @@ UNARY_TIMEOUT_SECONDS = 60.0
 """Deadline of an embedding, a segmentation or a caption, asked again or not; the first call may
 load a base."""
 
+FORGET_TIMEOUT_SECONDS = 10.0
+
 MAX_BATCH = 64
 """Images or texts in one call; more are sent in several calls."""
 
@@ -165,6 +167,14 @@ class Inference:
         request = inference_pb2.SegmentImageRequest(base_artifact=base_artifact, image=image)
         response = await _answer(self._stub.SegmentImage, request)
         return response.label_png, list(response.labels)
+
+    async def forget_adapter(self, artifact: str) -> None:
+        """Have the models drop an adapter from memory; asked once, for they would by disuse."""
+        request = inference_pb2.ForgetAdapterRequest(artifact=artifact)
+        try:
+            await self._stub.ForgetAdapter(request, timeout=FORGET_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise _meaning(error) from error
 
     async def describe(self, base_artifact: str, image: bytes) -> str:
         """Return a caption of an encoded image, without a trigger word."""

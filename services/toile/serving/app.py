@@ -185,6 +185,17 @@ class InferenceReplica:
 
         return await self._answer(work, inference_pb2.DescribeImageResponse(), grpc_context)
 
+    async def ForgetAdapter(  # noqa: N802
+        self, request: inference_pb2.ForgetAdapterRequest, grpc_context: RayServegRPCContext
+    ) -> inference_pb2.ForgetAdapterResponse:
+        """Drop an adapter from memory."""
+
+        def work() -> inference_pb2.ForgetAdapterResponse:
+            self._models.forget_adapter(request.artifact)
+            return inference_pb2.ForgetAdapterResponse()
+
+        return await self._answer(work, inference_pb2.ForgetAdapterResponse(), grpc_context)
+
     async def _answer(
         self, work: Callable[[], R], nothing: R, grpc_context: RayServegRPCContext
     ) -> R:

@@ -22,6 +22,7 @@ from toile.diffusion.denoiser import Denoiser, LoadedAdapter
 from toile.diffusion.pipelines import DiffusionRequest, OnStep, diffuse, draw_images
 from toile.diffusion.request import RefinerMode, UpscaleTiles
 from toile.diffusion.triton.packed import empty_unet
+from toile.diffusion.triton.unloading import unload_adapter
 from toile.diffusion.turns import Turns, Urgency
 from toile.diffusion.vision import Vision
 from toile.imaging import decode, formats, png
@@ -169,6 +170,16 @@ class Models:
         decoded = decode.decode(image, self._limits)
         with base.seeing:
             return base.vision.describe(decoded)
+
+    def forget_adapter(self, artifact: str) -> None:
+        """Drop an adapter from memory, here and in Triton.
+
+        Raises:
+            ComputeUnavailableError: Triton does not answer.
+        """
+        self._adapters.drop(artifact)
+        if self._settings.triton_address:
+            unload_adapter(self._settings.triton_address, artifact)
 
     def _drawing(
         self, base: LoadedBase, request: inference_pb2.DiffuseRequest, urgency: Urgency

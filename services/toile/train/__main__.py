@@ -1,7 +1,10 @@
 """The train service's process: `python -m toile.train`."""
 
+from functools import cache, partial
+
 from toile.core.artifacts import open_store
 from toile.core.catalog.engine import open_catalog
+from toile.core.inference import Inference
 from toile.core.jobs import JobKind
 from toile.core.jobs.launcher import open_launcher
 from toile.core.jobs.servicer import JOB_SERVICE_NAME, add_job_service
@@ -27,6 +30,8 @@ def build_service(settings: Settings) -> Service:
         ModelRegistry(catalog, store),
         Deletion(catalog, store),
         Importer(settings, catalog, store),
+        # The channel belongs to the event loop, which does not run yet.
+        cache(partial(Inference.connect, settings)),
         limits=settings.limits,
         prices=settings.prices,
     )

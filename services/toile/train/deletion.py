@@ -32,8 +32,10 @@ class Deletion:
         self._catalog = catalog
         self._store = store
 
-    def version(self, name: ModelVersionName) -> None:
-        """Delete a version with its files. Its number is not used again while the model exists.
+    def version(self, name: ModelVersionName) -> str:
+        """Delete a version with its files; return its artifact, for those who may hold it yet.
+
+        Its number is not used again while the model exists.
 
         Raises:
             NotFoundError: There is no such version.
@@ -53,6 +55,7 @@ class Deletion:
             session.delete(row)
             model.retired_number = max(model.retired_number, row.number)
         forget_artifact(self._store, row.artifact)
+        return row.artifact
 
     def model(self, name: ModelName) -> None:
         """Delete a model that has no versions.

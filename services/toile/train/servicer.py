@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 
+from toile.core.errors import ToileError
+from toile.core.inference import Inference
 from toile.core.jobs.convert import cost_message, job_message
 from toile.core.names import ModelAliasName, ModelName, ModelVersionName, ProjectName
 from toile.core.settings import Limits, Prices
@@ -22,6 +25,8 @@ from toile.v1 import train_pb2, train_pb2_grpc
 
 TRAIN_SERVICE_NAME = train_pb2.DESCRIPTOR.services_by_name["TrainService"].full_name
 
+_log = structlog.stdlib.get_logger(__name__)
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -34,6 +39,7 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         registry: ModelRegistry,
         deletion: Deletion,
         importer: Importer,
+        models: Callable[[], Inference],
         *,
         limits: Limits,
         prices: Prices,
@@ -42,6 +48,7 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
         self._registry = registry
         self._deletion = deletion
         self._importer = importer
+        self._models = models
         self._limits = limits
         self._prices = prices
 
@@ -152,9 +159,13 @@ class TrainServicer(train_pb2_grpc.TrainServiceServicer):
     async def DeleteModelVersion(
         self, request: train_pb2.DeleteModelVersionRequest, context: Context
     ) -> train_pb2.DeleteModelVersionResponse:
-        """Remove a version."""
+        """Remove a version, also from the memory of the models."""
         name = ModelVersionName.parse(request.name)
-        await asyncio.to_thread(self._deletion.version, name)
+        artifact = await asyncio.to_thread(self._deletion.version, name)
+        try:
+            await self._models().forget_adapter(artifact)
+        except ToileError as error:  # it will leave by disuse
+            _log.info("the models were not told", version=str(name), reason=error.reason)
         return train_pb2.DeleteModelVersionResponse()
 
     async def DeleteModel(

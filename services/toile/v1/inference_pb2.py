@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from toile.v1 import common_pb2 as toile_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18toile/v1/inference.proto\x12\x08toile.v1\x1a\x15toile/v1/common.proto\"T\n\x07\x41\x64\x61pter\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\'\n\x08schedule\x18\x03 \x03(\x0b\x32\x15.toile.v1.WeightPoint\"h\n\nControlMap\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07map_png\x18\x03 \x01(\x0c\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\r\n\x05start\x18\x05 \x01(\x01\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x01\"\xc4\x04\n\x0e\x44iffuseRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x03 \x01(\t\x12\r\n\x05seeds\x18\x04 \x03(\x03\x12\r\n\x05steps\x18\x05 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x06 \x01(\x01\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x0e\n\x06height\x18\x08 \x01(\x05\x12#\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x11.toile.v1.Adapter\x12\x11\n\tscheduler\x18\n \x01(\t\x12\x18\n\x10refiner_strength\x18\x0b \x01(\x01\x12\x12\n\ninit_image\x18\x0c \x01(\x0c\x12\x12\n\nmask_image\x18\r \x01(\x0c\x12\x10\n\x08strength\x18\x0e \x01(\x01\x12\x18\n\x10guidance_rescale\x18\x0f \x01(\x01\x12\x18\n\x10preview_interval\x18\x10 \x01(\x05\x12 \n\x06repeat\x18\x11 \x01(\x0e\x32\x10.toile.v1.Repeat\x12\'\n\x07upscale\x18\x12 \x01(\x0b\x32\x16.toile.v1.UpscaleTiles\x12\x17\n\x0ftimeout_seconds\x18\x13 \x01(\x01\x12$\n\x08priority\x18\x14 \x01(\x0e\x32\x12.toile.v1.Priority\x12+\n\x0crefiner_mode\x18\x15 \x01(\x0e\x32\x15.toile.v1.RefinerMode\x12&\n\x08\x63ontrols\x18\x16 \x03(\x0b\x32\x14.toile.v1.ControlMap\"\x1f\n\x0cUpscaleTiles\x12\x0f\n\x07overlap\x18\x01 \x01(\x05\"\x97\x01\n\x0f\x44iffuseResponse\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.toile.v1.DiffuseStepH\x00\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x16.toile.v1.DiffuseImageH\x00\x12+\n\x07preview\x18\x03 \x01(\x0b\x32\x18.toile.v1.DiffusePreviewH\x00\x42\x07\n\x05\x65vent\"A\n\x0e\x44iffusePreview\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x0c\n\x04jpeg\x18\x03 \x01(\x0c\"E\n\x0b\x44iffuseStep\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x05\"0\n\x0c\x44iffuseImage\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\";\n\x12\x45mbedImagesRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\">\n\x13\x45mbedImagesResponse\x12\'\n\nembeddings\x18\x01 \x03(\x0b\x32\x13.toile.v1.Embedding\"9\n\x11\x45mbedTextsRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"=\n\x12\x45mbedTextsResponse\x12\'\n\nembeddings\x18\x01 \x03(\x0b\x32\x13.toile.v1.Embedding\";\n\x13SegmentImageRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\"9\n\x14SegmentImageResponse\x12\x11\n\tlabel_png\x18\x01 \x01(\x0c\x12\x0e\n\x06labels\x18\x02 \x03(\t\"<\n\x14\x44\x65scribeImageRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\"(\n\x15\x44\x65scribeImageResponse\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t2\x8c\x03\n\x10InferenceService\x12\x42\n\x07\x44iffuse\x12\x18.toile.v1.DiffuseRequest\x1a\x19.toile.v1.DiffuseResponse(\x01\x30\x01\x12J\n\x0b\x45mbedImages\x12\x1c.toile.v1.EmbedImagesRequest\x1a\x1d.toile.v1.EmbedImagesResponse\x12G\n\nEmbedTexts\x12\x1b.toile.v1.EmbedTextsRequest\x1a\x1c.toile.v1.EmbedTextsResponse\x12M\n\x0cSegmentImage\x12\x1d.toile.v1.SegmentImageRequest\x1a\x1e.toile.v1.SegmentImageResponse\x12P\n\rDescribeImage\x12\x1e.toile.v1.DescribeImageRequest\x1a\x1f.toile.v1.DescribeImageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18toile/v1/inference.proto\x12\x08toile.v1\x1a\x15toile/v1/common.proto\"T\n\x07\x41\x64\x61pter\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\'\n\x08schedule\x18\x03 \x03(\x0b\x32\x15.toile.v1.WeightPoint\"h\n\nControlMap\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07map_png\x18\x03 \x01(\x0c\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\r\n\x05start\x18\x05 \x01(\x01\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x01\"\xd5\x04\n\x0e\x44iffuseRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x03 \x01(\t\x12\r\n\x05seeds\x18\x04 \x03(\x03\x12\r\n\x05steps\x18\x05 \x01(\x05\x12\x16\n\x0eguidance_scale\x18\x06 \x01(\x01\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x0e\n\x06height\x18\x08 \x01(\x05\x12#\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x11.toile.v1.Adapter\x12\x11\n\tscheduler\x18\n \x01(\t\x12\x18\n\x10refiner_strength\x18\x0b \x01(\x01\x12\x12\n\ninit_image\x18\x0c \x01(\x0c\x12\x12\n\nmask_image\x18\r \x01(\x0c\x12\x10\n\x08strength\x18\x0e \x01(\x01\x12\x18\n\x10guidance_rescale\x18\x0f \x01(\x01\x12\x18\n\x10preview_interval\x18\x10 \x01(\x05\x12 \n\x06repeat\x18\x11 \x01(\x0e\x32\x10.toile.v1.Repeat\x12\'\n\x07upscale\x18\x12 \x01(\x0b\x32\x16.toile.v1.UpscaleTiles\x12\x17\n\x0ftimeout_seconds\x18\x13 \x01(\x01\x12$\n\x08priority\x18\x14 \x01(\x0e\x32\x12.toile.v1.Priority\x12+\n\x0crefiner_mode\x18\x15 \x01(\x0e\x32\x15.toile.v1.RefinerMode\x12&\n\x08\x63ontrols\x18\x16 \x03(\x0b\x32\x14.toile.v1.ControlMap\x12\x0f\n\x07prompts\x18\x17 \x03(\t\"\x1f\n\x0cUpscaleTiles\x12\x0f\n\x07overlap\x18\x01 \x01(\x05\"\x97\x01\n\x0f\x44iffuseResponse\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.toile.v1.DiffuseStepH\x00\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x16.toile.v1.DiffuseImageH\x00\x12+\n\x07preview\x18\x03 \x01(\x0b\x32\x18.toile.v1.DiffusePreviewH\x00\x42\x07\n\x05\x65vent\"A\n\x0e\x44iffusePreview\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x0c\n\x04jpeg\x18\x03 \x01(\x0c\"E\n\x0b\x44iffuseStep\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x05\"0\n\x0c\x44iffuseImage\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\";\n\x12\x45mbedImagesRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\">\n\x13\x45mbedImagesResponse\x12\'\n\nembeddings\x18\x01 \x03(\x0b\x32\x13.toile.v1.Embedding\"9\n\x11\x45mbedTextsRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"=\n\x12\x45mbedTextsResponse\x12\'\n\nembeddings\x18\x01 \x03(\x0b\x32\x13.toile.v1.Embedding\";\n\x13SegmentImageRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\"9\n\x14SegmentImageResponse\x12\x11\n\tlabel_png\x18\x01 \x01(\x0c\x12\x0e\n\x06labels\x18\x02 \x03(\t\"<\n\x14\x44\x65scribeImageRequest\x12\x15\n\rbase_artifact\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\"(\n\x15\x44\x65scribeImageResponse\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\"(\n\x14\x46orgetAdapterRequest\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\"\x17\n\x15\x46orgetAdapterResponse2\xde\x03\n\x10InferenceService\x12\x42\n\x07\x44iffuse\x12\x18.toile.v1.DiffuseRequest\x1a\x19.toile.v1.DiffuseResponse(\x01\x30\x01\x12J\n\x0b\x45mbedImages\x12\x1c.toile.v1.EmbedImagesRequest\x1a\x1d.toile.v1.EmbedImagesResponse\x12G\n\nEmbedTexts\x12\x1b.toile.v1.EmbedTextsRequest\x1a\x1c.toile.v1.EmbedTextsResponse\x12M\n\x0cSegmentImage\x12\x1d.toile.v1.SegmentImageRequest\x1a\x1e.toile.v1.SegmentImageResponse\x12P\n\rDescribeImage\x12\x1e.toile.v1.DescribeImageRequest\x1a\x1f.toile.v1.DescribeImageResponse\x12P\n\rForgetAdapter\x12\x1e.toile.v1.ForgetAdapterRequest\x1a\x1f.toile.v1.ForgetAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,35 +37,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTROLMAP']._serialized_start=147
   _globals['_CONTROLMAP']._serialized_end=251
   _globals['_DIFFUSEREQUEST']._serialized_start=254
-  _globals['_DIFFUSEREQUEST']._serialized_end=834
-  _globals['_UPSCALETILES']._serialized_start=836
-  _globals['_UPSCALETILES']._serialized_end=867
-  _globals['_DIFFUSERESPONSE']._serialized_start=870
-  _globals['_DIFFUSERESPONSE']._serialized_end=1021
-  _globals['_DIFFUSEPREVIEW']._serialized_start=1023
-  _globals['_DIFFUSEPREVIEW']._serialized_end=1088
-  _globals['_DIFFUSESTEP']._serialized_start=1090
-  _globals['_DIFFUSESTEP']._serialized_end=1159
-  _globals['_DIFFUSEIMAGE']._serialized_start=1161
-  _globals['_DIFFUSEIMAGE']._serialized_end=1209
-  _globals['_EMBEDDING']._serialized_start=1211
-  _globals['_EMBEDDING']._serialized_end=1238
-  _globals['_EMBEDIMAGESREQUEST']._serialized_start=1240
-  _globals['_EMBEDIMAGESREQUEST']._serialized_end=1299
-  _globals['_EMBEDIMAGESRESPONSE']._serialized_start=1301
-  _globals['_EMBEDIMAGESRESPONSE']._serialized_end=1363
-  _globals['_EMBEDTEXTSREQUEST']._serialized_start=1365
-  _globals['_EMBEDTEXTSREQUEST']._serialized_end=1422
-  _globals['_EMBEDTEXTSRESPONSE']._serialized_start=1424
-  _globals['_EMBEDTEXTSRESPONSE']._serialized_end=1485
-  _globals['_SEGMENTIMAGEREQUEST']._serialized_start=1487
-  _globals['_SEGMENTIMAGEREQUEST']._serialized_end=1546
-  _globals['_SEGMENTIMAGERESPONSE']._serialized_start=1548
-  _globals['_SEGMENTIMAGERESPONSE']._serialized_end=1605
-  _globals['_DESCRIBEIMAGEREQUEST']._serialized_start=1607
-  _globals['_DESCRIBEIMAGEREQUEST']._serialized_end=1667
-  _globals['_DESCRIBEIMAGERESPONSE']._serialized_start=1669
-  _globals['_DESCRIBEIMAGERESPONSE']._serialized_end=1709
-  _globals['_INFERENCESERVICE']._serialized_start=1712
-  _globals['_INFERENCESERVICE']._serialized_end=2108
+  _globals['_DIFFUSEREQUEST']._serialized_end=851
+  _globals['_UPSCALETILES']._serialized_start=853
+  _globals['_UPSCALETILES']._serialized_end=884
+  _globals['_DIFFUSERESPONSE']._serialized_start=887
+  _globals['_DIFFUSERESPONSE']._serialized_end=1038
+  _globals['_DIFFUSEPREVIEW']._serialized_start=1040
+  _globals['_DIFFUSEPREVIEW']._serialized_end=1105
+  _globals['_DIFFUSESTEP']._serialized_start=1107
+  _globals['_DIFFUSESTEP']._serialized_end=1176
+  _globals['_DIFFUSEIMAGE']._serialized_start=1178
+  _globals['_DIFFUSEIMAGE']._serialized_end=1226
+  _globals['_EMBEDDING']._serialized_start=1228
+  _globals['_EMBEDDING']._serialized_end=1255
+  _globals['_EMBEDIMAGESREQUEST']._serialized_start=1257
+  _globals['_EMBEDIMAGESREQUEST']._serialized_end=1316
+  _globals['_EMBEDIMAGESRESPONSE']._serialized_start=1318
+  _globals['_EMBEDIMAGESRESPONSE']._serialized_end=1380
+  _globals['_EMBEDTEXTSREQUEST']._serialized_start=1382
+  _globals['_EMBEDTEXTSREQUEST']._serialized_end=1439
+  _globals['_EMBEDTEXTSRESPONSE']._serialized_start=1441
+  _globals['_EMBEDTEXTSRESPONSE']._serialized_end=1502
+  _globals['_SEGMENTIMAGEREQUEST']._serialized_start=1504
+  _globals['_SEGMENTIMAGEREQUEST']._serialized_end=1563
+  _globals['_SEGMENTIMAGERESPONSE']._serialized_start=1565
+  _globals['_SEGMENTIMAGERESPONSE']._serialized_end=1622
+  _globals['_DESCRIBEIMAGEREQUEST']._serialized_start=1624
+  _globals['_DESCRIBEIMAGEREQUEST']._serialized_end=1684
+  _globals['_DESCRIBEIMAGERESPONSE']._serialized_start=1686
+  _globals['_DESCRIBEIMAGERESPONSE']._serialized_end=1726
+  _globals['_FORGETADAPTERREQUEST']._serialized_start=1728
+  _globals['_FORGETADAPTERREQUEST']._serialized_end=1768
+  _globals['_FORGETADAPTERRESPONSE']._serialized_start=1770
+  _globals['_FORGETADAPTERRESPONSE']._serialized_end=1793
+  _globals['_INFERENCESERVICE']._serialized_start=1796
+  _globals['_INFERENCESERVICE']._serialized_end=2274
 # @@protoc_insertion_point(module_scope)

@@ -113,6 +113,7 @@ class DiffuseRequest(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     REFINER_MODE_FIELD_NUMBER: builtins.int
     CONTROLS_FIELD_NUMBER: builtins.int
+    PROMPTS_FIELD_NUMBER: builtins.int
     base_artifact: builtins.str
     """Artifact prefix of the base bundle."""
     prompt: builtins.str
@@ -165,6 +166,10 @@ class DiffuseRequest(google.protobuf.message.Message):
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ControlMap]:
         """ControlNets; not with a mask, tiles or a repeat."""
 
+    @property
+    def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What to draw, one for each image, in place of prompt."""
+
     def __init__(
         self,
         *,
@@ -190,9 +195,10 @@ class DiffuseRequest(google.protobuf.message.Message):
         priority: toile.v1.common_pb2.Priority.ValueType = ...,
         refiner_mode: toile.v1.common_pb2.RefinerMode.ValueType = ...,
         controls: collections.abc.Iterable[Global___ControlMap] | None = ...,
+        prompts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["upscale", b"upscale"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "base_artifact", b"base_artifact", "controls", b"controls", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "init_image", b"init_image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "refiner_mode", b"refiner_mode", "refiner_strength", b"refiner_strength", "repeat", b"repeat", "scheduler", b"scheduler", "seeds", b"seeds", "steps", b"steps", "strength", b"strength", "timeout_seconds", b"timeout_seconds", "upscale", b"upscale", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "base_artifact", b"base_artifact", "controls", b"controls", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "height", b"height", "init_image", b"init_image", "mask_image", b"mask_image", "negative_prompt", b"negative_prompt", "preview_interval", b"preview_interval", "priority", b"priority", "prompt", b"prompt", "prompts", b"prompts", "refiner_mode", b"refiner_mode", "refiner_strength", b"refiner_strength", "repeat", b"repeat", "scheduler", b"scheduler", "seeds", b"seeds", "steps", b"steps", "strength", b"strength", "timeout_seconds", b"timeout_seconds", "upscale", b"upscale", "width", b"width"]) -> None: ...
 
 Global___DiffuseRequest: typing_extensions.TypeAlias = DiffuseRequest
 
@@ -517,3 +523,33 @@ class DescribeImageResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["caption", b"caption"]) -> None: ...
 
 Global___DescribeImageResponse: typing_extensions.TypeAlias = DescribeImageResponse
+
+@typing.final
+class ForgetAdapterRequest(google.protobuf.message.Message):
+    """ForgetAdapterRequest names an adapter."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    artifact: builtins.str
+    """Artifact prefix of the model version."""
+    def __init__(
+        self,
+        *,
+        artifact: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact"]) -> None: ...
+
+Global___ForgetAdapterRequest: typing_extensions.TypeAlias = ForgetAdapterRequest
+
+@typing.final
+class ForgetAdapterResponse(google.protobuf.message.Message):
+    """ForgetAdapterResponse says that it is done."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ForgetAdapterResponse: typing_extensions.TypeAlias = ForgetAdapterResponse

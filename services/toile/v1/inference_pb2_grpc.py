@@ -62,6 +62,11 @@ class InferenceServiceStub(object):
                 request_serializer=toile_dot_v1_dot_inference__pb2.DescribeImageRequest.SerializeToString,
                 response_deserializer=toile_dot_v1_dot_inference__pb2.DescribeImageResponse.FromString,
                 _registered_method=True)
+        self.ForgetAdapter = channel.unary_unary(
+                '/toile.v1.InferenceService/ForgetAdapter',
+                request_serializer=toile_dot_v1_dot_inference__pb2.ForgetAdapterRequest.SerializeToString,
+                response_deserializer=toile_dot_v1_dot_inference__pb2.ForgetAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -109,6 +114,14 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetAdapter(self, request, context):
+        """ForgetAdapter drops an adapter from memory, here and in Triton; whoever still draws with it has
+        it read again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +149,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.DescribeImage,
                     request_deserializer=toile_dot_v1_dot_inference__pb2.DescribeImageRequest.FromString,
                     response_serializer=toile_dot_v1_dot_inference__pb2.DescribeImageResponse.SerializeToString,
+            ),
+            'ForgetAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetAdapter,
+                    request_deserializer=toile_dot_v1_dot_inference__pb2.ForgetAdapterRequest.FromString,
+                    response_serializer=toile_dot_v1_dot_inference__pb2.ForgetAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -276,6 +294,33 @@ class InferenceService(object):
             '/toile.v1.InferenceService/DescribeImage',
             toile_dot_v1_dot_inference__pb2.DescribeImageRequest.SerializeToString,
             toile_dot_v1_dot_inference__pb2.DescribeImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/toile.v1.InferenceService/ForgetAdapter',
+            toile_dot_v1_dot_inference__pb2.ForgetAdapterRequest.SerializeToString,
+            toile_dot_v1_dot_inference__pb2.ForgetAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,7 +105,23 @@ _InferenceServiceDescribeImageType = typing_extensions.TypeVar(
     ],
 )
 
-class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _InferenceServiceEmbedImagesType, _InferenceServiceEmbedTextsType, _InferenceServiceSegmentImageType, _InferenceServiceDescribeImageType]):
+_InferenceServiceForgetAdapterType = typing_extensions.TypeVar(
+    '_InferenceServiceForgetAdapterType',
+    grpc.UnaryUnaryMultiCallable[
+        toile.v1.inference_pb2.ForgetAdapterRequest,
+        toile.v1.inference_pb2.ForgetAdapterResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.inference_pb2.ForgetAdapterRequest,
+        toile.v1.inference_pb2.ForgetAdapterResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        toile.v1.inference_pb2.ForgetAdapterRequest,
+        toile.v1.inference_pb2.ForgetAdapterResponse,
+    ],
+)
+
+class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _InferenceServiceEmbedImagesType, _InferenceServiceEmbedTextsType, _InferenceServiceSegmentImageType, _InferenceServiceDescribeImageType, _InferenceServiceForgetAdapterType]):
     """InferenceService is what the services ask of the models: the Ray Serve application behind
     its gRPC proxy. It is internal to a deployment and keeps nothing; clients use the five
     services. A base or an adapter is named by its artifact and loaded on first use.
@@ -133,6 +149,10 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _Inferen
             toile.v1.inference_pb2.DescribeImageRequest,
             toile.v1.inference_pb2.DescribeImageResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            toile.v1.inference_pb2.ForgetAdapterRequest,
+            toile.v1.inference_pb2.ForgetAdapterResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -157,6 +177,10 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _Inferen
             toile.v1.inference_pb2.DescribeImageRequest,
             toile.v1.inference_pb2.DescribeImageResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            toile.v1.inference_pb2.ForgetAdapterRequest,
+            toile.v1.inference_pb2.ForgetAdapterResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Diffuse: _InferenceServiceDiffuseType
@@ -179,6 +203,11 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceDiffuseType, _Inferen
     DescribeImage: _InferenceServiceDescribeImageType
     """DescribeImage writes a caption."""
 
+    ForgetAdapter: _InferenceServiceForgetAdapterType
+    """ForgetAdapter drops an adapter from memory, here and in Triton; whoever still draws with it has
+    it read again.
+    """
+
 InferenceServiceAsyncStub: typing_extensions.TypeAlias = InferenceServiceStub[
     grpc.aio.StreamStreamMultiCallable[
         toile.v1.inference_pb2.DiffuseRequest,
@@ -199,6 +228,10 @@ InferenceServiceAsyncStub: typing_extensions.TypeAlias = InferenceServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         toile.v1.inference_pb2.DescribeImageRequest,
         toile.v1.inference_pb2.DescribeImageResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        toile.v1.inference_pb2.ForgetAdapterRequest,
+        toile.v1.inference_pb2.ForgetAdapterResponse,
     ],
 ]
 
@@ -252,5 +285,15 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[toile.v1.inference_pb2.DescribeImageResponse, collections.abc.Awaitable[toile.v1.inference_pb2.DescribeImageResponse]]:
         """DescribeImage writes a caption."""
+
+    @abc.abstractmethod
+    def ForgetAdapter(
+        self,
+        request: toile.v1.inference_pb2.ForgetAdapterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[toile.v1.inference_pb2.ForgetAdapterResponse, collections.abc.Awaitable[toile.v1.inference_pb2.ForgetAdapterResponse]]:
+        """ForgetAdapter drops an adapter from memory, here and in Triton; whoever still draws with it has
+        it read again.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -164,21 +164,26 @@ def publish_version(
 
 
 @pytest.fixture
-def address(settings: Settings, catalog: Catalog) -> Iterator[str]:
-    """Address of the service, in an event loop of a thread of its own."""
-    service = replace(build_service(settings), background=[])  # nothing is sent to Ray
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop in a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
+
+@pytest.fixture
+def address(settings: Settings, catalog: Catalog, loop: asyncio.AbstractEventLoop) -> Iterator[str]:
+    """Address of the service."""
+    service = replace(build_service(settings), background=[])  # nothing is sent to Ray
     running = asyncio.run_coroutine_threadsafe(start(service, settings), loop).result(timeout=60)
     try:
         yield f"127.0.0.1:{running.port}"
     finally:
         asyncio.run_coroutine_threadsafe(running.stop(), loop).result(timeout=60)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """What keeps a version, and what is gone with it."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from servers.inference import FakeModels, running_models
 from toile.core.artifacts import ArtifactStore
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import (
@@ -14,8 +16,9 @@ from toile.core.catalog.models import (
     RefinementRow,
     RequestRow,
 )
-from toile.core.errors import FailedPreconditionError, NotFoundError
+from toile.core.errors import ComputeUnavailableError, FailedPreconditionError, NotFoundError
 from toile.core.jobs import JobState, JobStore
+from toile.core.settings import Settings
 from toile.train.handler import TrainHandler
 from toile.v1 import train_pb2
 from toile.v1.train_pb2_grpc import TrainServiceStub
@@ -71,6 +74,44 @@ def image(name: str, producer: str) -> ImageRow:
         width=8,
         height=8,
     )
+
+
+@pytest.fixture
+def served_models(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[FakeModels, str]]:
+    """Models and their address."""
+    running = running_models()
+    yield asyncio.run_coroutine_threadsafe(running.__aenter__(), loop).result(60)
+    asyncio.run_coroutine_threadsafe(running.__aexit__(None, None, None), loop).result(60)
+
+
+@pytest.fixture
+def settings(settings: Settings, served_models: tuple[FakeModels, str]) -> Settings:
+    return settings.model_copy(update={"inference_address": served_models[1]})
+
+
+@pytest.fixture
+def models(served_models: tuple[FakeModels, str]) -> FakeModels:
+    return served_models[0]
+
+
+def test_the_models_forget_what_is_deleted_and_nothing_else(
+    models: FakeModels, train: TrainServiceStub, publish_version: Publish
+) -> None:
+    first, second = publish_version(), publish_version()
+    train.SetModelAlias(train_pb2.SetModelAliasRequest(name=f"{MODEL}@production", version=second))
+    delete(train, first)
+    kept(train, second)
+    assert models.forgotten == [f"{first}/made"]
+
+
+def test_models_that_are_away_keep_no_version(
+    models: FakeModels, train: TrainServiceStub, publish_version: Publish
+) -> None:
+    models.errors["ForgetAdapter"] = ComputeUnavailableError("Triton does not answer")
+    version = publish_version()
+    delete(train, version)
+    with pytest.raises(NotFoundError):
+        delete(train, version)
 
 
 def test_rows_and_files_go_and_others_stay(

@@ -28,16 +28,13 @@ from toile.core.errors import (
 from toile.diffusion.bank import BankLayout
 from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter
-from toile.diffusion.engines import ENCODED_CHUNK, LEAST_LATENT_SIZE, NEAREST
-from toile.diffusion.networks import BASE_TIME_IDS
+from toile.diffusion.engines import NEAREST
 from toile.diffusion.triton.packed import check_adapter
 from toile.diffusion.triton.remote_unet import remote, without_weights
 from toile.diffusion.triton.repository import FrontConfig
-from toile.diffusion.triton.resident import LOADING, MISSING, UNREAD
+from toile.diffusion.triton.resident import ADAPTERS, LOADING, MISSING, UNREAD
 from toile.diffusion.turns import NO_HURRY, Turns, Urgency
 
-UNLOAD = "unload"
-"""The parameter of a request that has the front drop an adapter."""
 STEP_SECONDS = 60.0
 """How long one step may take: its wait in the queue, and a server that is restarted, included."""
 LONGEST_PAUSE_SECONDS = 0.5
@@ -99,33 +96,6 @@ class TritonDenoiser:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
-
-    def unload(self, adapter: str) -> None:
-        """Have the server drop an adapter, by its key, wherever it holds it.
-
-        A drawing under way that uses it costs the server a reading of it again.
-
-        Raises:
-            ComputeUnavailableError: The server does not answer.
-        """
-        nothing = _nothing(self._unet.config)
-        control = [
-            _input("control_image_0", np.zeros((1, 3, 64, 64), np.uint8), "UINT8"),
-            _input("control_scale_0", np.zeros((1, 1), np.float32), "FP32"),
-        ]
-        models = {self._unet_model.name: nothing}
-        models |= {model.name: nothing + control for model in self._control_models.values()}
-        try:
-            for name, inputs in models.items():
-                if self._are_ready(name):
-                    self._client.infer(
-                        name,
-                        inputs,
-                        parameters={UNLOAD: adapter},
-                        client_timeout=self._step_seconds,
-                    )
-        except InferenceServerException as error:
-            raise ComputeUnavailableError(f"Triton failed: {error.message()}") from error
 
     def is_ready(self) -> bool:
         """Say whether the server answers and has all models of the base."""
@@ -236,10 +206,10 @@ class _Model:
 
 
 class _Call:
-    """One evaluation of a model: called again while the server restarts or reads an adapter, and
-    while the artifact store does not answer.
+    """One evaluation of a model: called again while the server restarts or reads an adapter.
 
-    That is safe, because an evaluation changes nothing.
+    The same while the artifact store does not answer. That is safe, because an evaluation changes
+    nothing.
     """
 
     def __init__(
@@ -352,23 +322,8 @@ def _input(name: str, array: "np.ndarray[Any, Any]", kind: str) -> Any:
     return made
 
 
-def _nothing(config: Any) -> list[Any]:
-    """Return a sample for a request whose tensors are not looked at, but must be there."""
-    time_ids = BASE_TIME_IDS
-    together = config.projection_class_embeddings_input_dim
-    shapes = {
-        "sample": (1, config.in_channels, LEAST_LATENT_SIZE, LEAST_LATENT_SIZE),
-        "timestep": (1, 1),
-        "encoder_hidden_states": (1, ENCODED_CHUNK, config.cross_attention_dim),
-        "text_embeds": (1, together - time_ids * config.addition_time_embed_dim),
-        "time_ids": (1, time_ids),
-    }
-    tensors = [_input(name, np.zeros(s, np.float32), "FP32") for name, s in shapes.items()]
-    return [*tensors, _names("[]", 1)]
-
-
 def _names(text: str, batch: int) -> Any:
-    return _input("adapters", np.full((batch, 1), text, dtype=object), "BYTES")
+    return _input(ADAPTERS, np.full((batch, 1), text, dtype=object), "BYTES")
 
 
 def _meaning(error: InferenceServerException) -> Exception:

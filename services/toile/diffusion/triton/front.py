@@ -24,12 +24,8 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).parent))
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter
 from toile.diffusion.triton.evaluators import open_evaluator
-from toile.diffusion.triton.resident import LOADING, ResidentAdapters
+from toile.diffusion.triton.resident import ADAPTERS, LOADING, UNLOAD, ResidentAdapters
 
-ADAPTERS = "adapters"
-"""The input that names them; the others are the graph's."""
-UNLOAD = "unload"
-"""The parameter of a request that drops an adapter."""
 SOON_SECONDS = 0.005
 """How long an idle engine waits for adapters that are being read: a file that is in memory takes
 less, and less than another call would."""

@@ -11,6 +11,10 @@ from pathlib import Path
 
 from toile.diffusion.bank import BankError, BankLayout, PackedAdapter
 
+ADAPTERS = "adapters"
+"""The front's input that names a sample's adapters; the others are the graph's."""
+UNLOAD = "unload"
+"""The parameter of a request that has the front drop an adapter."""
 MISSING = "ADAPTER_NOT_RESIDENT"
 """How an error begins that the caller answers by calling again with a link to the adapter."""
 LOADING = "ADAPTER_LOADING"
