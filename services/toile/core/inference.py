@@ -96,6 +96,9 @@ class Inference:
             part.CopyFrom(request)
             part.ClearField("seeds")
             part.seeds.extend(request.seeds[index] for index in missing)
+            if request.prompts:
+                part.ClearField("prompts")
+                part.prompts.extend(request.prompts[index] for index in missing)
             drawn: list[int] = []
             try:
                 timeout = None if timeout_seconds is None else left

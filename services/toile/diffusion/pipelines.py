@@ -126,18 +126,21 @@ def _prepare(
 ) -> Callable[[int], Image.Image]:
     """Return what draws the image of an index, once all mistakes that can be found are."""
     request.image_size(bundle.native_size)
-    encode_prompts(bundle, request)
-    if request.refiner_strength:
-        encode_prompts(bundle, request, refiner=True)
+    singles = [request.of_image(index) for index in range(len(request.seeds))]
+    for single in {one.prompt: one for one in singles}.values():
+        encode_prompts(bundle, single)
+        if request.refiner_strength:
+            encode_prompts(bundle, single, refiner=True)
     total = _steps_in_all(bundle, request)
-    # An enlarged image repeats as a whole; its tiles do not.
-    each = request if request.upscale is None else replace(request, repeat=None)
 
     def draw(index: int) -> Image.Image:
-        progress = Progress(request, index, total, listener)
+        single = singles[index]
+        progress = Progress(single, index, total, listener)
         progress.check()
-        drawing = Drawing(bundle, denoiser, each, request.seeds[index], progress)
-        return _draw(bundle, request, drawing)
+        # An enlarged image repeats as a whole; its tiles do not.
+        each = single if single.upscale is None else replace(single, repeat=None)
+        drawing = Drawing(bundle, denoiser, each, single.seeds[0], progress)
+        return _draw(bundle, single, drawing)
 
     return draw
 

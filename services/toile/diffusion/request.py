@@ -3,7 +3,8 @@
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from PIL import Image
 
@@ -46,7 +47,7 @@ class DiffusionRequest:
     """
 
     prompt: str
-    """In the syntax of `toile.core.prompts`."""
+    """In the syntax of `toile.core.prompts`; of all images, unless each has its own."""
     seeds: Sequence[int]
     """One for each image."""
     negative_prompt: str = ""
@@ -78,6 +79,8 @@ class DiffusionRequest:
     refiner_mode: RefinerMode = RefinerMode.SPLIT
     controls: Sequence[LoadedControl] = ()
     """ControlNets that hold the structure of a drawing from noise or from a whole image."""
+    prompts: Sequence[str] = ()
+    """One for each image, in place of `prompt`."""
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -98,7 +101,14 @@ class DiffusionRequest:
         if self.upscale is not None and not (self.width and self.height):
             raise _invalid("an enlarged image needs a width and a height", "width", "BAD_SIZE")
 
+    def of_image(self, index: int) -> Self:
+        """Return the request for one of the images alone."""
+        prompt = self.prompts[index] if self.prompts else self.prompt
+        return replace(self, prompt=prompt, prompts=(), seeds=[self.seeds[index]])
+
     def _check_numbers(self) -> None:
+        if self.prompts and len(self.prompts) != len(self.seeds):
+            raise _invalid("there must be a prompt for each seed", "prompts")
         if self.steps < 1:
             raise _invalid("steps must be at least 1", "steps")
         if not math.isfinite(self.guidance_scale):

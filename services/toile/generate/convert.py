@@ -75,14 +75,16 @@ def drawing_of(
     adapters: Sequence[Adapter],
     controls: Sequence[inference_pb2.ControlMap],
     start: Start,
-    prompt: str,
+    prompts: Sequence[str],
     seeds: Sequence[int],
 ) -> inference_pb2.DiffuseRequest:
     """Return what to ask of the models for these images of a generation."""
+    same = len(set(prompts)) == 1
     kind = request.WhichOneof("source")
     return inference_pb2.DiffuseRequest(
         base_artifact=base.artifact,
-        prompt=prompt,
+        prompt=prompts[0] if same else "",
+        prompts=() if same else prompts,
         negative_prompt=request.negative_prompt,
         seeds=seeds,
         steps=request.steps,

@@ -170,25 +170,30 @@ class GenerateHandler:
     async def _events(
         self, drawing: Drawing, deadline: Deadline
     ) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
-        if not drawing.missing:
+        indices = drawing.missing
+        if not indices:
             return
         start = await asyncio.to_thread(self._records.start, drawing)
         shown = await asyncio.to_thread(self._records.control_images, drawing)
         models, base = self._models(), drawing.base
         controls = await control_maps(models, base.artifact, drawing.controls, shown)
-        for prompt, indices in drawing.missing.items():
-            seeds = [drawing.seeds[index] for index in indices]
-            wanted = drawing_of(
-                drawing.request, base, drawing.adapters, controls, start, prompt, seeds
-            )
-            drawn = models.diffuse(wanted, timeout_seconds=deadline.seconds_left())
-            images = 0
-            async with contextlib.aclosing(drawn) as events:
-                async for event in events:
-                    images += event.HasField("image")
-                    yield await self._told(drawing, start, indices, event)
-            if images < len(indices):
-                raise ComputeUnavailableError("the models ended before all images were drawn")
+        wanted = drawing_of(
+            drawing.request,
+            base,
+            drawing.adapters,
+            controls,
+            start,
+            [drawing.prompts[index] for index in indices],
+            [drawing.seeds[index] for index in indices],
+        )
+        drawn = models.diffuse(wanted, timeout_seconds=deadline.seconds_left())
+        images = 0
+        async with contextlib.aclosing(drawn) as events:
+            async for event in events:
+                images += event.HasField("image")
+                yield await self._told(drawing, start, indices, event)
+        if images < len(indices):
+            raise ComputeUnavailableError("the models ended before all images were drawn")
 
     async def _told(
         self,

@@ -1,6 +1,6 @@
 """Generations and their images in the catalog: each change is one transaction."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -79,14 +79,10 @@ class Drawing:
     images: Sequence[ImageRow]
 
     @property
-    def missing(self) -> Mapping[str, Sequence[int]]:
-        """Indices of the images that are still to be drawn, by their prompt."""
+    def missing(self) -> Sequence[int]:
+        """Indices of the images that are still to be drawn."""
         have = {image.producer_index for image in self.images}
-        missing: dict[str, list[int]] = {}
-        for index, prompt in enumerate(self.prompts):
-            if index not in have:
-                missing.setdefault(prompt, []).append(index)
-        return missing
+        return [index for index in range(len(self.seeds)) if index not in have]
 
 
 class GenerationRecords:

@@ -190,6 +190,7 @@ class Models:
         mask = decode.decode(request.mask_image, self._limits) if request.mask_image else None
         return DiffusionRequest(
             prompt=request.prompt,
+            prompts=list(request.prompts),
             seeds=list(request.seeds),
             negative_prompt=request.negative_prompt,
             steps=request.steps,

@@ -75,6 +75,26 @@ async def test_a_drawing_lost_in_the_middle_goes_on_with_what_is_missing(served:
     assert [list(request.seeds) for request in models.requests] == [[7, 8, 9], [8, 9]]
 
 
+async def test_what_is_missing_keeps_its_prompts(served: Served) -> None:
+    models, client = served
+
+    async def killed_after_one(request: Any, context: Any) -> Any:
+        events = draw(request, context)
+        for _ in range(3):
+            yield await anext(events)
+        models.painter = draw
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "The actor died unexpectedly")
+
+    models.painter = killed_after_one
+    wanted = inference_pb2.DiffuseRequest(seeds=[7, 8, 9], prompts=["red", "blue", "green"])
+    async for _ in client.diffuse(wanted):
+        pass
+    assert [list(request.prompts) for request in models.requests] == [
+        ["red", "blue", "green"],
+        ["blue", "green"],
+    ]
+
+
 async def test_a_drawing_that_was_let_in_waits_where_the_queue_is_full_now(served: Served) -> None:
     models, client = served
     models.errors["Diffuse"] = ExhaustedError("the queue is full")

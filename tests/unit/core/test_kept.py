@@ -92,3 +92,11 @@ def test_the_longest_unused_goes_first_and_is_let_go_of() -> None:
     gc.collect()
     assert first() is not None
     assert second() is None
+
+
+def test_what_is_dropped_is_loaded_again() -> None:
+    kept: Kept[str, object] = Kept()
+    first, other = kept.get("a", object), kept.get("b", object)
+    kept.drop("a", "none")
+    assert kept.get("a", object) is not first
+    assert kept.get("b", object) is other

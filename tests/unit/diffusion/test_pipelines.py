@@ -529,6 +529,33 @@ def test_images_of_a_request_are_drawn_together(
         assert difference(pixels(images[index]), pixels(alone)) <= 1
 
 
+def test_images_of_different_prompts_are_drawn_together(bundle: Bundle) -> None:
+    prompts = ["a red dress", "a (blue:1.3) hat", "a red dress", "lace"]
+    wanted = request(prompt="", prompts=prompts, seeds=[1, 2, 3, 4], refiner_strength=0.5)
+    denoiser = _Together(bundle.unet, 8, threading.Barrier(4, timeout=60))
+    denoiser.refiner_session = TorchDenoiser(bundle, bfloat16=False).refiner_session
+    images: dict[int, Image.Image] = {}
+
+    draw_images(bundle, denoiser, wanted, images.__setitem__, at_once=4)
+
+    for index, (prompt, seed) in enumerate(zip(prompts, wanted.seeds, strict=True)):
+        one = request(prompt=prompt, seeds=[seed], refiner_strength=0.5)
+        (alone,) = diffuse(bundle, TorchDenoiser(bundle, bfloat16=False), one)
+        assert difference(pixels(images[index]), pixels(alone)) <= 1
+    other = request(prompt=prompts[1], seeds=[1], refiner_strength=0.5)
+    (other_words,) = diffuse(bundle, TorchDenoiser(bundle, bfloat16=False), other)
+    assert difference(pixels(images[0]), pixels(other_words)) > 1, "prompts change nothing"
+
+
+def test_a_prompt_that_cannot_be_read_is_refused_before_any_image(bundle: Bundle) -> None:
+    wanted = request(prompts=["a dress", "a (dress:x:1)" * 300], seeds=[1, 2])
+    with pytest.raises(InvalidArgumentError):
+        draw_images(bundle, _Together(bundle.unet, 8), wanted, lambda *_: None, at_once=4)
+    with pytest.raises(InvalidArgumentError) as caught:
+        request(prompts=["a dress"], seeds=[1, 2])
+    assert caught.value.metadata["field"] == "prompts"
+
+
 def test_an_image_that_fails_stops_the_others_within_a_step(bundle: Bundle) -> None:
     counts = [0] * 4
     started = threading.Barrier(4, timeout=60)

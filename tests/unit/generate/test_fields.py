@@ -184,7 +184,9 @@ async def test_what_is_passed_on_to_the_models(platform: Platform, painter: Pain
     assert defaults.refiner.mode == common_pb2.REFINER_MODE_SPLIT
 
 
-async def test_images_of_one_prompt_share_a_drawing(platform: Platform, painter: Painter) -> None:
+async def test_the_prompts_of_wildcards_share_a_drawing(
+    platform: Platform, painter: Painter
+) -> None:
     lists = {"part": {"values": ["collar", "{long|short} sleeves"]}}
     events = await generate(
         platform, prompt="a {red|blue} (dress:1.2), __part__", count=12, wildcards=lists
@@ -196,10 +198,10 @@ async def test_images_of_one_prompt_share_a_drawing(platform: Platform, painter:
         for colour in ("red", "blue")
         for part in ("collar", "long sleeves", "short sleeves")
     }
-    asked = [request.prompt for request in painter.requests]
-    assert len(asked) == len(set(asked)) == len(set(prompts)) > 2
-    assert sorted(seed for r in painter.requests for seed in r.seeds) == list(range(7, 19))
-    by_seed = {seed: r.prompt for r in painter.requests for seed in r.seeds}
+    (asked,) = painter.requests
+    assert len(set(asked.prompts)) == len(set(prompts)) > 2
+    assert list(asked.seeds) == list(range(7, 19))
+    by_seed = dict(zip(asked.seeds, asked.prompts, strict=True))
     assert [by_seed[image.seed] for image in told] == prompts
 
     assert resolved(events).prompt == "a {red|blue} (dress:1.2), __part__"
