@@ -29,7 +29,7 @@ from toile.v1 import inference_pb2
 APPLICATION = "toile"
 DEPLOYMENT = "models"
 HEALTH_PERIOD_SECONDS = 5.0
-DRAIN_SECONDS = 30.0
+DRAIN_SECONDS = 120.0
 """How long a replica that is told to go may finish what it works on."""
 
 STEP_EVENT_SECONDS = 0.1
