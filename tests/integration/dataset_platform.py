@@ -74,7 +74,7 @@ def running(home: Path, bundle: Path, ray_jobs_url: str = "") -> Iterator[Datase
 
     Without Ray it never calls itself ready, but answers whatever needs no compute.
     """
-    settings = Settings(home=home, ray_jobs_url=ray_jobs_url, grace_seconds=1.0)
+    settings = Settings(home=home, ray_jobs_url=ray_jobs_url, grace_seconds=1.0, cpu_threads=1)
     catalog = open_catalog(settings)
     catalog.migrate()
     store = open_store(settings)

@@ -33,6 +33,7 @@ class Home:
             "TOILE_HOME": str(self.folder),
             "TOILE_BASE_PATH": str(self.bundle),
             "OMP_NUM_THREADS": "1",
+            "TOILE_CPU_THREADS": "1",  # other tests keep the cores busy
         }
 
     def command(self, *arguments: object) -> list[str]:

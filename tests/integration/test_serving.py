@@ -52,7 +52,9 @@ def deployed(
 ) -> Deployed:
     home = tmp_path_factory.mktemp("home")
     settings = Settings(
-        home=home, limits=Limits(running_generations=RUNNING, queued_generations=QUEUED)
+        home=home,
+        limits=Limits(running_generations=RUNNING, queued_generations=QUEUED),
+        cpu_threads=1,  # other tests keep the cores busy
     )
     catalog, store = open_catalog(settings), open_store(settings)
     catalog.migrate()

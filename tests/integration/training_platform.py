@@ -81,8 +81,10 @@ def control_request_of(
 
 
 def settings_for(home: Path, jobs_url: str) -> Settings:
-    """Settings of a platform of its own."""
-    return Settings(home=home, ray_jobs_url=jobs_url, grace_seconds=1.0, log_level="warning")
+    """Settings of a platform of its own, on cores that other tests keep busy."""
+    return Settings(
+        home=home, ray_jobs_url=jobs_url, grace_seconds=1.0, log_level="warning", cpu_threads=1
+    )
 
 
 def prepared(home: Path, bundle: Path) -> Settings:

@@ -4,6 +4,7 @@ Every setting is an environment variable with the prefix `TOILE_`; nested settin
 underscores (`TOILE_S3__ENDPOINT`). Defaults make everything run on one machine.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -250,6 +251,13 @@ class Settings(BaseSettings):
         None,
         description="Whether each of them takes a GPU; if the cluster has enough when unset.",
     )
+    cpu_threads: PositiveInt | None = Field(
+        None,
+        description="Threads that the workers of a training share, and those of each replica of "
+        "the models and of each of Triton's engines on processors; as many as there are cores if "
+        "unset. They wait for one another busily: where other programs keep cores busy, fewer are "
+        "many times faster.",
+    )
     job_launcher: Literal["ray", "kuberay"] = Field(
         "ray",
         description="What starts jobs: `ray` sends them to the cluster at `ray_jobs_url`, "
@@ -276,6 +284,11 @@ class Settings(BaseSettings):
     def resolved_artifacts_url(self) -> str:
         """`artifacts_url`, or the folder under `home`."""
         return self.artifacts_url or (self.home_path / "artifacts").as_uri()
+
+    @property
+    def resolved_cpu_threads(self) -> int:
+        """`cpu_threads`, or the cores that this process may use."""
+        return self.cpu_threads or len(os.sched_getaffinity(0))
 
     def environment(self) -> dict[str, str]:
         """Return the variables that give another process these very settings."""

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -51,7 +50,7 @@ class InferenceReplica:
 
     def __init__(self, settings: Settings, warm_base: str = "") -> None:
         logs.configure(settings, DEPLOYMENT)
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray would have it be one
+        torch.set_num_threads(settings.resolved_cpu_threads)  # Ray would have it be one
         device = torch.device("cuda" if settings.model_gpus else "cpu")
         self._models = Models(settings, open_store(settings), device=device)
         self._threads = ThreadPoolExecutor(_calls(settings), thread_name_prefix="models")

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -78,6 +78,7 @@ def serve_engines(settings: Settings, repository: Path) -> list[str]:
         catalog.close()
     os.nice(10)  # an export takes a processor for half a minute or more
     kind = EngineKind.of(settings)
+    front = replace(front_config(settings.engine), threads=settings.cpu_threads or 0)
     names = []
     for part in parts_of(read_manifest(store, base.artifact).files):
         prefix = kind.prefix(base.digest, part)
@@ -86,7 +87,7 @@ def serve_engines(settings: Settings, repository: Path) -> list[str]:
             bundle = Bundle.load(folder, digest=base.digest)
             export_engine(store, bundle, part, kind, settings.home_path / TIMING_CACHE)
         name = model_name(base.digest, part)
-        own = sync_repository(store, prefix, name, repository, cache, front_config(settings.engine))
+        own = sync_repository(store, prefix, name, repository, cache, front)
         load_models(settings.triton_address, own)
         names.append(own[-1])
     return names

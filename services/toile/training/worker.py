@@ -28,6 +28,7 @@ from toile.core import logging as core_logging
 from toile.core.errors import CancelledError, ComputeUnavailableError, ToileError
 from toile.core.jobs.failures import COMPUTE_LOST, is_foreseen
 from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
+from toile.core.settings import Settings
 from toile.training.patience import report
 from toile.training.stage import NICENESS, fill_caches
 
@@ -137,7 +138,7 @@ def work(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     core_logging.configure(config["settings"], "training")
-    _use_all_cores(context.get_local_world_size())
+    _share_threads(config["settings"], context.get_local_world_size())
     os.nice(NICENESS)
     device = ray.train.torch.get_device()
     gpus = int(device.type == "cuda")
@@ -158,9 +159,8 @@ def work(config: dict[str, Any]) -> None:
                 raise  # the other ranks wait for this one
 
 
-def _use_all_cores(workers_here: int) -> None:
-    """Share the cores among this machine's workers; Ray gives torch one thread a logical CPU."""
+def _share_threads(settings: Settings, workers_here: int) -> None:
+    """Share the threads among this machine's workers; Ray gives torch one a logical CPU."""
     import torch
 
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // workers_here))
+    torch.set_num_threads(max(1, settings.resolved_cpu_threads // workers_here))

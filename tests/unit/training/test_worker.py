@@ -1,6 +1,7 @@
 """What a training's workers are given."""
 
 import functools
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from toile.core.errors import ComputeUnavailableError, InvalidArgumentError
 from toile.core.jobs import JobState
 from toile.core.jobs.rayjob import GRACE_SECONDS, STOP_SECONDS
 from toile.core.jobs.runtime import JobContext
+from toile.core.settings import Settings
 from toile.training import run, worker
 from toile.training.worker import LEAVE_SECONDS, scaling
 
@@ -164,3 +166,17 @@ def test_deaths_are_told_apart_from_what_they_broke(death: Exception) -> None:
 
 def test_what_workers_raise_again_and_again_is_the_failure() -> None:
     assert worker._failure(WorkerGroupError("one of two", {1: UNFORESEEN})) is UNFORESEEN
+
+
+@pytest.mark.parametrize(("threads", "workers", "each"), [(6, 1, 6), (6, 4, 1), (1, 2, 1)])
+def test_workers_share_the_threads_that_the_settings_allow(
+    threads: int, workers: int, each: int
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        worker._share_threads(Settings(cpu_threads=threads), workers)
+        assert torch.get_num_threads() == each
+        worker._share_threads(Settings(), 1)
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
