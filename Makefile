@@ -11,7 +11,7 @@ export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-quick test-slow check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton triton-gpu train-job lace-samples bench-demo bench-serve bench-train clean
+.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton triton-gpu train-job lace-samples bench-demo bench-serve bench-train clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -57,13 +57,9 @@ train-job: setup ## Submit the training that JOB=file describes and follow it
 	$(BIN)/toile train --job "$(JOB)"
 
 # Processes that share the cores get one thread each: those of OpenMP wait for one another busily.
-test: export OMP_NUM_THREADS ?= 1
-test: test-quick triton ## Run the tests that need no GPU, but for those that take longest
-	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and (integration or browser)"
-
-test-slow: export OMP_NUM_THREADS ?= 1
-test-slow: setup-dev triton ## Run those: exports of SDXL's own configuration, the tiny base's drawings
-	$(BIN)/pytest -m "slow and not gpu"
+test test-quick: export OMP_NUM_THREADS ?= 1
+test: test-quick triton ## Run the tests that need no GPU
+	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and (integration or browser)"
 
 test-quick: setup-dev ## Run the tests that start no platform
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not gpu and not integration and not browser"
