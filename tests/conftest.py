@@ -9,9 +9,36 @@ import pytest
 
 from servers import postgres
 
+TESTS = Path(__file__).parent
+
 # Busy machines are slow now and then; a slow example says nothing about the code.
 hypothesis.settings.register_profile("toile", deadline=None)
 hypothesis.settings.load_profile("toile")
+
+LONGEST_FIRST = (
+    "integration/test_engine_export.py",
+    "integration/test_train_service.py",
+    "integration/test_platform.py",
+    "integration/test_loop.py",
+    "integration/test_triton.py",
+    "integration/test_serving.py",
+    "integration/test_served_engines.py",
+    "unit/training/",
+    "unit/diffusion/",
+)
+"""Processes take files in this order, then all others: a long one at the end would leave the other
+processes idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files first that take longest."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(TESTS).as_posix()
+        starts = (place for place, start in enumerate(LONGEST_FIRST) if path.startswith(start))
+        return next(starts, len(LONGEST_FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
