@@ -9,7 +9,9 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
-        self.session = onnxruntime.InferenceSession(folder / "unet.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(folder / "unet.onnx", options)
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]

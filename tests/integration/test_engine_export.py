@@ -99,7 +99,9 @@ def rtx() -> EngineBuilder:
 
 
 def evaluate(onnx: Path, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     assert [node.name for node in session.get_inputs()] == list(inputs)
     names = [node.name for node in session.get_outputs()]
     values = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})

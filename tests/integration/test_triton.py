@@ -51,9 +51,9 @@ BANK_BYTES = 6 << 20
 PLANNED = "planned"
 """A front whose engine is a model of the server's; here that is not a plan of TensorRT's."""
 FRONTS = {
-    "unet": FrontConfig(bank_bytes=BANK_BYTES),
-    "narrow": FrontConfig(max_batch=2, batch_pixels=2 * 16 * 16),
-    "capped": FrontConfig(batch_pixels=2 * 16 * 16),
+    "unet": FrontConfig(bank_bytes=BANK_BYTES, threads=1),
+    "narrow": FrontConfig(max_batch=2, batch_pixels=2 * 16 * 16, threads=1),
+    "capped": FrontConfig(batch_pixels=2 * 16 * 16, threads=1),
 }
 
 

@@ -90,13 +90,10 @@ def model_inputs(unet: UNet2DConditionModel, batch: int) -> dict[str, torch.Tens
     }
 
 
-def by_peft(
-    unet: UNet2DConditionModel,
-    inputs: dict[str, torch.Tensor],
-    row: int,
-    adapters: list[tuple[AdapterWeights, float]],
-) -> torch.Tensor:
-    """What diffusers with peft predicts for one sample."""
+def with_peft(
+    unet: UNet2DConditionModel, adapters: list[tuple[AdapterWeights, float]]
+) -> UNet2DConditionModel:
+    """A copy that has adapters `a0`, `a1`, … by diffusers with peft."""
     own = copy.deepcopy(unet)
     for index, (weights, _) in enumerate(adapters):
         own.load_lora_adapter(
@@ -107,6 +104,11 @@ def by_peft(
         )
     if adapters:
         own.set_adapters([f"a{i}" for i in range(len(adapters))], [w for _, w in adapters])
+    return own
+
+
+def predicted(own: UNet2DConditionModel, inputs: dict[str, torch.Tensor], row: int) -> torch.Tensor:
+    """What a stock UNet predicts for one sample."""
     one = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
     with torch.inference_mode():
         return own(
@@ -138,10 +140,10 @@ def test_each_sample_of_a_mixed_batch_is_what_peft_gives(unet):
     bank = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with torch.inference_mode():
         banked = BankedUNet(unet, layout)(**inputs, bank=bank)
-    plain = by_peft(unet, inputs, 1, [])
+    plain = predicted(unet, inputs, 1)
     assert (plain - banked[1]).abs().max() > 1e-2, "the adapters change nothing"
     for row, adapters in enumerate(samples):
-        expected = by_peft(unet, inputs, row, adapters)
+        expected = predicted(with_peft(unet, adapters), inputs, row)
         assert (expected - banked[row]).abs().max() <= 1e-5, row
 
 

@@ -1,17 +1,16 @@
 """ControlNets in the graph give what diffusers' own give beside it, for each sample of a batch."""
 
-import copy
-
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from tests.unit.diffusion.test_bank import (
     SDXL_IN_SMALL,
-    by_peft,
     model_inputs,
     packed,
+    predicted,
     random_lora,
+    with_peft,
 )
 
 from toile.diffusion.adapters import AdapterWeights
@@ -63,16 +62,7 @@ def by_diffusers(
     adapters: list[tuple[AdapterWeights, float]],
 ) -> torch.Tensor:
     """What stock ControlNets and a UNet with peft predict for one sample."""
-    own = copy.deepcopy(unet)
-    for index, (weights, _) in enumerate(adapters):
-        own.load_lora_adapter(
-            weights.peft_state(),
-            prefix=None,
-            adapter_name=f"a{index}",
-            metadata=weights.peft_config(),
-        )
-    if adapters:
-        own.set_adapters([f"a{i}" for i in range(len(adapters))], [w for _, w in adapters])
+    own = with_peft(unet, adapters)
     one = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
     stock = {
         "sample": one["sample"],
@@ -133,11 +123,12 @@ def test_a_weight_may_change_from_step_to_step(unet):
     files = packed(lace, layout), packed(rose, layout)
     torch.manual_seed(5)
     inputs = model_inputs(unet, 2)
-    banked = BankedUNet(unet, layout)
+    banked, stock = BankedUNet(unet, layout), with_peft(unet, [(lace, 1.0), (rose, 1.0)])
     for first, second in ((1.0, 0.0), (0.25, 0.75), (0.0, 1.0), (0.0, 0.0)):
         arrays = gather([[(files[0], first), (files[1], second)], [(files[1], second)]], layout)
         with torch.inference_mode():
             got = banked(**inputs, bank={n: torch.from_numpy(a) for n, a in arrays.items()})
-        expected = by_peft(unet, inputs, 0, [(lace, first), (rose, second)])
-        assert (expected - got[0]).abs().max() <= 1e-5, (first, second)
-        assert (by_peft(unet, inputs, 1, [(rose, second)]) - got[1]).abs().max() <= 1e-5
+        stock.set_adapters(["a0", "a1"], [first, second])
+        assert (predicted(stock, inputs, 0) - got[0]).abs().max() <= 1e-5, (first, second)
+        stock.set_adapters(["a1"], [second])
+        assert (predicted(stock, inputs, 1) - got[1]).abs().max() <= 1e-5
