@@ -102,33 +102,39 @@ def measured_colour(segmenter: Segmenter, image: UInt8Array) -> str:
 
 
 def generate(
-    pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], *, seed: int = 0
+    pipeline: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    batch: int = 1,
 ) -> list[UInt8Array]:
-    """One picture a prompt, each from its own seed."""
-    pictures = []
-    for index, prompt in enumerate(prompts):
+    """One picture a prompt, each from its own seed; so many are drawn at once."""
+    pictures: list[UInt8Array] = []
+    for start in range(0, len(prompts), batch):
+        asked = list(prompts[start : start + batch])
+        seeds = range(seed + start, seed + start + len(asked))
         result = pipeline(
-            prompt=prompt,
+            prompt=asked,
             height=NATIVE_SIZE,
             width=NATIVE_SIZE,
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE_SCALE,
-            generator=torch.Generator().manual_seed(seed + index),
+            generator=[torch.Generator().manual_seed(one) for one in seeds],
             output_type="np",
         )
-        pictures.append((np.asarray(result.images[0]) * 255.0).round().astype(np.uint8))
+        pictures += list((np.asarray(result.images) * 255.0).round().astype(np.uint8))
     return pictures
 
 
-def evaluate(bundle: Path, *, images: int = 160, renders: int = 300) -> Evaluation:
-    """Measure a bundle on held-out prompts and renders."""
+def evaluate(bundle: Path, *, images: int = 160, renders: int = 300, batch: int = 1) -> Evaluation:
+    """Measure a bundle on held-out prompts and renders; so many images are drawn at once."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(bundle)
     pipeline.set_progress_bar_config(disable=True)
     segmenter, classifier = Segmenter.load(bundle / "segmenter"), load_classifier(bundle)
     asked = held_out_prompts(images)
     generate(pipeline, [asked[0][0]])  # the first call pays for warming up
     started = time.monotonic()
-    pictures = generate(pipeline, [prompt for prompt, _, _ in asked])
+    pictures = generate(pipeline, [prompt for prompt, _, _ in asked], batch=batch)
     seconds = (time.monotonic() - started) / images
     colours = [measured_colour(segmenter, picture) for picture in pictures]
     categories = classifier.name(pictures)
