@@ -95,6 +95,34 @@ def test_a_folder_of_photographs_becomes_a_version(platform: DatasetPlatform) ->
     assert version_of(platform, second).digest == version.digest, "equal data, equal digest"
 
 
+def test_maps_go_with_their_images(platform: DatasetPlatform) -> None:
+    name = platform.create("maps")
+    pose = io.BytesIO()
+    Image.new("RGB", (300, 400), (0, 255, 0)).save(pose, "PNG")
+    stray = io.BytesIO()
+    Image.new("RGB", (300, 400), (255, 0, 0)).save(stray, "PNG")
+    platform.import_files(
+        name,
+        [
+            ("conditioning/worn/a.png", pose.getvalue()),
+            ("worn/a.jpg", cloth(40)),
+            ("b.jpg", cloth(41)),
+            ("conditioning/none.png", stray.getvalue()),
+        ],
+    )
+    job = platform.build(name, resolution=96)
+    version = version_of(platform, job)
+    assert version.image_count == 2
+    rejected = [(r.file_name, r.reason) for r in version.rejected]
+    assert rejected == [("conditioning/none.png", "NO_SUCH_IMAGE")]
+    folder = folder_of(platform, job)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [row.get("conditioning") for row in rows] == ["conditioning/0001.png", None]
+    with Image.open(folder / rows[0]["conditioning"]) as shown:
+        assert shown.size == (96, 96)
+        assert shown.getpixel((48, 48)) == (0, 255, 0)
+
+
 def test_a_photograph_that_was_lost_is_left_out_with_its_reason(platform: DatasetPlatform) -> None:
     """And those that are kept keep their shape, where that is asked for."""
     name = platform.create("lost")

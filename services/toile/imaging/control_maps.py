@@ -21,6 +21,8 @@ class ControlKind(enum.StrEnum):
     """The parts of a segmentation, each in a colour of its own."""
     EDGES_PARTS = "edges_parts"
     """Both in one map: edges, white, over parts."""
+    GIVEN = "given"
+    """What the images came with: poses, landmarks, sketches."""
 
 
 EDGE = MAX_LABELS - 1

@@ -21,7 +21,11 @@ _MARGIN = 1.3
 
 def square_crop(image: Image.Image, resolution: int) -> Image.Image:
     """Crop to a square around the subject and resample by area to `resolution` pixels a side."""
-    box = subject_square(image, least_side=resolution)
+    return cut_square(image, subject_square(image, least_side=resolution), resolution)
+
+
+def cut_square(image: Image.Image, box: Box, resolution: int) -> Image.Image:
+    """Crop to a square and resample by area to `resolution` pixels a side."""
     return resample(image.crop((box.left, box.top, box.right, box.bottom)), resolution)
 
 

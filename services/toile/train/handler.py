@@ -1,7 +1,7 @@
 """Trainings, from the request to the queued job. The servicer calls it from threads."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -32,12 +32,14 @@ from toile.core.names import (
 from toile.core.settings import Settings
 from toile.core.tokens import read_tokenizer
 from toile.imaging.buckets import KEEP
+from toile.imaging.control_maps import ControlKind
 from toile.train.convert import recipe_values
 from toile.train.estimate import Estimate, estimate
 from toile.train.prompts import PromptRules
 from toile.train.registry import missing, next_version
-from toile.training.checks import check_installed, held_out_count, lacks_masks
+from toile.training.checks import check_installed, held_out_count, lacks_maps, lacks_masks
 from toile.training.config import (
+    MAPS,
     MASKS,
     RECIPES,
     ControlNetRecipeConfig,
@@ -258,10 +260,13 @@ class TrainHandler:
             )
         if dataset.aspect == KEEP:
             _check_buckets(dataset, base, config)
-        if MASKS not in config.cached:
+        needs_maps = config.cached.get(MAPS) == ControlKind.GIVEN
+        if not (needs_maps or MASKS in config.cached):
             return
         files = read_manifest(self._store, dataset.artifact).files
-        if not any(file.startswith("masks/") for file in files):
+        if needs_maps and _count(files, "conditioning/") < dataset.image_count:
+            raise lacks_maps(dataset.name)
+        if MASKS in config.cached and not _count(files, "masks/"):
             raise lacks_masks(dataset.name)
 
     def _spec(
@@ -275,6 +280,10 @@ class TrainHandler:
             "config": config.model_dump(mode="json"),
             "workers": self._settings.train_workers,
         }
+
+
+def _count(files: Iterable[str], folder: str) -> int:
+    return sum(file.startswith(folder) for file in files)
 
 
 def _check_buckets(dataset: DatasetVersionRow, base: BaseRow, config: RecipeConfig) -> None:

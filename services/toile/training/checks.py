@@ -30,6 +30,16 @@ def lacks_masks(what: str) -> FailedPreconditionError:
     )
 
 
+def lacks_maps(what: str) -> FailedPreconditionError:
+    """The error where maps that came with the images are asked for and `what` has none."""
+    return FailedPreconditionError(
+        f"{what} has no map, which controlnet.control_kind: given needs for each image; import one "
+        "as conditioning/NAME for the image NAME, and build a version",
+        reason="DATASET_LACKS_MAPS",
+        metadata={"field": "controlnet.control_kind"},
+    )
+
+
 def held_out_count(images: int, share: float, *, recipe: str = LoraRecipeConfig.RECIPE) -> int:
     """Return how many of a dataset's images are held out: one at least, none if the share is 0.
 

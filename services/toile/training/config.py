@@ -373,7 +373,7 @@ class ControlNetRecipeConfig(RecipeConfig):
 
     RECIPE: ClassVar[str] = AdapterType.CONTROLNET
 
-    control_kind: Literal["edges", "parts", "edges_parts"] = Field(
+    control_kind: Literal["edges", "parts", "edges_parts", "given"] = Field(
         "edges", description="What of a picture it is shown."
     )
     learning_rate: float = Field(5e-4, gt=0, le=MAX_PRODIGY_RATE, description="Peak learning rate.")
@@ -390,7 +390,7 @@ class ControlNetRecipeConfig(RecipeConfig):
     @property
     def sees_parts(self) -> bool:
         """Whether the maps show parts, which take a segmenter."""
-        return self.control_kind != "edges"
+        return "parts" in self.control_kind
 
 
 RECIPES: Mapping[str, type[LoraRecipeConfig] | type[ControlNetRecipeConfig]] = {

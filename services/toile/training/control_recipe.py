@@ -102,8 +102,9 @@ class ControlNet(Recipe):
         self, samples: Sequence[Image.Image], without: Callable[[int], Image.Image]
     ) -> Judged:
         """The samples' maps, and how well each keeps to its own, with control and without."""
-        if not samples:
-            return Judged()
+        maps = {f"samples/{i:02d}.map.png": _png(self._map(i)) for i in range(len(samples))}
+        if not samples or self._kind is ControlKind.GIVEN:  # what such maps show, nobody says
+            return Judged(maps)
         _, held_out = hold_out(
             self._names, self._config.validation_share, recipe=self._config.RECIPE
         )
@@ -124,7 +125,6 @@ class ControlNet(Recipe):
                 for place, score in zip(places, scores, strict=True)
             ],
         }
-        maps = {f"samples/{i:02d}.map.png": _png(self._map(i)) for i in range(len(samples))}
         files = {**maps, ALIGNMENT_FILE: (json.dumps(facts, indent=2) + "\n").encode()}
         return Judged(files, {name: means[figure] for figure, name in _METRICS.items()})
 

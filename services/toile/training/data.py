@@ -50,6 +50,7 @@ class Example:
         source_name: Name that it was imported under; its path where a version says none.
         mask: File of its parts' labels, 0 for the background; None where a version has none.
         frame: Of an image in a bucket; None of one that is trained on as a square.
+        conditioning: File of the map that was imported with it, if one was.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Example:
     source_name: str
     mask: Path | None = None
     frame: Frame | None = None
+    conditioning: Path | None = None
 
     def size(self, native_size: int) -> Pair:
         """Width and height that it is trained at, for a base of a size."""
@@ -79,7 +81,10 @@ def read_examples(folder: Path) -> list[Example]:
             source = str(entry.get("source_file_name", name))
             mask = folder / str(entry["mask"]) if entry.get("mask") else None
             frame = _frame(entry)
-            examples.append(Example(folder / name, name, str(entry["text"]), source, mask, frame))
+            shown = folder / str(entry["conditioning"]) if entry.get("conditioning") else None
+            examples.append(
+                Example(folder / name, name, str(entry["text"]), source, mask, frame, shown)
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLossError(f"the dataset version's {METADATA_FILE} cannot be read") from error
     if not examples:

@@ -13,6 +13,7 @@ from toile.diffusion.vision import Vision
 from toile.imaging.control_maps import ControlKind, UInt8Array, joint_labels, palette
 from toile.imaging.edges import canny
 from toile.training.caches import Cache, OnProgress, on_one_thread
+from toile.training.checks import lacks_maps
 from toile.training.data import Example, load_square
 from toile.training.masks import read_labels
 
@@ -23,7 +24,7 @@ class ControlCache(Cache):
 
     Attributes:
         planes: What each pixel is, an edge or not or which part, `[N, S, S]` of uint8: a third
-            of what the maps would take.
+            of what the maps would take. Of maps that came with the images these, `[N, 3, S, S]`.
         colours: What is shown for it, `[256, 3]` of uint8.
     """
 
@@ -32,6 +33,8 @@ class ControlCache(Cache):
 
     def maps(self, indices: Sequence[int]) -> Tensor:
         """The maps of some examples, `[B, 3, S, S]` of uint8."""
+        if self.planes.ndim == 4:
+            return self.planes[list(indices)]
         shown = self.colours[self.planes[list(indices)].long()]
         return shown.permute(0, 3, 1, 2).contiguous()
 
@@ -50,7 +53,7 @@ def control_planes(
     *,
     mask_labels: Sequence[str] = (),
 ) -> Tensor:
-    """What each pixel of some examples is, `[N, S, S]` of uint8.
+    """What each pixel of some examples is, `[N, S, S]` of uint8, or their maps `[N, 3, S, S]`.
 
     Parts are those of the dataset version's masks where these have the labels of the base's
     segmenter, which says what is drawn under later; of others the segmenter finds them.
@@ -64,16 +67,21 @@ def control_planes(
         mask_labels: What the values of the version's masks mean.
 
     Raises:
-        DataLossError: A mask cannot be read.
-        FailedPreconditionError: Parts are asked of a base that has no segmenter
-            (`BASE_LACKS_VISION`).
+        DataLossError: A mask or a map cannot be read.
+        FailedPreconditionError: An example came with no map (`DATASET_LACKS_MAPS`), or parts
+            are asked of a base that has no segmenter (`BASE_LACKS_VISION`).
     """
     planes: list[Tensor] = []
     with on_one_thread():
         for example in examples:
             square = load_square(example.path, native_size)
             image = np.asarray(square)
-            if kind is ControlKind.EDGES:
+            if kind is ControlKind.GIVEN:
+                if example.conditioning is None:
+                    raise lacks_maps(example.file_name)
+                shown = np.asarray(load_square(example.conditioning, native_size))
+                plane = np.ascontiguousarray(shown.transpose(2, 0, 1))
+            elif kind is ControlKind.EDGES:
                 plane = canny(image)
             else:
                 if example.mask is not None and mask_labels == vision.labels:

@@ -487,7 +487,9 @@ class FileStart(google.protobuf.message.Message):
     FILE_NAME_FIELD_NUMBER: builtins.int
     CAPTION_FIELD_NUMBER: builtins.int
     file_name: builtins.str
-    """Name of the file within the folder; kept for lineage, never used as a path."""
+    """Name of the file within the folder; kept for lineage, never used as a path. One that begins with
+    "conditioning/" is a map for the image of the name that follows, whatever their extensions.
+    """
     caption: builtins.str
     """Caption that came with the file; empty to have one written."""
     def __init__(

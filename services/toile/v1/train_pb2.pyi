@@ -359,7 +359,8 @@ class ControlNetConfig(google.protobuf.message.Message):
     control_kind: builtins.str
     """What the ControlNet is shown of a picture: "edges", its Canny edges, white on black; or
     "parts", the parts of the garment, each in a colour of its own, of a base with a segmenter; or
-    "edges_parts", both in one map, edges over parts.
+    "edges_parts", both in one map, edges over parts; or "given", the maps that were imported with
+    the images, such as poses: a dataset version that lacks one is refused.
     """
     learning_rate: builtins.float
     """Peak learning rate, to 0.1; with "prodigy" a factor of the rate that it finds, 1 when unset."""

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from toile.core.artifacts import open_store, publish_folder
-from toile.core.catalog.models import DatasetRow
+from toile.core.catalog.models import BaseRow, DatasetRow, PhotographRow
 from toile.core.settings import Settings
 from toile.diffusion.architecture import bundle_description
 from unit.imaging.files import encoded, picture
 
 pytest.importorskip("ray", reason="the compute extra is not installed")
 
-from toile.dataset.build.job import Item, content_rating, with_trigger
+from toile.dataset.build.job import Item, Plan, content_rating, orphans, split, with_trigger
 from toile.dataset.build.steps import See, prepare
 
 
@@ -85,10 +85,52 @@ def test_a_photograph_that_keeps_its_shape_is_brought_into_a_bucket(tmp_path: Pa
             assert image.size == (96, 160)
 
 
+@pytest.mark.parametrize("aspect", ["square", "keep"])
+def test_a_map_is_cut_as_its_photograph_is(tmp_path: Path, aspect: str) -> None:
+    settings = Settings(home=tmp_path)
+    photograph = np.full((300, 400, 3), 250, np.uint8)
+    photograph[60:200, 250:350] = (200, 30, 30)  # off the middle, so that the cut follows it
+    store = open_store(settings)
+    store.put("photo", encoded(Image.fromarray(photograph), "PNG"))
+    small = Image.fromarray(photograph).resize((200, 150), Image.Resampling.NEAREST)
+    store.put("small", encoded(small, "PNG"))
+    row = {"index": 1, "artifact": "photo", "caption": ""}
+    assert prepare(row, settings, 128, aspect)["conditioning_image"] == b""
+    alike = prepare({**row, "conditioning": "photo"}, settings, 128, aspect)
+    assert alike["conditioning_image"] == alike["image"]
+    scaled = prepare({**row, "conditioning": "small"}, settings, 128, aspect)
+    image, shown = (
+        np.asarray(Image.open(io.BytesIO(scaled[name])), int)
+        for name in ("image", "conditioning_image")
+    )
+    assert shown.shape == image.shape
+    assert np.abs(shown - image).mean() < 4
+
+
+def test_a_map_that_cannot_be_read_rejects_its_photograph(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    store = open_store(settings)
+    store.put("photo", encoded(picture(), "JPEG"))
+    store.put("broken", encoded(picture(), "JPEG")[:500])
+    row = {"index": 1, "artifact": "photo", "caption": "", "conditioning": "broken"}
+    assert prepare(row, settings, 64)["reason"] == "TRUNCATED_IMAGE"
+
+
+def test_maps_are_told_from_images_by_their_folder() -> None:
+    names = ["conditioning/worn/b.png", "a.jpg", "worn/b.jpg", "conditioning/none.png"]
+    images, maps = split([PhotographRow(file_name=name) for name in names])
+    assert [row.file_name for row in images] == ["a.jpg", "worn/b.jpg"]
+    plan = Plan(DatasetRow(), BaseRow(), 64, "square", images, maps)
+    assert plan.map_of(images[0]) is None
+    assert plan.map_of(images[1]).file_name == "conditioning/worn/b.png"
+    assert [rejection.file_name for rejection in orphans(plan)] == ["conditioning/none.png"]
+
+
 def test_metadata_of_squares_is_what_it_was() -> None:
     """Else the same photographs would make a version of another digest."""
     item = Item("images/0001.png", "<lace> x", "e", "m", "a.jpg", "0" * 64, 8, 8, False)
-    assert not {"original_size", "crop_left_top"} & json.loads(item.to_json()).keys()
+    columns = json.loads(item.to_json()).keys()
+    assert not {"original_size", "crop_left_top", "conditioning"} & columns
     kept = replace(item, original_size=(3, 4), crop_left_top=(0, 1))
     assert json.loads(kept.to_json())["original_size"] == [3, 4]
 

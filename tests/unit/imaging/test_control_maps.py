@@ -45,4 +45,4 @@ def test_edges_lie_over_parts() -> None:
 
 
 def test_kinds_have_names_for_folders() -> None:
-    assert [kind.value for kind in ControlKind] == ["edges", "parts", "edges_parts"]
+    assert [kind.value for kind in ControlKind] == ["edges", "parts", "edges_parts", "given"]

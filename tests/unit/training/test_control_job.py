@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from toile.core.artifacts import ArtifactStore, fetch, publish_folder
 from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import BaseRow, DatasetVersionRow, JobRow, ModelVersionRow
+from toile.core.errors import FailedPreconditionError
 from toile.core.jobs import JobStore
 from toile.core.jobs.runtime import JobContext, execute
 from toile.core.settings import Settings
@@ -132,16 +134,50 @@ def test_parts_are_those_that_the_base_sees(
     )
 
 
+def test_maps_that_came_with_the_images_are_trained_on(
+    train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
+) -> None:
+    with pytest.raises(FailedPreconditionError) as caught:
+        train(train_and_publish, "controlnet", control_kind="given")
+    assert caught.value.reason == "DATASET_LACKS_MAPS"
+    assert caught.value.metadata == {"field": "controlnet.control_kind"}
+    folder = settings.home_path / "version"
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    (folder / "conditioning").mkdir()
+    for index, line in enumerate(lines):
+        line["conditioning"] = f"conditioning/{line['file_name']}"
+        Image.new("RGB", (128, 128), (40 * index, 255, 0)).save(folder / line["conditioning"])
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    republish(catalog, store, folder)
+    job = train(train_and_publish, "controlnet", control_kind="given", steps=2)
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    fetched = fetch(store, version.artifact, tmp_path / "fetched")
+    assert (pixels(fetched / "samples/01.map.png") == (40, 255, 0)).all()
+    assert not (fetched / "alignment.json").exists(), "nobody says what such maps show"
+    with safe_open(fetched / "controlnet/diffusion_pytorch_model.safetensors", "pt") as file:
+        assert file.metadata()["toile.control_kind"] == "given"
+
+
+def republish(
+    catalog: Catalog, store: ArtifactStore, folder: Path, metadata: dict[str, Any] | None = None
+) -> None:
+    """Have the dataset version be what is in a folder now."""
+    with catalog.transaction() as session:
+        row = session.get_one(DatasetVersionRow, "projects/p/datasets/lace/versions/1")
+        artifact = f"{row.artifact}-changed"
+        row.artifact, row.digest = (
+            artifact,
+            publish_folder(store, artifact, folder, metadata).digest,
+        )
+
+
 def test_edges_and_parts_are_trained_and_measured_as_one_map(
     train: Train, settings: Settings, catalog: Catalog, store: ArtifactStore, tmp_path: Path
 ) -> None:
     labels = Vision(fetch(store, _artifact(catalog), settings.home_path / "cache")).labels
-    with catalog.transaction() as session:  # a version whose masks are the segmenter's
-        row = session.get_one(DatasetVersionRow, "projects/p/datasets/lace/versions/1")
-        artifact = f"{row.artifact}-labelled"
-        folder = settings.home_path / "version"
-        manifest = publish_folder(store, artifact, folder, {"mask_labels": labels})
-        row.artifact, row.digest = artifact, manifest.digest
+    republish(catalog, store, settings.home_path / "version", {"mask_labels": labels})
     job = train(train_and_publish, "controlnet", control_kind="edges_parts", steps=2)
     assert (job.state, job.error_message) == ("SUCCEEDED", "")
     version = version_of(catalog)

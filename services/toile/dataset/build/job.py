@@ -3,6 +3,7 @@
     images/0001.png      square crops, or images in buckets
     edges/0001.png       their edges, white on black
     masks/0001.png       parts of the garment; values index the manifest's `mask_labels`
+    conditioning/0001.png  maps that were imported with the images, cut as these are
     metadata.jsonl       a line for each image, as Hugging Face's imagefolder reads it
 
 Numbers are places in the order of import, so a rejected photograph leaves a gap. All bytes follow
@@ -12,9 +13,10 @@ from the photographs, the settings and the base alone: equal input, equal digest
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import cast
 
 from sqlalchemy import select
 
@@ -39,6 +41,10 @@ from toile.imaging.similarity import group_near_duplicates
 
 _REPORT_INTERVAL_SECONDS = 0.3
 
+CONDITIONING_FOLDER = "conditioning/"
+"""Begins the imported name of a map for the image whose name follows: kohya's
+`conditioning_data_dir`, inside the dataset. Extensions do not matter."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -49,10 +55,16 @@ class Plan:
     resolution: int
     aspect: str
     photographs: Sequence[PhotographRow]
+    conditioning: Mapping[str, PhotographRow]
+    """Maps, by `stem` of the name of what they are for."""
 
     def number(self, index: int) -> str:
         """The name of a photograph's files; names sort as numbers do."""
         return f"{index:0{max(4, len(str(len(self.photographs))))}d}"
+
+    def map_of(self, photograph: PhotographRow) -> PhotographRow | None:
+        """The map that was imported with a photograph."""
+        return self.conditioning.get(stem(photograph.file_name))
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,8 @@ class Item:
     height: int
     caption_imported: bool
     near_duplicate_of: str = ""
+    conditioning: str | None = None
+    """The map that was imported with the image."""
     original_size: tuple[int, int] | None = None
     """Width and height of the photograph; of an image in a bucket alone, as the next."""
     crop_left_top: tuple[int, int] | None = None
@@ -90,7 +104,7 @@ def build_version(job: JobContext) -> None:
     folder = job.scratch_path / f"attempt-{job.attempt}"
     try:
         seen = _run(job, plan, folder)
-        rejected = [_rejection(plan, row) for row in seen if row["reason"]]
+        rejected = [_rejection(plan, row) for row in seen if row["reason"]] + orphans(plan)
         usable = [row for row in seen if not row["reason"]]
         if not usable:
             raise FailedPreconditionError(
@@ -120,12 +134,14 @@ def _plan(job: JobContext) -> Plan:
             )
             .order_by(PhotographRow.sequence)
         ).all()
+        images, maps = split(photographs)
         return Plan(
             dataset=session.get_one(DatasetRow, name),
             base=resolve_base(session, job.spec["base"]),
             resolution=job.spec["resolution"],
             aspect=job.spec.get("aspect", SQUARE),  # of jobs that were queued by an older release
-            photographs=photographs,
+            photographs=images,
+            conditioning=maps,
         )
 
 
@@ -134,9 +150,16 @@ def _run(job: JobContext, plan: Plan, folder: Path) -> list[Seen]:
     total = len(plan.photographs)
     job.report("validate", 0, total)
     sources = [
-        Source(index=index, artifact=row.artifact, caption=row.caption)
+        Source(
+            index=index,
+            artifact=row.artifact,
+            caption=row.caption,
+            conditioning=shown.artifact if (shown := plan.map_of(row)) else "",
+        )
         for index, row in enumerate(plan.photographs, start=1)
     ]
+    if not sources:
+        return []  # maps alone were imported
     rows: list[Seen] = []
     progress = _Progress(job, total)
     with connected():
@@ -145,7 +168,8 @@ def _run(job: JobContext, plan: Plan, folder: Path) -> list[Seen]:
         ):
             job.check()
             _write_pictures(folder, plan.number(row["index"]), row)
-            rows.append({**row, "image": b"", "edges": b"", "mask": b""})
+            lighter = {"image": b"", "edges": b"", "mask": b"", "conditioning_image": b""}
+            rows.append(cast("Seen", {**row, **lighter}))
             progress.done(len(rows))
     return sorted(rows, key=lambda row: row["index"])
 
@@ -174,7 +198,15 @@ class _Progress:
 def _write_pictures(folder: Path, number: str, row: Seen) -> None:
     if row["reason"]:
         return
-    for kind, data in (("images", row["image"]), ("edges", row["edges"]), ("masks", row["mask"])):
+    pictures = {
+        "images": row["image"],
+        "edges": row["edges"],
+        "masks": row["mask"],
+        "conditioning": row["conditioning_image"],
+    }
+    for kind, data in pictures.items():
+        if not data:
+            continue  # few images come with a map
         path = folder / kind / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -202,6 +234,7 @@ def _items(plan: Plan, rows: Sequence[Seen]) -> list[Item]:
                 height=int(row["height"]),
                 caption_imported=bool(row["caption"]),
                 near_duplicate_of=original_by_place.get(place, ""),
+                conditioning=f"conditioning/{number}.png" if plan.map_of(photograph) else None,
                 **_frame(plan, row),
             )
         )
@@ -234,6 +267,34 @@ def content_rating(dataset: DatasetRow, items: Sequence[Item]) -> str:
 def _rejection(plan: Plan, row: Seen) -> Rejection:
     photograph = plan.photographs[row["index"] - 1]
     return Rejection(photograph.file_name, row["reason"], row["message"])
+
+
+def orphans(plan: Plan) -> list[Rejection]:
+    """Maps of images that are not there."""
+    known = {stem(row.file_name) for row in plan.photographs}
+    return [
+        Rejection(row.file_name, "NO_SUCH_IMAGE", "a map of no image of the dataset")
+        for name, row in plan.conditioning.items()
+        if name not in known
+    ]
+
+
+def split(
+    photographs: Sequence[PhotographRow],
+) -> tuple[list[PhotographRow], dict[str, PhotographRow]]:
+    """Return the images of what was imported; and the maps, by `stem` of what they are for."""
+    images, maps = [], {}
+    for row in photographs:
+        if row.file_name.startswith(CONDITIONING_FOLDER):
+            maps[stem(row.file_name.removeprefix(CONDITIONING_FOLDER))] = row
+        else:
+            images.append(row)
+    return images, maps
+
+
+def stem(file_name: str) -> str:
+    """A name without its extension, by which a map is found."""
+    return str(PurePosixPath(file_name).with_suffix(""))
 
 
 def _write_metadata(folder: Path, items: Sequence[Item]) -> None:

@@ -3,6 +3,7 @@
 Rows between them are `Prepared` and `Seen` as plain dictionaries: what Arrow can hold.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -15,7 +16,7 @@ from toile.core.errors import BadImageError, DataLossError, NotFoundError
 from toile.core.settings import Settings
 from toile.imaging import png
 from toile.imaging.buckets import KEEP, SQUARE, bucket_crop, nearest_bucket
-from toile.imaging.crop import square_crop
+from toile.imaging.crop import cut_square, subject_square
 from toile.imaging.decode import decode
 from toile.imaging.edges import canny
 from toile.imaging.similarity import perceptual_hash
@@ -30,6 +31,8 @@ class Source(TypedDict):
     index: int
     artifact: str
     caption: str
+    conditioning: str
+    """Artifact of the map that was imported with it; empty without one."""
 
 
 class Prepared(Source):
@@ -40,6 +43,7 @@ class Prepared(Source):
 
     image: bytes
     edges: bytes
+    conditioning_image: bytes
     perceptual_hash: str
     width: int
     height: int
@@ -71,6 +75,7 @@ def prepare(
         **row,
         "image": b"",
         "edges": b"",
+        "conditioning_image": b"",
         "perceptual_hash": "",
         "width": 0,
         "height": 0,
@@ -83,18 +88,19 @@ def prepare(
     }
     try:
         photograph = _photograph(row["artifact"], settings)
+        shown = _photograph(row["conditioning"], settings) if row.get("conditioning") else None
     except (BadImageError, DataLossError) as error:
         return {**prepared, "reason": error.reason, "message": error.message}
     except NotFoundError:
         return {**prepared, "reason": DataLossError.default_reason, "message": "its bytes are gone"}
-    left = top = 0
-    if aspect == KEEP:
-        crop, (left, top) = bucket_crop(photograph, nearest_bucket(photograph.size, resolution))
-    else:
-        crop = square_crop(photograph, resolution)
+    cut, (left, top) = _cut(photograph, resolution, aspect)
+    crop = cut(photograph)
+    if shown is not None:  # cut as the photograph is, of whose size it is meant to be
+        shown = cut(shown.resize(photograph.size, Image.Resampling.BILINEAR))
     return {
         **prepared,
         "image": png.encode(crop),
+        "conditioning_image": b"" if shown is None else png.encode(shown),
         "edges": png.encode(Image.fromarray(canny(np.asarray(crop, np.uint8)))),
         "perceptual_hash": perceptual_hash(crop),
         "width": crop.width,
@@ -104,6 +110,17 @@ def prepare(
         "crop_left": left,
         "crop_top": top,
     }
+
+
+def _cut(
+    photograph: Image.Image, resolution: int, aspect: str
+) -> tuple[Callable[[Image.Image], Image.Image], tuple[int, int]]:
+    """What cuts images of a photograph's size; and the cut's left and top, known in a bucket."""
+    if aspect == KEEP:
+        size = nearest_bucket(photograph.size, resolution)
+        return lambda image: bucket_crop(image, size)[0], bucket_crop(photograph, size)[1]
+    box = subject_square(photograph, least_side=resolution)
+    return lambda image: cut_square(image, box, resolution), (0, 0)
 
 
 class See:
