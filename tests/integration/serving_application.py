@@ -16,11 +16,13 @@ from toile.core.settings import Settings
 PATIENCE_SECONDS = 600.0
 
 
-def serving_command(settings: Settings, ray_address: str, command: str) -> dict[str, Any]:
+def serving_command(
+    settings: Settings, ray_address: str, command: str, *options: str
+) -> dict[str, Any]:
     """Run `python -m toile.serving`, and return its answer."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TOILE_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "toile.serving", command, "--ray-address", ray_address],
+        [sys.executable, "-m", "toile.serving", command, "--ray-address", ray_address, *options],
         env={
             **environment,
             **settings.environment(),
