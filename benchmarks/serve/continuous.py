@@ -23,14 +23,10 @@ from toile.core.artifacts.local import LocalStore
 from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.repository import FrontConfig
 
-CLIENTS = 16
-"""Enough that the next batch is full when one is done."""
 TOGETHER = 8
 """Requests that the whole-request server draws at a time: 16 samples, the front's most."""
 MIXED_STEPS = (SHORT_STEPS,) * 4 + (LONG_STEPS,)
 """The mix as a sequence, for a closed loop."""
-TRACES = 3
-"""Traces that are replayed, at most."""
 ALIKE = 1e-2
 """Most by which latents of the same seed may differ between the arms."""
 
@@ -72,7 +68,7 @@ def _saturation(bench: Bench) -> dict[str, Any]:
             counters[name].clear()
         rates = in_turns(arms, bench.scale.rounds)
     return {
-        "clients": CLIENTS,
+        "clients": bench.scale.saturating_clients,
         "steps_per_second": {name: spread(values) for name, values in rates.items()},
         "ratio": spread(ratios(rates["shared"], rates["alone"])),
         "triton": {
@@ -85,7 +81,7 @@ def _saturation(bench: Bench) -> dict[str, Any]:
 
 def _draw_all(bench: Bench, denoiser: TritonDenoiser) -> tuple[float, int]:
     """Have all clients draw latents; return the seconds that it took, and the steps."""
-    images = max(1, bench.scale.images_per_client // 2)
+    clients, images = bench.scale.saturating_clients, max(1, bench.scale.images_per_client // 2)
 
     def client(number: int) -> None:
         with denoiser.session([]) as unet:
@@ -98,7 +94,7 @@ def _draw_all(bench: Bench, denoiser: TritonDenoiser) -> tuple[float, int]:
                     size=bench.size,
                 )
 
-    return side_by_side(CLIENTS, client), CLIENTS * images * bench.scale.steps
+    return side_by_side(clients, client), clients * images * bench.scale.steps
 
 
 def _mix(bench: Bench, denoiser: TritonDenoiser) -> dict[str, Any]:
@@ -112,7 +108,9 @@ def _mix(bench: Bench, denoiser: TritonDenoiser) -> dict[str, Any]:
             "whole requests": _by(bench, together),
             "one at a time": _by(bench, in_line),
         }
-        capacity = _capacity(draws["continuous"], bench.scale.images_per_client)
+        capacity = _capacity(
+            draws["continuous"], bench.scale.saturating_clients, bench.scale.images_per_client
+        )
         servers = under_load(draws, LOAD * capacity, bench.scale.trace_seconds, bench.scale.rounds)
         return {
             "capacity_images_per_second": capacity,
@@ -161,14 +159,14 @@ def _by(bench: Bench, server: WholeRequestServer) -> Draw:
     return draw
 
 
-def _capacity(draw: Draw, images: int) -> float:
+def _capacity(draw: Draw, clients: int, images: int) -> float:
     """Return the images a second of the mix when callers draw all the time."""
 
     def client(number: int) -> None:
         for image in range(images):
             draw(MIXED_STEPS[(number + image) % len(MIXED_STEPS)], number * images + image)
 
-    return CLIENTS * images / side_by_side(CLIENTS, client)
+    return clients * images / side_by_side(clients, client)
 
 
 def _check_alike(bench: Bench, denoiser: TritonDenoiser, server: WholeRequestServer) -> None:

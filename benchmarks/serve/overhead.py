@@ -1,11 +1,11 @@
 """Figure 1: one client of the platform, against the bare pipeline in its own process.
 
 Every arm draws the same images from prompts that none has seen, so that each encodes them. The
-platform's client has a PNG in the end and the others an image in memory: encoding is the
-platform's expense. All but torch's evaluate the same ONNX file with the same threads.
+platform's client asks GenerateService and downloads the image that it stored; the others have an
+image in memory. What the service records, encodes and stores is the platform's expense. All but
+torch's evaluate the same ONNX file with the same threads.
 """
 
-import asyncio
 import io
 import statistics
 import time
@@ -19,13 +19,11 @@ from PIL import Image
 from serve.bench import Bench
 from serve.drawing import GUIDANCE_SCALE, PROMPT, stock_pipeline
 from serve.engine import LocalEngine, calling_unet
+from serve.render import PEER
 from serve.stack import Platform, platform
 
-from toile.core.inference import Inference
 from toile.diffusion.denoiser import TorchDenoiser, cpu_has_bfloat16
-from toile.v1 import inference_pb2
 
-PEER = "in process, ONNX Runtime"
 OURS = "gRPC, Ray Serve, Triton"
 ALIKE_DECIBELS = 50.0
 
@@ -36,13 +34,10 @@ Arm = Callable[[int], Image.Image]
 def measure(bench: Bench) -> dict[str, Any]:
     """Draw in turns by every arm."""
     bench.say("starting a platform, with its engines")
-    with (
-        platform(bench.home, bench.run) as running,
-        asyncio.Runner() as runner,
-    ):
+    with platform(bench.home, bench.run) as running:
         engine = LocalEngine(running.onnx, bench.exported.layout, bench.threads)
         arms: dict[str, Arm] = {
-            OURS: _through_platform(bench, running, runner),
+            OURS: _through_platform(bench, running),
             PEER: _in_process(bench, calling_unet(bench.exported.unet_config, engine)),
             "in process, torch fp32": _torch(bench, bfloat16=False),
         }
@@ -87,28 +82,17 @@ def _prompt(number: int) -> str:
     return f"{PROMPT}, number {number}"
 
 
-def _through_platform(bench: Bench, running: Platform, runner: asyncio.Runner) -> Arm:
-    client = runner.run(_connect(running))
-
-    async def draw(number: int) -> bytes:
-        request = inference_pb2.DiffuseRequest(
-            base_artifact=running.base_artifact,
-            prompt=_prompt(number),
-            seeds=[number + 10],
+def _through_platform(bench: Bench, running: Platform) -> Arm:
+    def draw(number: int) -> Image.Image:
+        file = running.draw(
+            _prompt(number),
+            seed=number + 10,
             steps=bench.scale.steps,
             guidance_scale=GUIDANCE_SCALE,
         )
-        found = b""
-        async for event in client.diffuse(request):
-            if event.HasField("image"):
-                found = event.image.png
-        return found
+        return Image.open(io.BytesIO(file))
 
-    return lambda number: Image.open(io.BytesIO(runner.run(draw(number))))
-
-
-async def _connect(running: Platform) -> Inference:
-    return Inference.connect(running.settings)
+    return draw
 
 
 @torch.inference_mode()

@@ -16,6 +16,8 @@ class Scale:
     """Denoising steps of an image, where the figure does not say otherwise."""
     clients: tuple[int, ...]
     """Clients at a time, where several are compared."""
+    saturating_clients: int
+    """Clients at saturation: enough that the next batch is full when one is done."""
     images_per_client: int
     """Images that each of eight clients draws in a round; more clients draw fewer."""
     trace_seconds: float
@@ -36,6 +38,7 @@ FULL = Scale(
     overhead_rounds=30,
     steps=20,
     clients=(8, 64),
+    saturating_clients=16,
     images_per_client=2,
     trace_seconds=45.0,
     modelled_seconds=(45.0, 90.0),
@@ -49,6 +52,7 @@ QUICK = Scale(
     overhead_rounds=6,
     steps=10,
     clients=(8,),
+    saturating_clients=16,
     images_per_client=1,
     trace_seconds=8.0,
     modelled_seconds=(5.0, 5.0),
@@ -62,9 +66,10 @@ SMALLEST = Scale(
     overhead_rounds=1,
     steps=2,
     clients=(2,),
+    saturating_clients=4,
     images_per_client=1,
-    trace_seconds=4.0,
-    modelled_seconds=(3.0, 6.0),
+    trace_seconds=2.0,
+    modelled_seconds=(2.0, 3.0),
     modelled_caps=(4,),
     loads=1,
     switches=30,

@@ -17,10 +17,14 @@ from toile.cli.platform.processes import marked
 from toile.cli.platform.state import read_state
 from toile.core.bases import resolve_base
 from toile.core.catalog.engine import open_catalog
+from toile.core.rpc.client import Clients
 from toile.core.settings import Settings
 from toile.diffusion.networks import UNET
 from toile.diffusion.triton.repository import VERSION
 from toile.serving.engines import model_name
+from toile.v1 import generate_pb2
+
+PROJECT = "projects/bench"
 
 ENGINES_SECONDS = 600.0
 """How long an export may take on a busy machine."""
@@ -31,7 +35,9 @@ class Platform:
     """A running platform."""
 
     settings: Settings
-    """With the address of its models."""
+    """With the addresses of its services."""
+    clients: Clients
+    """What its users have; for several threads."""
     base_artifact: str
 
     @property
@@ -40,6 +46,33 @@ class Platform:
         models = self.settings.home_path / "triton" / "models"
         digest = self.base_artifact.rpartition("/")[2]
         return models / model_name(digest, UNET) / VERSION / "unet.onnx"
+
+    def draw(
+        self,
+        prompt: str,
+        *,
+        seed: int,
+        steps: int,
+        guidance_scale: float,
+        adapter: str = "",
+    ) -> bytes:
+        """Draw an image as a user does, with a model version or without; return its file."""
+        request = generate_pb2.GenerateRequest(
+            parent=PROJECT,
+            prompt=prompt,
+            seeds=[seed],
+            steps=steps,
+            guidance_scale=guidance_scale,
+        )
+        if adapter:
+            request.adapters.add(model=adapter)
+        (name,) = [
+            event.image.name
+            for event in self.clients.generate.Generate(request)
+            if event.HasField("image")
+        ]
+        pieces = self.clients.generate.DownloadImage(generate_pb2.DownloadImageRequest(name=name))
+        return b"".join(piece.chunk for piece in pieces)
 
 
 @contextlib.contextmanager
@@ -76,8 +109,13 @@ def platform(
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the engines did not come: {state}")
             time.sleep(2.0)
-        settings = Settings(home=home, inference_address=state["addresses"]["inference_address"])
-        yield Platform(settings, _base_artifact(settings))
+        addresses = {k: v for k, v in state["addresses"].items() if k.endswith("_address")}
+        settings = Settings(home=home, **addresses)
+        clients = Clients(settings)
+        try:
+            yield Platform(settings, clients, _base_artifact(settings))
+        finally:
+            clients.close()
         run["own_seconds"] += _seconds_of(home)
     finally:
         toile("down")
