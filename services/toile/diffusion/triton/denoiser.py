@@ -5,6 +5,7 @@ forward that calls the server. Steps queue here for the server, which only batch
 """
 
 import contextlib
+import functools
 import json
 import re
 import time
@@ -322,6 +323,7 @@ def _input(name: str, array: "np.ndarray[Any, Any]", kind: str) -> Any:
     return made
 
 
+@functools.lru_cache(maxsize=64)  # the steps of a drawing have the same
 def _names(text: str, batch: int) -> Any:
     return _input(ADAPTERS, np.full((batch, 1), text, dtype=object), "BYTES")
 

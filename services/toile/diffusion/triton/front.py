@@ -196,6 +196,7 @@ class _Metrics:
             "toile_bank_unloads_total", "Adapters dropped by name.", "COUNTER", model
         )
         self._calls = _metric("toile_engine_calls_total", "Calls of the engine.", "COUNTER", model)
+        self._bytes_told = 0
         self._samples = _metric(
             "toile_engine_samples_total", "Samples in the engine's calls.", "COUNTER", model
         )
@@ -214,7 +215,9 @@ class _Metrics:
             self._load_seconds.increment(sum(loads))
         if evicted:
             self._evictions.increment(evicted)
-        self._bytes.set(held_bytes)
+        if held_bytes != self._bytes_told:  # telling the server costs a twentieth of a millisecond
+            self._bytes.set(held_bytes)
+            self._bytes_told = held_bytes
 
 
 def _metric(name: str, description: str, kind: str, model: str) -> Any:
