@@ -67,7 +67,7 @@ def main() -> None:
                     bundle=bundle,
                     exported=exported,
                     environment=environment,
-                    threads=len(os.sched_getaffinity(0)),
+                    threads=SCALES[arguments.scale].threads or len(os.sched_getaffinity(0)),
                     say=_say,
                     run=run,
                 )

@@ -36,13 +36,16 @@ def measure(bench: Bench) -> dict[str, Any]:
     bench.say("saturation")
     saturation = _saturation(bench)
     bench.say("Poisson mix")
-    with _denoiser(bench, "mix", FrontConfig()) as (_, denoiser):
+    with _denoiser(bench, "mix", FrontConfig(threads=bench.threads)) as (_, denoiser):
         return {"saturation": saturation, "mix": _mix(bench, denoiser)}
 
 
 def _saturation(bench: Bench) -> dict[str, Any]:
     """Count the steps a second of many clients who draw latents all the time."""
-    caps = {"shared": FrontConfig(), "alone": FrontConfig(max_batch=2)}
+    caps = {
+        "shared": FrontConfig(threads=bench.threads),
+        "alone": FrontConfig(max_batch=2, threads=bench.threads),
+    }
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(_denoiser(bench, name, config))

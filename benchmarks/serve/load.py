@@ -30,11 +30,11 @@ class Arrival:
 
 
 def poisson_trace(requests_per_second: float, seconds: float, seed: int) -> list[Arrival]:
-    """Return arrivals with exponential gaps; the same seed gives the same trace."""
+    """Return arrivals with exponential gaps, at least one; the same seed gives the same trace."""
     chance = random.Random(seed)  # noqa: S311 - not for secrets
     arrivals: list[Arrival] = []
     now = chance.expovariate(requests_per_second)
-    while now < seconds:
+    while now < seconds or not arrivals:
         steps = SHORT_STEPS if chance.random() < SHORT_SHARE else LONG_STEPS
         arrivals.append(Arrival(now, steps, len(arrivals)))
         now += chance.expovariate(requests_per_second)

@@ -33,7 +33,9 @@ def measure(bench: Bench) -> dict[str, Any]:
     folder = bench.scratch / "mixed"
     found: dict[str, Any] = {"rank": RANK, "steps": bench.scale.steps, "clients": {}}
     with (
-        serving(bench.environment, bench.exported, folder, FrontConfig()) as served,
+        serving(
+            bench.environment, bench.exported, folder, FrontConfig(threads=bench.threads)
+        ) as served,
         served.denoiser(LocalStore(folder / "artifacts")) as denoiser,
     ):
         for adapter in adapters:  # pack them and make them resident

@@ -46,7 +46,9 @@ def _first_steps(bench: Bench) -> dict[str, Any]:
     files = PackedFiles(store, bench.exported.layout)
     found: dict[str, Any] = {}
     with (
-        serving(bench.environment, bench.exported, folder / "triton", FrontConfig()) as served,
+        serving(
+            bench.environment, bench.exported, folder / "triton", FrontConfig(threads=bench.threads)
+        ) as served,
         served.denoiser(store) as denoiser,
     ):
         step = _stepper(bench, denoiser)
@@ -88,7 +90,7 @@ def _memory(bench: Bench) -> dict[str, Any]:
     adapters = random_adapters(bench.exported.layout, AMONG, rank=SWITCH_RANK, first=1000)
     store = LocalStore(folder / "artifacts")
     one = bench.exported.layout.bytes_per_rank(itemsize=4) * SWITCH_RANK
-    config = FrontConfig(bank_bytes=HELD * one)
+    config = FrontConfig(bank_bytes=HELD * one, threads=bench.threads)
     with (
         serving(bench.environment, bench.exported, folder / "triton", config) as served,
         served.denoiser(store) as denoiser,
