@@ -16,7 +16,7 @@ from toile.core.catalog.models import JobRow
 from toile.core.clock import now
 from toile.core.errors import ToileError
 from toile.core.jobs import JobKind, JobState
-from toile.core.jobs.records import CHECKPOINTS_FOLDER
+from toile.core.jobs.states import CHECKPOINTS_FOLDER
 
 INTERVAL_SECONDS = 30.0
 _AGAIN = timedelta(minutes=5)

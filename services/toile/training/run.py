@@ -12,9 +12,9 @@ import torch
 
 from toile.core.artifacts import delete_folder, fetch
 from toile.core.jobs.progress import Figure
-from toile.core.jobs.records import CHECKPOINTS_FOLDER
 from toile.core.jobs.runtime import JobContext
 from toile.core.jobs.samples import SAMPLES_FOLDER
+from toile.core.jobs.states import CHECKPOINTS_FOLDER
 from toile.diffusion.bundle import CPU, Bundle
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.training import control_recipe, loop, lora, publish

@@ -8,8 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from toile.core.catalog.models import JobEventRow, JobRow
 from toile.core.jobs.costs import Usage, usage_of
-from toile.core.jobs.records import JobState
 from toile.core.jobs.samples import KeptSamples
+from toile.core.jobs.states import JobState
 from toile.core.settings import Prices
 from toile.v1 import job_pb2
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from toile.core.errors import ComputeUnavailableError
 from toile.core.jobs.launcher import JobLauncher
-from toile.core.jobs.records import FINAL_STATES, JobState, JobStore
+from toile.core.jobs.records import JobStore
+from toile.core.jobs.states import FINAL_STATES, JobState
 from toile.core.jobs.supervisor import submission_id
 
 # Ray's tail of a log is a WebSocket, which would be a library more for a log that grows by lines.

@@ -13,9 +13,7 @@ whatever it was doing, and has published nothing.
 """
 
 from collections.abc import Collection, Mapping
-from datetime import datetime
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -26,50 +24,17 @@ from toile.core.clock import now
 from toile.core.context import new_id
 from toile.core.errors import CancelledError, FailedPreconditionError, NotFoundError
 from toile.core.jobs.costs import Usage, is_spent
+from toile.core.jobs.states import FINAL_STATES, Asked, JobKind, JobState, SupersededError
 from toile.core.names import JobName
 from toile.core.settings import Prices
 
 NOTHING, FREE = Usage(), Prices()
 _MESSAGE_CHARACTERS = 1000
-CHECKPOINTS_FOLDER = "checkpoints"
-"""Of a training, under its job's name in the artifact store."""
 
 
-class JobKind(StrEnum):
-    """What a job does."""
-
-    DATASET_BUILD = "DATASET_BUILD"
-    TRAINING = "TRAINING"
-
-
-class JobState(StrEnum):
-    """Where a job is in its life."""
-
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    PAUSED = "PAUSED"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-
-FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 _ACTIVE_STATES = (JobState.QUEUED, JobState.RUNNING)
 _TURNS = (JobRow.create_time, JobRow.name)
 """The order that supervisors start jobs in."""
-
-
-class SupersededError(CancelledError):
-    """A process that may no longer write: the job ended, or a later attempt has started."""
-
-    default_reason = "SUPERSEDED"
-
-
-class Asked(NamedTuple):
-    """What a running job is asked for: to stop for now, or to draw samples."""
-
-    to_stop: bool
-    for_samples: bool
 
 
 class JobStore:
@@ -422,13 +387,6 @@ class JobStore:
         row.end_time = now()
         row.samples_requested = False
         self.append_event(session, row, state=state)
-
-
-def heartbeat_age_seconds(row: JobRow, at: datetime | None = None) -> float:
-    """Seconds since the job's process last showed that it lives; infinite if it never did."""
-    if row.heartbeat_time is None:
-        return float("inf")
-    return ((at or now()) - row.heartbeat_time).total_seconds()
 
 
 def _refused(row: JobRow, message: str, reason: str) -> FailedPreconditionError:

@@ -29,7 +29,8 @@ from toile.core.errors import CancelledError, ToileError, UnavailableError
 from toile.core.jobs.costs import Meter, Usage
 from toile.core.jobs.failures import describe
 from toile.core.jobs.progress import Figure, progress_dict
-from toile.core.jobs.records import JobState, JobStore, SupersededError
+from toile.core.jobs.records import JobStore
+from toile.core.jobs.states import JobState, SupersededError
 from toile.core.names import JobName
 from toile.core.settings import Settings
 

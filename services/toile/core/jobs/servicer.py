@@ -17,8 +17,9 @@ from toile.core.jobs.convert import event_message, job_message, samples_message
 from toile.core.jobs.costs import check_budget
 from toile.core.jobs.launcher import JobLauncher, open_launcher
 from toile.core.jobs.logs import JobLogs
-from toile.core.jobs.records import FINAL_STATES, JobState, JobStore
+from toile.core.jobs.records import JobStore
 from toile.core.jobs.samples import JobSamples
+from toile.core.jobs.states import FINAL_STATES, JobState
 from toile.core.names import JobName, ProjectName
 from toile.core.settings import Prices, Settings
 from toile.v1 import job_pb2, job_pb2_grpc

@@ -14,7 +14,8 @@ from toile.core.catalog.models import JobRow
 from toile.core.errors import ComputeUnavailableError, ToileError
 from toile.core.jobs.failures import COMPUTE_LOST
 from toile.core.jobs.launcher import open_launcher
-from toile.core.jobs.records import JobKind, JobState, JobStore, heartbeat_age_seconds
+from toile.core.jobs.records import JobStore
+from toile.core.jobs.states import JobKind, JobState, heartbeat_age_seconds
 from toile.core.names import JobName
 from toile.core.settings import Settings
 
