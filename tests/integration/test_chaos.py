@@ -307,3 +307,21 @@ async def test_a_store_that_is_away_for_a_moment_costs_a_wait(
     again = await drawn(models, plant.request(ADAPTERS), [])
     assert all(decibels(*pair) >= LEAST_DECIBELS for pair in zip(images, again, strict=True))
     assert decibels(images[0], plant.expected[0][0]) < 30
+
+
+async def test_replicas_that_go_finish_their_drawings(plant: Plant, traffic: Traffic) -> None:
+    """A new version of the application, of one replica, takes the place of two."""
+    before = await two_replicas(plant, traffic)
+    deploying = asyncio.create_task(asyncio.to_thread(plant.deploy, 1))
+    drawings: list[list[tuple[int, int]]] = []
+    while not (deploying.done() and not before & plant.replicas()):
+        drawings += [one for one in traffic.begun.values() if not any(one is d for d in drawings)]
+        await traffic.flows(1)
+    await deploying
+    await traffic.flows()
+    assert len(plant.replicas()) == 1
+    assert len(drawings) > CLIENTS
+    for steps in drawings:
+        for image in range(len(SEEDS)):
+            told = [step for index, step in steps if index == image]
+            assert told == sorted(set(told)), "a drawing began anew"
