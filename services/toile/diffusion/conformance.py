@@ -127,7 +127,7 @@ def comfyui_strengths(path: Path, modules: Iterable[str]) -> dict[str, float]:
     For each module that it knows it takes `.alpha`, `.lora_up.weight`, `.lora_down.weight` and
     `.dora_scale`, if there is one, and multiplies by alpha / rows of down. Scales are of rows where
     they are as many as those of the weight, `[out, 1]` (`comfy/weight_adapter/base.py`); of other
-    shapes they would be of columns. How it divides by norms then is another matter (ADR 22). What
+    shapes they would be of columns. How it divides by norms then is another matter (ADR 21). What
     is left over in the file is not loaded, with no more than a warning.
 
     Args:
