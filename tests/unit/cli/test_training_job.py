@@ -93,7 +93,7 @@ def test_the_samples_are_sound_and_say_no_more_than_there_is(recipe: str) -> Non
         ({"lora": {"rank": 0, "steps": 0}}, ["lora.rank: ", "lora.steps: "]),
         ({"lora": {"early_stopping_patience": 1}}, ["needs a validation_share above 0"]),
         ({"lora": {"publish_weights": "best_samples"}}, ["needs a sample_interval_steps above 0"]),
-        ({"controlnet": {"control_kind": "depth"}}, ["controlnet.control_kind: ", "'edges' or"]),
+        ({"controlnet": {"control_kind": "depth"}}, ["controlnet.control_kind: ", "'edges', "]),
         ({"controlnet": {"rank": 4}}, ["controlnet.rank: there is no such field", "control_kind"]),
         ({"lora": {"mixed_precision": True}}, ["lora.mixed_precision: ", "'fp16' or 'no'"]),
         ({"controlnet": None}, ["job.yaml:1: controlnet: must be a mapping"]),
