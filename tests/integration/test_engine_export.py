@@ -23,6 +23,7 @@ from toile.diffusion.networks import (
     Sizes,
     open_network,
 )
+from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.tensorrt_library import TENSORRT_RTX
 
@@ -139,28 +140,28 @@ def changes(network: NamedNetwork, inputs: dict[str, torch.Tensor], prefix: str)
 
 
 @pytest.mark.parametrize(
-    "sizes", [Sizes(1, 1, 16), Sizes(2, 4, 16), Sizes(5, 24, 24, 154)], ids=["1", "2", "5"]
+    "sizes", [Sizes(1, 1, 16), Sizes(2, 4, 17), Sizes(5, 24, 22, 154)], ids=["1", "2", "5"]
 )
 def test_onnx_runtime_computes_what_torch_does(kind: str, exported: Exported, sizes: Sizes) -> None:
     network, onnx = exported
     torch.manual_seed(sizes.batch)
     inputs = network.example_inputs(sizes)
-    inputs["sample"] = inputs["sample"][..., :-8]  # not square
+    inputs["sample"] = inputs["sample"][..., :-3]  # not square
     assert list(inputs) == [*MODEL_INPUTS, *network.layout.input_names]
     agree(network, onnx, inputs, silent_controls(inputs["sample"], 2 if kind == "sdxl" else 0))
     assert changes(network, inputs, "up_") > 1e-2, "the bank does nothing"
 
 
-@pytest.mark.parametrize("sizes", [Sizes(1, 1, 16), Sizes(3, 4, 24)], ids=["1", "3"])
+@pytest.mark.parametrize("sizes", [Sizes(1, 1, 16), Sizes(3, 4, 19)], ids=["1", "3"])
 def test_controlnets_are_in_the_graph(controlled: Exported, sizes: Sizes) -> None:
     network, onnx = controlled
     torch.manual_seed(sizes.batch)
     inputs = network.example_inputs(sizes)
-    inputs["sample"] = inputs["sample"][..., :-8]
+    inputs["sample"] = inputs["sample"][..., :-5]
     scales = [name for name in inputs if name.startswith("control_scale_")]
     for index, name in enumerate(scales):
         image = f"control_image_{index}"
-        inputs[image] = inputs[image][..., :-64]
+        inputs[image] = inputs[image][..., : -5 * PIXELS_PER_LATENT]
         inputs[name][0] = index  # the first sample has the first one off, the second on
     agree(network, onnx, inputs)
     for name in scales if sizes.batch > 1 else ():
@@ -177,16 +178,23 @@ def test_tensorrt_for_rtx_compiles_controlnets(
     assert built.size_bytes > onnx.stat().st_size
 
 
-@pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize(
+    ("part", "halves"),
+    [
+        ("vae", (torch.float16, torch.bfloat16)),
+        ("text_encoder", (torch.float16,)),
+        ("text_encoder_2", (torch.bfloat16,)),
+    ],
+)
 def test_the_other_networks_are_exported_and_compiled(
-    rtx: EngineBuilder, tmp_path: Path, part: str
+    rtx: EngineBuilder, tmp_path: Path, part: str, halves: tuple[torch.dtype, ...]
 ) -> None:
     network = open_network(shipped_bundle_path(), part)
     onnx = write_onnx(network, tmp_path / f"{part}.onnx")
     for sizes in (Sizes(1, latent_size=16), Sizes(5, latent_size=24)):
         torch.manual_seed(sizes.batch)
         agree(network, onnx, network.example_inputs(sizes))
-    for dtype in (torch.float16, torch.bfloat16):
+    for dtype in halves:
         other = open_network(shipped_bundle_path(), part, dtype=dtype)
         built = rtx.build(
             write_onnx(other, tmp_path / f"{part}-{dtype}.onnx"),

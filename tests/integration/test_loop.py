@@ -1,6 +1,5 @@
-"""Small loops from end to end, by the command and by a client of one's own."""
+"""A small loop from end to end by the command."""
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -102,17 +101,3 @@ def check_results(out: Path) -> None:
     refined = Image.open(out / summary["refined"]["file"]).convert("RGB")
     assert best.size == refined.size
     assert "make it blue" in (out / "report.html").read_text()
-
-
-def test_the_python_client_does_the_whole_loop(home: Home, loop: Path, tmp_path: Path) -> None:
-    path = EXAMPLES / "clients" / "python_client.py"
-    spec = importlib.util.spec_from_file_location("python_client", path)
-    assert spec is not None
-    assert spec.loader is not None
-    client = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(client)
-    addresses = home.json("up")["addresses"]
-    del addresses["ray_jobs_url"]
-    picture = client.run(tmp_path / "photographs", addresses, steps=2, count=2)
-    metadata = read(picture)
-    assert metadata.toile is not None

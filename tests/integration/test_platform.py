@@ -1,5 +1,6 @@
 """`toile up`, `status` and `down` with Ray, the models and the five services."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -87,11 +88,30 @@ def test_services_describe_themselves_to_clients_without_protos(home: Home) -> N
                 assert any(s.name == name and s.method for s in file.service)
 
 
-def test_the_whole_loop_by_grpcurl(home: Home, tmp_path: Path) -> None:
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder with three of the lace photographs."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
     for path in sorted((EXAMPLES / "lace" / "photos").glob("*.jpg"))[:3]:
-        shutil.copy(path, photographs)
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_the_whole_loop_by_the_python_client(home: Home, photographs: Path) -> None:
+    path = EXAMPLES / "clients" / "python_client.py"
+    spec = importlib.util.spec_from_file_location("python_client", path)
+    assert spec is not None
+    assert spec.loader is not None
+    client = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(client)
+    addresses = home.json("status")["addresses"]
+    del addresses["ray_jobs_url"]
+    metadata = read(client.run(photographs, addresses, steps=2, count=2))
+    assert metadata.toile is not None
+
+
+def test_the_whole_loop_by_grpcurl(home: Home, photographs: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", str(EXAMPLES / "clients" / "grpcurl.sh"), str(photographs)],
         env={**home.environment, "GRPCURL": grpcurl(tmp_path), "STEPS": "2"},

@@ -4,10 +4,11 @@ import asyncio
 import io
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import grpc.aio
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -30,7 +31,8 @@ from toile.v1 import job_pb2, train_pb2
 
 pytestmark = pytest.mark.timeout(1800)  # most of it on a machine that is busy otherwise
 
-LONG = {"steps": 48, "checkpoint_interval_steps": 5}
+WEIGHTS = "pytorch_lora_weights.safetensors"
+LONG = {"steps": 56, "checkpoint_interval_steps": 5}
 """Enough steps to interfere with."""
 
 
@@ -65,23 +67,6 @@ async def create(platform: Platform, request: train_pb2.CreateTrainingJobRequest
 async def download(platform: Platform, version: str, path: str) -> bytes:
     request = train_pb2.DownloadModelFileRequest(name=version, path=path)
     return b"".join([piece.chunk async for piece in platform.train.DownloadModelFile(request)])
-
-
-async def assert_as_if_uninterrupted(platform: Platform, version: str) -> None:
-    """Compare a version of `LONG` with that of a run that nothing happened to, bit for bit.
-
-    That run is made by whoever asks first: its request id finds it again.
-    """
-    job = await create(platform, request_of("whole", request_id="whole", **LONG))
-    assert (await platform.watch(job.name))[-1].job.state == job_pb2.JOB_STATE_SUCCEEDED
-    losses = [await download(platform, name, "loss.jsonl") for name in (version, job.target)]
-    assert losses[0] == losses[1]
-    one, two = [
-        safetensors.torch.load(await download(platform, name, "pytorch_lora_weights.safetensors"))
-        for name in (version, job.target)
-    ]
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 async def test_training_becomes_a_model_version(platform: Platform) -> None:
@@ -176,31 +161,89 @@ async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-async def test_paused_training_ends_with_the_weights_of_an_unpaused_one(
-    platform: Platform, ray_head: RayHead
-) -> None:
-    job = await create(platform, request_of("paused", **LONG))
-    await platform.wait_for_step(job.name, 8)
-    await platform.jobs.PauseJob(job_pb2.PauseJobRequest(name=job.name))
-    watch = platform.jobs.WatchJob(job_pb2.WatchJobRequest(name=job.name))
-    seen: list[job_pb2.JobEvent] = []
-    async for response in watch:
-        seen.append(response.event)
-        if response.event.state == job_pb2.JOB_STATE_PAUSED:
-            break
-    watch.cancel()
-    for process in ray_head.processes("toile.training"):
-        await asyncio.to_thread(process.wait, 60)  # it gives its compute back
-    await platform.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=job.name))
-    rest = await platform.watch(job.name, after=seen[-1].sequence)
-    end = rest[-1].job
-    assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 2), end.error
-    before = [event.progress.step for event in seen if event.progress.phase == "train"]
-    after = [r.event.progress.step for r in rest if r.event.progress.phase == "train"]
-    assert after[0] > before[-1], "no step is done again"
-    logs = platform.jobs.GetJobLogs(job_pb2.GetJobLogsRequest(name=job.name))
-    assert {chunk.attempt async for chunk in logs} == {1, 2}
-    await assert_as_if_uninterrupted(platform, job.target)
+async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHead) -> None:
+    """Its worker, its own process and Ray die, it is told to go and paused: the weights are those
+    of a run that nothing happened to, bit for bit."""
+    async with running(settings_for(home, own_head.jobs_url)) as platform:
+        job = await create(platform, request_of("whole", **LONG))
+        whole = (await platform.watch(job.name))[-1].job
+        assert whole.state == job_pb2.JOB_STATE_SUCCEEDED, whole.error
+
+        job = await create(platform, request_of("interrupted", **LONG))
+        await platform.wait_for_step(job.name, 8)
+        kill(own_head, "RayTrainWorker")
+        told = await platform.wait_for_step(job.name, 16)
+        starts = [place for place, event in enumerate(told) if event.progress.phase == "prepare"]
+        assert len(starts) == 2
+        assert steps(told[starts[1] :])[0] > 5, "it goes on from a checkpoint"
+        assert await attempt(platform, job) == 1, "Ray Train starts it again by itself"
+
+        await end_process(own_head, psutil.Process.terminate)
+        row = JobStore(platform.catalog).get(job.name)
+        assert (row.attempt, row.state) != (1, JobState.RUNNING), "it waited for its workers"
+        told = await platform.wait_for_step(job.name, 24)
+        assert await attempt(platform, job) == 2
+        assert_no_step_was_repeated(told, job_pb2.JOB_STATE_QUEUED)
+
+        await end_process(own_head, psutil.Process.kill)
+        await platform.wait_for_step(job.name, 32)
+        assert await attempt(platform, job) == 3
+
+        await platform.jobs.PauseJob(job_pb2.PauseJobRequest(name=job.name))
+        await platform.wait_for(job.name, lambda event: event.state == job_pb2.JOB_STATE_PAUSED)
+        for process in own_head.processes("toile.training"):
+            await asyncio.to_thread(process.wait, 60)  # it gives its compute back
+        await platform.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=job.name))
+        told = await platform.wait_for_step(job.name, 40)
+        assert await attempt(platform, job) == 4
+        assert_no_step_was_repeated(told, job_pb2.JOB_STATE_PAUSED)
+        logs = platform.jobs.GetJobLogs(job_pb2.GetJobLogsRequest(name=job.name))
+        assert {chunk.attempt async for chunk in logs} == {1, 2, 3, 4}
+
+        own_head.kill()
+        await asyncio.to_thread(own_head.start)
+        end = (await platform.watch(job.name))[-1].job
+        assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 5), end.error
+        await assert_same_training(platform, whole.target, end.target)
+
+
+def kill(head: RayHead, what: str) -> None:
+    killed = head.processes(what)
+    assert killed
+    for process in killed:
+        process.kill()
+
+
+async def end_process(head: RayHead, end: Callable[[psutil.Process], None]) -> None:
+    """End the process of the job that runs, and wait until it is gone."""
+    (process,) = head.processes("toile.training")
+    end(process)
+    await asyncio.to_thread(process.wait, 60)
+
+
+async def attempt(platform: Platform, job: job_pb2.Job) -> int:
+    return (await platform.jobs.GetJob(job_pb2.GetJobRequest(name=job.name))).job.attempt
+
+
+def steps(events: Iterable[job_pb2.JobEvent]) -> list[int]:
+    return [event.progress.step for event in events if event.progress.phase == "train"]
+
+
+def assert_no_step_was_repeated(told: list[job_pb2.JobEvent], state: int) -> None:
+    """Compare the steps before and after the last time that a job was in a state."""
+    place = max(place for place, event in enumerate(told) if event.state == state)
+    assert steps(told[place:])[0] > steps(told[:place])[-1]
+
+
+async def assert_same_training(platform: Platform, one: str, other: str) -> None:
+    losses = [await download(platform, version, "loss.jsonl") for version in (one, other)]
+    assert losses[0] == losses[1]
+    weights = [
+        safetensors.torch.load(await download(platform, version, WEIGHTS))
+        for version in (one, other)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 async def test_mistakes_are_answered_before_anything_is_queued(platform: Platform) -> None:
@@ -208,62 +251,3 @@ async def test_mistakes_are_answered_before_anything_is_queued(platform: Platfor
         await create(platform, request_of("bad", rank=1000))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "lora.rank" in str(caught.value.details())
-
-
-async def test_terminated_training_keeps_where_it_was(
-    platform: Platform, ray_head: RayHead
-) -> None:
-    job = await create(platform, request_of("terminated", **LONG))
-    await platform.wait_for_step(job.name, 8)
-    (process,) = ray_head.processes("toile.training")
-    process.terminate()
-    await asyncio.to_thread(process.wait, 60)
-    row = JobStore(platform.catalog).get(job.name)
-    assert (row.attempt, row.state) != (1, JobState.RUNNING), "it waited for its workers"
-    responses = await platform.watch(job.name)
-    end = responses[-1].job
-    assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 2), end.error
-    events = [response.event for response in responses]
-    follows = next(
-        place
-        for place, event in enumerate(events)
-        if event.state == job_pb2.JOB_STATE_QUEUED and place
-    )
-    told = [
-        [e.progress.step for e in part if e.progress.phase == "train"]
-        for part in (events[:follows], events[follows:])
-    ]
-    assert told[1][0] > told[0][-1], "no step is done again"
-    await assert_as_if_uninterrupted(platform, job.target)
-
-
-@pytest.mark.parametrize(("victim", "attempts"), [("toile.training", 2), ("RayTrainWorker", 1)])
-async def test_killed_process_is_replaced(
-    platform: Platform, ray_head: RayHead, victim: str, attempts: int
-) -> None:
-    job = await create(platform, request_of(f"killed-{attempts}", **LONG))
-    await platform.wait_for_step(job.name, 8)
-    killed = ray_head.processes(victim)
-    assert killed
-    for process in killed:
-        process.kill()
-    responses = await platform.watch(job.name)
-    end = responses[-1].job
-    assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, attempts), end.error
-    progress = [response.event.progress for response in responses]
-    starts = [place for place, one in enumerate(progress) if one.phase == "prepare"]
-    assert len(starts) == 2
-    again = next(one for one in progress[starts[1] :] if one.phase == "train")
-    assert again.step > 5, "it goes on from a checkpoint"
-    await assert_as_if_uninterrupted(platform, job.target)
-
-
-async def test_killed_ray_head_costs_an_attempt_and_no_more(home: Path, own_head: RayHead) -> None:
-    async with running(settings_for(home, own_head.jobs_url)) as platform:
-        job = await create(platform, request_of("head", **LONG))
-        await platform.wait_for_step(job.name, 8)
-        own_head.kill()
-        await asyncio.to_thread(own_head.start)
-        end = (await platform.watch(job.name))[-1].job
-        assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 2), end.error
-        await assert_as_if_uninterrupted(platform, job.target)

@@ -250,9 +250,20 @@ def test_images_are_those_of_the_in_process_pipeline(
     assert decibels(pictures[3], pictures[1]) < 30, "the schedule changes nothing"
 
 
+@pytest.mark.parametrize(("width", "height"), [(136, 120), (72, 88), (104, 160)])
+def test_sides_are_any_multiples_of_8_pixels(bundle, in_process, denoiser, width, height):
+    wanted = replace(
+        request_for([adapter(bundle, 1)], refiner_strength=0.4), width=width, height=height
+    )
+    (ours,) = diffuse(bundle, denoiser, wanted)
+    (theirs,) = diffuse(bundle, in_process, wanted)
+    assert ours.size == (width, height)
+    assert decibels(ours, theirs) >= 50
+
+
 def test_a_control_holds_as_it_does_in_process(bundle, in_process, denoiser):
     network = control_network()
-    sketch = Image.new("RGB", (96, 160))
+    sketch = Image.new("RGB", (104, 168))
     ImageDraw.Draw(sketch).ellipse((20, 30, 70, 140), outline="white", width=3)
     control = LoadedControl(network, sketch, 0.8, start=0.2, kind="edges")
     assert denoiser.has_controls([control])

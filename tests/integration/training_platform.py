@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +43,25 @@ class Platform:
         responses = self.jobs.WatchJob(request, timeout=PATIENCE_SECONDS)
         return [response async for response in responses]
 
-    async def wait_for_step(self, name: str, step: int) -> None:
-        """Wait until a job has trained so far."""
+    async def wait_for_step(self, name: str, step: int) -> list[job_pb2.JobEvent]:
+        """Wait until a job has trained so far; return what it told until then."""
+
+        def trained(event: job_pb2.JobEvent) -> bool:
+            return event.progress.phase == "train" and event.progress.step >= step
+
+        return await self.wait_for(name, trained)
+
+    async def wait_for(
+        self, name: str, wanted: Callable[[job_pb2.JobEvent], bool]
+    ) -> list[job_pb2.JobEvent]:
+        """Wait for an event; return what the job told until then."""
         request = job_pb2.WatchJobRequest(name=name)
+        told: list[job_pb2.JobEvent] = []
         async for response in self.jobs.WatchJob(request, timeout=PATIENCE_SECONDS):
-            progress = response.event.progress
-            if progress.phase == "train" and progress.step >= step:
-                return
-        raise AssertionError(f"{name} ended before step {step}")
+            told.append(response.event)
+            if wanted(response.event):
+                return told
+        raise AssertionError(f"{name} ended before that")
 
 
 def request_of(

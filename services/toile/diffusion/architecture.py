@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -95,6 +96,13 @@ REFINER_CONFIG: dict[str, Any] = {
     + TIME_IDS_REFINER * _TIME_EMBED_WIDTH,
 }
 
+UNTRAINED_SIZES: dict[str, dict[str, Any]] = {
+    "vae": {"block_out_channels": (16, 24, 32, 32)},
+    "unet": {"block_out_channels": (32, 48, 64), "layers_per_block": 1},
+    "refiner": {"block_out_channels": (32, 32, 32)},
+}
+"""What a bundle that nobody trained has in place of the above, to be quicker in tests."""
+
 SCHEDULER_CONFIG: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -159,14 +167,26 @@ def vision_config() -> CLIPVisionConfig:
     )
 
 
-def build_models(tokenizer: CLIPTokenizer, *, seed: int = 0) -> TinyBase:
-    """Every network of the tiny base with random weights."""
+def build_models(
+    tokenizer: CLIPTokenizer,
+    *,
+    seed: int = 0,
+    sizes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> TinyBase:
+    """Every network of the tiny base with random weights.
+
+    Args:
+        tokenizer: Whose words the text encoders know.
+        seed: Of the weights.
+        sizes: What of the configurations is different, by network, as in `UNTRAINED_SIZES`.
+    """
+    vae, unet, refiner = (sizes.get(name, {}) for name in ("vae", "unet", "refiner"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TinyBase(
-            vae=AutoencoderKL(**VAE_CONFIG),
-            unet=UNet2DConditionModel(**UNET_CONFIG),
-            refiner_unet=UNet2DConditionModel(**REFINER_CONFIG),
+            vae=AutoencoderKL(**{**VAE_CONFIG, **vae}),
+            unet=UNet2DConditionModel(**{**UNET_CONFIG, **unet}),
+            refiner_unet=UNet2DConditionModel(**{**REFINER_CONFIG, **refiner}),
             text_encoder=CLIPTextModel(text_config(tokenizer)),
             text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer)),
             image_encoder=CLIPVisionModelWithProjection(vision_config()),
@@ -225,10 +245,11 @@ def bundle_description() -> dict[str, Any]:
 
 
 def build_random_bundle(path: Path, *, seed: int = 0) -> None:
-    """Write an untrained bundle of the final layout and sizes, for tests."""
+    """Write an untrained bundle of the final layout and smaller networks, for tests."""
     write_tokenizer(path / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
-    save_bundle(path, build_models(tokenizer, seed=seed), tokenizer, extra={"trained": False})
+    models = build_models(tokenizer, seed=seed, sizes=UNTRAINED_SIZES)
+    save_bundle(path, models, tokenizer, extra={"trained": False})
 
 
 def load_refiner(

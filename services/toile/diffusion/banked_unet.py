@@ -1,9 +1,9 @@
 """A UNet of SDXL's class whose LoRAs are inputs: what is exported and compiled once for all.
 
-`BankedUNet` holds an ordinary `UNet2DConditionModel` whose targeted Linears were replaced; the
-forward is diffusers' own. What goes in beside the stock inputs is in `toile.diffusion.bank`.
-ControlNets may be part of it: their residuals, 54 MB a sample for SDXL at 1024 pixels in half
-precision, then stay where they are used.
+`BankedUNet` holds an ordinary `UNet2DConditionModel` whose targeted Linears and upsamplings were
+replaced; the forward is diffusers' own. What goes in beside the stock inputs is in
+`toile.diffusion.bank`. ControlNets may be part of it: their residuals, 54 MB a sample for SDXL at
+1024 pixels in half precision, then stay where they are used.
 """
 
 import copy
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.upsampling import Upsample2D
 
 from toile.diffusion.adapters import linear_targets
 from toile.diffusion.bank import BankLayout
@@ -84,6 +85,10 @@ class BankedUNet(torch.nn.Module):
                 if not isinstance(linear, torch.nn.Linear):
                     raise TypeError(f"{path} is no Linear")
                 parent.register_module(name, _BankedLinear(linear, self._bank, group.name, index))
+        for path, module in list(self.unet.named_modules()):
+            if isinstance(module, Upsample2D):
+                owner, _, name = path.rpartition(".")
+                self.unet.get_submodule(owner).register_module(name, _Upsample(module))
 
     @property
     def config(self) -> Any:
@@ -151,6 +156,26 @@ class _Bank:
 
     def __init__(self) -> None:
         self.tensors: Mapping[str, torch.Tensor] = {}
+
+
+class _Upsample(torch.nn.Module):
+    """Diffusers' `Upsample2D` without its branches on how many values there are.
+
+    In an export they are conditions on every size.
+    """
+
+    def __init__(self, stock: Upsample2D) -> None:
+        super().__init__()
+        if stock.norm is not None or stock.use_conv_transpose or not stock.use_conv:
+            raise TypeError("an upsampling that is not of SDXL's kind")
+        self.conv = stock.conv
+
+    def forward(self, hidden: torch.Tensor, size: torch.Size | None = None) -> torch.Tensor:
+        """`[B, C, h, w]` to `[B, C, *size]`, or twice the size."""
+        scale = 2.0 if size is None else None
+        wider = torch.nn.functional.interpolate(hidden, size, scale, mode="nearest")
+        convolved: torch.Tensor = self.conv(wider)
+        return convolved
 
 
 class _BankedLinear(torch.nn.Module):

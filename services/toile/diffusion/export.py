@@ -14,11 +14,15 @@ from onnxscript.optimizer import fold_constants
 
 from toile.diffusion.banked_unet import BankedUNet
 from toile.diffusion.engines import open_axes
-from toile.diffusion.networks import BASE_TIME_IDS, DenoisingNetwork, NamedNetwork
+from toile.diffusion.networks import BASE_TIME_IDS, DenoisingNetwork, NamedNetwork, Sizes
 
 OPSET = 18
 MAX_BATCH = 32
-"""Most samples in a batch. Diffusers' upsampling takes another path from 64 on."""
+"""Most samples in a batch. Upsampling in diffusers' VAE takes another path from 64 on."""
+TRACED_SIZES = Sizes(latent_size=17)
+"""Of latents whose sides nothing divides diffusers' UNets upsample to the size of what they skipped
+to, which is right for every size; of others they double the size, which is right for those alone.
+"""
 EXTERNAL_BYTES = 1 << 30
 """Weights of more go to a file of their own; a protocol buffer ends at 2 GB."""
 
@@ -47,7 +51,7 @@ def write_onnx(network: NamedNetwork, path: Path) -> Path:
         The file.
     """
     network.eval()
-    inputs = network.example_inputs()
+    inputs = network.example_inputs(TRACED_SIZES)
     with _quiet(), torch.inference_mode(mode=False):
         program = torch.onnx.export(
             network,

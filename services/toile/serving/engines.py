@@ -53,7 +53,7 @@ from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.diffusion.tensorrt_library import capability_here
 from toile.diffusion.triton.repository import VERSION, FrontConfig, write_model
 
-EXPORT_FORMAT = 2
+EXPORT_FORMAT = 3
 """Counts changes of what an export takes or gives; engines of another number are not used."""
 ONNX_RUNTIME = "onnxruntime"
 TIMING_CACHE = "tensorrt.timing"

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from toile.cli.platform import processes
+from toile.cli.platform import keeper, processes
 from toile.cli.platform.parts import Part, Plan
 from toile.cli.platform.state import (
     MARK,
@@ -207,6 +207,20 @@ async def test_a_part_in_the_background_is_not_waited_for_and_may_fail(
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0
     assert processes.marked(plan_id) == []
+
+
+async def test_a_task_that_nothing_waits_for_takes_what_it_takes(
+    tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_FIRST_START_SECONDS", 0.2)
+    plan_id = f"slow-{time.time_ns()}"
+    slow = task("engines", plan_id, "import time; time.sleep(2)", background=True)
+    plan = Plan(plan_id, (slow,), scratch=tmp_path / "scratch")
+    running = asyncio.create_task(Supervisor(plan, paths).run())
+    state = await until(paths, lambda s: status_of(s, "engines") is not PartStatus.STARTING)
+    assert status_of(state, "engines") is PartStatus.READY, state
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
 
 
 async def test_a_first_start_that_fails_stops_everything_and_says_which(

@@ -128,8 +128,9 @@ class Keeper:
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
         part = self.part
-        # A service that waits for what it depends on is not killed for that later on.
-        patient = self._started_before and part.ready is not None
+        # A service that waits for what it depends on is not killed for that later on, and a task
+        # that nothing waits for takes what it takes: to compile an engine is much work.
+        patient = self._started_before if part.ready is not None else part.background
         try:
             async with asyncio.timeout(None if patient else _FIRST_START_SECONDS):
                 if part.ready is None:
