@@ -85,12 +85,18 @@ def version_row(number: int) -> DatasetVersionRow:
     )
 
 
-@pytest.fixture
-def base_files() -> dict[str, bytes | Path]:
-    """What the service asks of a base: configurations and tokenizers, of the tiny base's, blind."""
+@pytest.fixture(scope="session")
+def bundle_path() -> Path:
+    """Folder of the base."""
     folder = shipped_bundle_path()
     assert folder is not None
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.json")}
+    return folder
+
+
+@pytest.fixture
+def base_files(bundle_path: Path) -> dict[str, bytes | Path]:
+    """What the service asks of a base: configurations and tokenizers; this one is blind."""
+    files = {path.relative_to(bundle_path).as_posix(): path for path in bundle_path.rglob("*.json")}
     sees = ("image_encoder/", "segmenter/")
     return {name: path for name, path in files.items() if not name.startswith(sees)}
 

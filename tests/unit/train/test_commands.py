@@ -61,7 +61,7 @@ def test_tables_can_be_read(
 
 
 def test_a_file_is_imported(
-    toile: Toile, store: ArtifactStore, tiny_bundle: Path, tmp_path: Path
+    toile: Toile, store: ArtifactStore, bundle_path: Path, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch", reason="the compute extra is not installed")
     from safetensors.torch import save_file
@@ -69,7 +69,7 @@ def test_a_file_is_imported(
     from toile.diffusion.adapters import linear_targets
     from toile.diffusion.triton.packed import empty_unet
 
-    targets = linear_targets(empty_unet(tiny_bundle)).items()
+    targets = linear_targets(empty_unet(bundle_path)).items()
     path, (inputs, outputs) = next(one for one in targets if one[0].endswith("attn1.to_q"))
     file = tmp_path / "lora.safetensors"
     save_file(

@@ -38,8 +38,8 @@ RANK, ALPHA = 4, 2.0
 
 
 @pytest.fixture(scope="module")
-def unet(tiny_bundle: Path) -> Any:
-    return empty_unet(tiny_bundle)
+def unet(bundle_path: Path) -> Any:
+    return empty_unet(bundle_path)
 
 
 @pytest.fixture
@@ -138,9 +138,9 @@ TEXT_PATHS = (
 
 
 @pytest.fixture
-def with_text(kohya: State, tiny_bundle: Path) -> State:
+def with_text(kohya: State, bundle_path: Path) -> State:
     """The same file with layers of both text encoders, of a rank over what the bank takes."""
-    targets = text_targets(empty_text_encoders(tiny_bundle))
+    targets = text_targets(empty_text_encoders(bundle_path))
     state = dict(kohya)
     for path in TEXT_PATHS:
         inputs, outputs = targets[path]

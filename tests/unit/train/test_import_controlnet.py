@@ -28,9 +28,9 @@ Toile = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ControlNet as diffusers saves it."""
-    unet = UNet2DConditionModel.from_pretrained(tiny_bundle / "unet")
+    unet = UNet2DConditionModel.from_pretrained(bundle_path / "unet")
     target = tmp_path_factory.mktemp("controlnet")
     ControlNetModel.from_unet(unet).half().save_pretrained(target)
     return target
@@ -73,7 +73,7 @@ def test_a_folder_becomes_a_version_that_the_server_loads(
     toile: Toile,
     folder: Path,
     weights: State,
-    tiny_bundle: Path,
+    bundle_path: Path,
     catalog: Catalog,
     store: ArtifactStore,
     tmp_path: Path,
@@ -88,7 +88,7 @@ def test_a_folder_becomes_a_version_that_the_server_loads(
     }
     with catalog.reading() as session:
         artifact = session.get_one(ModelVersionRow, made["name"]).artifact
-    unet = UNet2DConditionModel.load_config(tiny_bundle / "unet")
+    unet = UNet2DConditionModel.load_config(bundle_path / "unet")
     network = load_controlnet(fetch(store, artifact, tmp_path) / CONTROLNET_FOLDER, unet)
     state = network.state_dict()
     assert state.keys() == weights.keys()
