@@ -32,7 +32,7 @@ from toile.v1 import job_pb2, train_pb2
 pytestmark = pytest.mark.timeout(1800)  # most of it on a machine that is busy otherwise
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-LONG = {"steps": 56, "checkpoint_interval_steps": 5}
+LONG = {"steps": 120, "checkpoint_interval_steps": 5}
 """Enough steps to interfere with."""
 
 
@@ -170,23 +170,22 @@ async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHea
         assert whole.state == job_pb2.JOB_STATE_SUCCEEDED, whole.error
 
         job = await create(platform, request_of("interrupted", **LONG))
-        await platform.wait_for_step(job.name, 8)
+        await platform.wait_for(job.name, trains_after(starts=1))
         kill(own_head, "RayTrainWorker")
-        told = await platform.wait_for_step(job.name, 16)
-        starts = [place for place, event in enumerate(told) if event.progress.phase == "prepare"]
-        assert len(starts) == 2
-        assert steps(told[starts[1] :])[0] > 5, "it goes on from a checkpoint"
+        told = await platform.wait_for(job.name, trains_after(starts=2))
+        again = [place for place, event in enumerate(told) if event.progress.phase == "prepare"][1]
+        assert steps(told[again:])[0] > 5, "it goes on from a checkpoint"
         assert await attempt(platform, job) == 1, "Ray Train starts it again by itself"
 
         await end_process(own_head, psutil.Process.terminate)
         row = JobStore(platform.catalog).get(job.name)
         assert (row.attempt, row.state) != (1, JobState.RUNNING), "it waited for its workers"
-        told = await platform.wait_for_step(job.name, 24)
+        told = await platform.wait_for(job.name, trains_after(starts=3))
         assert await attempt(platform, job) == 2
         assert_no_step_was_repeated(told, job_pb2.JOB_STATE_QUEUED)
 
         await end_process(own_head, psutil.Process.kill)
-        await platform.wait_for_step(job.name, 32)
+        await platform.wait_for(job.name, trains_after(starts=4))
         assert await attempt(platform, job) == 3
 
         await platform.jobs.PauseJob(job_pb2.PauseJobRequest(name=job.name))
@@ -194,7 +193,7 @@ async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHea
         for process in own_head.processes("toile.training"):
             await asyncio.to_thread(process.wait, 60)  # it gives its compute back
         await platform.jobs.ResumeJob(job_pb2.ResumeJobRequest(name=job.name))
-        told = await platform.wait_for_step(job.name, 40)
+        told = await platform.wait_for(job.name, trains_after(starts=5))
         assert await attempt(platform, job) == 4
         assert_no_step_was_repeated(told, job_pb2.JOB_STATE_PAUSED)
         logs = platform.jobs.GetJobLogs(job_pb2.GetJobLogsRequest(name=job.name))
@@ -205,6 +204,20 @@ async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHea
         end = (await platform.watch(job.name))[-1].job
         assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 5), end.error
         await assert_same_training(platform, whole.target, end.target)
+
+
+def trains_after(starts: int) -> Callable[[job_pb2.JobEvent], bool]:
+    """Say whether a training has told of steps since its workers were started so often."""
+    started, trained = 0, 0
+
+    def trains(event: job_pb2.JobEvent) -> bool:
+        nonlocal started, trained
+        if event.progress.phase == "prepare":
+            started, trained = started + 1, 0
+        trained += event.progress.phase == "train"
+        return started == starts and trained == 3
+
+    return trains
 
 
 def kill(head: RayHead, what: str) -> None:
