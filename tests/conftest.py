@@ -16,13 +16,15 @@ hypothesis.settings.register_profile("toile", deadline=None)
 hypothesis.settings.load_profile("toile")
 
 LONGEST_FIRST = (
-    "integration/test_engine_export.py",
-    "integration/test_train_service.py",
     "integration/test_platform.py",
+    "integration/test_engine_export.py",
     "integration/test_loop.py",
+    "integration/test_train_service.py",
     "integration/test_triton.py",
     "integration/test_serving.py",
     "integration/test_served_engines.py",
+    "integration/test_bench_serve.py",
+    "integration/test_chaos.py",
     "unit/training/",
     "unit/diffusion/",
 )

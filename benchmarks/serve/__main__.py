@@ -17,7 +17,7 @@ from measuring import machine
 from measuring.readme import replace_part
 from serve import continuous, mixed, modelled, overhead, platform_mixed, resident
 from serve.bench import Bench
-from serve.engine import export_once
+from serve.engine import Exported, export_once
 from serve.render import render
 from serve.scale import FULL, SCALES
 
@@ -52,7 +52,7 @@ def main() -> None:
     environment = open_environment(Settings())
     bundle = Bundle.load(bundle_path)
     _say("the engine")
-    exported = export_once(bundle, OUT / "engines")
+    onnx = arguments.onnx or export_once(bundle, OUT / "engines")
     parts = {name: part for figure in arguments.figure for name, part in PARTS[figure].items()}
     with tempfile.TemporaryDirectory(prefix="toile-bench-") as scratch:
         for name, measure in parts.items():
@@ -65,7 +65,7 @@ def main() -> None:
                     scratch=Path(scratch),
                     home=OUT / "home",
                     bundle=bundle,
-                    exported=exported,
+                    exported=Exported.of(bundle, onnx),
                     environment=environment,
                     threads=SCALES[arguments.scale].threads or len(os.sched_getaffinity(0)),
                     say=_say,
@@ -98,6 +98,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--wait", type=float, default=0.0, help="minutes to wait for a quiet machine, at most"
+    )
+    parser.add_argument(
+        "--onnx", type=Path, help="the base's UNet, exported already; exported here if not given"
     )
     parser.add_argument(
         "--out",

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import httpx
 import numpy as np
@@ -47,22 +47,26 @@ class Exported:
     unet_config: dict[str, Any]
     pooled_width: int
 
+    @classmethod
+    def of(cls, bundle: Bundle, onnx: Path) -> Self:
+        """Say what belongs to a file."""
+        pooled = int(bundle.text_encoder_2.config.projection_dim)
+        return cls(onnx, bank_layout(bundle.unet), dict(bundle.unet.config), pooled)
 
-def export_once(bundle: Bundle, cache: Path) -> Exported:
+
+def export_once(bundle: Bundle, cache: Path) -> Path:
     """Return a base's UNet as ONNX, from the cache if its weights and the exporter are the same."""
     key = hashlib.sha256()
     weights = sorted((bundle.path / "unet").glob("*.safetensors"))
     for path in (*weights, Path(banked_unet.__file__), Path(export.__file__)):
         key.update(path.read_bytes())
-    layout = bank_layout(bundle.unet)
     onnx = cache / key.hexdigest()[:12] / "unet.onnx"
     if not onnx.is_file():
         partial = onnx.with_name("partial.onnx")
-        export.export_onnx(BankedUNet(bundle.unet, layout), partial, time_ids=TIME_IDS)
+        banked = BankedUNet(bundle.unet, bank_layout(bundle.unet))
+        export.export_onnx(banked, partial, time_ids=TIME_IDS)
         partial.replace(onnx)
-    config = dict(bundle.unet.config)
-    pooled = int(bundle.text_encoder_2.config.projection_dim)
-    return Exported(onnx, layout, config, pooled)
+    return onnx
 
 
 class LocalEngine:

@@ -1,6 +1,6 @@
 """The tiny base's UNets as ONNX, in fp32; an export takes a processor for half a minute."""
 
-import os
+import fcntl
 from pathlib import Path
 
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -45,7 +45,9 @@ class ShippedOnnx:
     def file(self, part: str) -> Path:
         """Return the ONNX file of a part."""
         path = self._folder / f"{part}.onnx"
-        if not path.is_file():
-            partial = self._folder / f"{part}.{os.getpid()}.onnx"
-            write_onnx(self.network(part), partial).replace(path)
+        self._folder.mkdir(exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another of the tests' processes may be at it
+            if not path.is_file():
+                write_onnx(self.network(part), path.with_suffix(".part.onnx")).replace(path)
         return path

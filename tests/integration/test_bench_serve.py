@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from integration.shipped_onnx import ShippedOnnx
+from toile.diffusion.triton.server import TritonEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -25,21 +27,20 @@ def python(*arguments: str) -> str:
     return done.stdout
 
 
-def measured(results: Path, *parts: str) -> dict[str, Any]:
-    if not (ROOT / ".venv-triton").is_dir():
-        pytest.skip("there is no .venv-triton; `make triton` makes it")
-    python("-m", "serve", "--part", *parts, "--scale", "smallest", "--out", str(results))
-    return json.loads(results.read_text(encoding="utf-8"))
-
-
 def rendered(results: Path) -> str:
     code = "import json, sys, serve.render as r; print(r.render(json.load(open(sys.argv[1]))))"
     return python("-c", code, str(results))
 
 
-def test_the_smallest_run_measures_what_is_rendered(tmp_path: Path):
+def test_the_smallest_run_measures_what_is_rendered(
+    triton_environment: TritonEnvironment, shipped_onnx: ShippedOnnx, tmp_path: Path
+):
+    del triton_environment
     results = tmp_path / "results.json"
-    found = measured(results, "mixed", "continuous", "modelled", "resident")
+    what = ("--part", "mixed", "continuous", "modelled", "resident", "--scale", "smallest")
+    onnx = shipped_onnx.file("unet")
+    python("-m", "serve", *what, "--onnx", str(onnx), "--out", str(results))
+    found = json.loads(results.read_text(encoding="utf-8"))
     mixed = found["mixed"]
     assert mixed["clients"]["2"]["images_per_second"]["a LoRA each"]["median"] > 0
     assert set(mixed["peers"]["toile_over"]) >= {"set_adapters, fp32", "load and fuse, fp32"}
