@@ -243,9 +243,12 @@ def steps(events: Iterable[job_pb2.JobEvent]) -> list[int]:
 
 
 def assert_no_step_was_repeated(told: list[job_pb2.JobEvent], state: int) -> None:
-    """Compare the steps before and after the last time that a job was in a state."""
+    """Compare the steps before and after the last time that a job was in a state.
+
+    The event that tells of the state repeats the progress that was there by then.
+    """
     place = max(place for place, event in enumerate(told) if event.state == state)
-    assert steps(told[place:])[0] > steps(told[:place])[-1]
+    assert steps(told[place + 1 :])[0] > steps(told[:place])[-1]
 
 
 async def assert_same_training(platform: Platform, one: str, other: str) -> None:
