@@ -34,9 +34,10 @@ MINIATURE_UNET_CONFIG: dict[str, Any] = {
     "block_out_channels": (32, 64, 128),
     "cross_attention_dim": 64,
     "projection_class_embeddings_input_dim": 6 * 32 + 64,
-    "transformer_layers_per_block": (1, 1, 2),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 1, 1),
 }
-"""The same shape a few thousand times smaller, to try programs with."""
+"""The same kind of network, thousands of times smaller, to try programs with."""
 
 
 def random_unet(
