@@ -146,7 +146,7 @@ class Models:
     def embed_images(self, base_artifact: str, images: Sequence[bytes]) -> list[list[float]]:
         """Return one CLIP embedding of unit length for each encoded image."""
         base = self._base(base_artifact)
-        decoded = [decode.decode(data, self._limits) for data in images]
+        decoded = [self._seen(data) for data in images]
         with base.seeing:
             return [[float(v) for v in row] for row in base.vision.embed_images(decoded)]
 
@@ -159,7 +159,7 @@ class Models:
     def segment(self, base_artifact: str, image: bytes) -> tuple[bytes, list[str]]:
         """Return a greyscale PNG whose pixels index labels, and the labels."""
         base = self._base(base_artifact)
-        decoded = decode.decode(image, self._limits)
+        decoded = self._seen(image)
         with base.seeing:
             labels, names = base.vision.segment(decoded)
         return png.encode(Image.fromarray(labels)), names
@@ -167,9 +167,13 @@ class Models:
     def describe(self, base_artifact: str, image: bytes) -> str:
         """Return a caption of an encoded image."""
         base = self._base(base_artifact)
-        decoded = decode.decode(image, self._limits)
+        decoded = self._seen(image)
         with base.seeing:
             return base.vision.describe(decoded)
+
+    def _seen(self, image: bytes) -> Image.Image:
+        """Decode what is looked at and not drawn from: callers shrink it, maybe to a strip."""
+        return decode.decode(image, self._limits, min_side_pixels=1)
 
     def forget_adapter(self, artifact: str) -> None:
         """Drop an adapter from memory, here and in Triton.

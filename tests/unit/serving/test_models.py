@@ -118,6 +118,15 @@ def test_previews_come_as_jpeg(served: tuple[Models, str]) -> None:
     assert not draw(served).previews
 
 
+def test_pictures_that_are_looked_at_may_be_ribbons(served: tuple[Models, str]) -> None:
+    models, base = served
+    ribbon = png(Image.new("RGB", (1024, 7), "red"))
+    assert models.describe(base, ribbon)
+    assert len(models.embed_images(base, [ribbon])) == 1
+    labels, _ = models.segment(base, ribbon)
+    assert Image.open(io.BytesIO(labels)).size == (1024, 7)
+
+
 def test_an_image_is_enlarged(served: tuple[Models, str]) -> None:
     drawn = draw(
         served,
