@@ -209,10 +209,8 @@ class _Jobs(job_pb2_grpc.JobServiceServicer):
             if event.progress.HasField("samples_step"):
                 wait_until(lambda: not context.is_active())  # who asked has seen enough
             if sequence == 4 and f"WatchJob-{kind}" in self.world.during:
-                for _ in range(2):  # Python loses an interrupt that meets a destructor
-                    if context.is_active():
-                        self.world.during[f"WatchJob-{kind}"]()
-                        wait_until(lambda: not context.is_active())
+                self.world.during[f"WatchJob-{kind}"]()
+                wait_until(lambda: not context.is_active())
             if job.state == job_pb2.JOB_STATE_CANCELLED or not context.is_active():
                 break
         if job.state == job_pb2.JOB_STATE_QUEUED and context.is_active():

@@ -2,11 +2,14 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from servers.fake_services import World, press_ctrl_c
@@ -319,6 +322,15 @@ def test_logs_are_written_as_they_were_printed(cli, world: World, photographs: P
     assert cli("jobs", "logs", "job-9").exit_code == 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Take Ctrl-C also where the tests run in the background, which shells start deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_the_watching_and_not_the_job(cli, world: World, photographs: Path) -> None:
     cli("dataset", "import", photographs, "--name", "lace", "--trigger", "<lace>")
     world.during["WatchJob-build"] = press_ctrl_c
