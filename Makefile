@@ -59,14 +59,12 @@ train-job: setup ## Submit the training that JOB=file describes and follow it
 	$(BIN)/toile train --job "$(JOB)"
 
 # Processes that share the cores get one thread each: those of OpenMP wait for one another busily.
-# Ray, Triton and PostgreSQL give up now and then on a machine that is busy otherwise: what fails with
-# them is tried once more, and told of (R).
 test test-quick: export OMP_NUM_THREADS ?= 1
 test: test-quick triton ## Run the tests that need no GPU
-	$(BIN)/pytest -n 2 $(BY_FILE) --reruns 1 -m "not gpu and (integration or browser)"
+	$(BIN)/pytest -n 2 $(BY_FILE) -m "not gpu and (integration or browser)"
 
 test-quick: setup-dev ## Run the tests that start no platform
-	$(BIN)/pytest -n auto --maxprocesses 4 $(BY_FILE) --reruns 1 -m "not gpu and not integration and not browser"
+	$(BIN)/pytest -n auto --maxprocesses 4 $(BY_FILE) -m "not gpu and not integration and not browser"
 
 check: setup-dev ## Lint, types, layers, protos, generated code
 	$(BIN)/ruff check .

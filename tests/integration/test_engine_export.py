@@ -84,10 +84,10 @@ def exported(
     return DenoisingNetwork(BankedUNet(unet, bank_layout(unet))), controlled[1]
 
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[UNET, REFINER])
+def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In fp16, as GPUs take it; Turing multiplies no fp32 matrices."""
-    network = open_network(shipped_bundle_path(), UNET, dtype=torch.float16)
+    network = open_network(shipped_bundle_path(), request.param, dtype=torch.float16)
     return write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet.onnx")
 
 
@@ -176,29 +176,24 @@ def test_tensorrt_for_rtx_compiles_controlnets(
     assert built.size_bytes > onnx.stat().st_size
 
 
-@pytest.mark.parametrize(
-    ("part", "dtype"),
-    [
-        ("vae", torch.bfloat16),
-        ("text_encoder", torch.float16),
-        ("text_encoder_2", torch.bfloat16),
-    ],
-)
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
 def test_the_other_networks_are_exported_and_compiled(
-    rtx: EngineBuilder, tmp_path: Path, part: str, dtype: torch.dtype
+    rtx: EngineBuilder, tmp_path: Path, part: str
 ) -> None:
     network = open_network(shipped_bundle_path(), part)
     onnx = write_onnx(network, tmp_path / f"{part}.onnx")
     for sizes in (Sizes(1, latent_size=16), Sizes(5, latent_size=24)):
         torch.manual_seed(sizes.batch)
         agree(network, onnx, network.example_inputs(sizes))
-    built = rtx.build(
-        write_onnx(open_network(shipped_bundle_path(), part, dtype=dtype), tmp_path / "half.onnx"),
-        tmp_path / "half.engine",
-        profiles=[EngineProfile()],
-        compute_capabilities=["8.6", "12.0"],
-    )
-    assert built.size_bytes > 1 << 20
+    for dtype in (torch.float16, torch.bfloat16):
+        other = open_network(shipped_bundle_path(), part, dtype=dtype)
+        built = rtx.build(
+            write_onnx(other, tmp_path / f"{part}-{dtype}.onnx"),
+            tmp_path / f"{part}-{dtype}.engine",
+            profiles=[EngineProfile()],
+            compute_capabilities=["8.6", "12.0"],
+        )
+        assert built.size_bytes > 1 << 20
 
 
 def test_tensorrt_for_rtx_compiles_it_without_a_gpu(
@@ -222,14 +217,6 @@ def test_tensorrt_for_rtx_compiles_it_without_a_gpu(
     assert fingerprint.onnx_digest == onnx_digest(half)
     fingerprint.check(builder=TENSORRT_RTX, builder_version=rtx.version, compute_capability="8.6")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unet.engine", "unet.json"]
-
-
-def test_tensorrt_for_rtx_compiles_the_refiner(
-    shipped_onnx: ShippedOnnx, rtx: EngineBuilder, tmp_path: Path
-) -> None:
-    onnx, engine = shipped_onnx.file(REFINER), tmp_path / "refiner.engine"
-    built = rtx.build(onnx, engine, profiles=[EngineProfile()], compute_capabilities=["8.9"])
-    assert built.size_bytes > onnx.stat().st_size
 
 
 def test_what_cannot_be_compiled_is_refused_and_leaves_nothing(

@@ -43,14 +43,6 @@ class Platform:
         responses = self.jobs.WatchJob(request, timeout=PATIENCE_SECONDS)
         return [response async for response in responses]
 
-    async def wait_for_step(self, name: str, step: int) -> list[job_pb2.JobEvent]:
-        """Wait until a job has trained so far; return what it told until then."""
-
-        def trained(event: job_pb2.JobEvent) -> bool:
-            return event.progress.phase == "train" and event.progress.step >= step
-
-        return await self.wait_for(name, trained)
-
     async def wait_for(
         self, name: str, wanted: Callable[[job_pb2.JobEvent], bool]
     ) -> list[job_pb2.JobEvent]:

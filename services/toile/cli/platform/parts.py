@@ -25,7 +25,7 @@ class Part:
         grace_seconds: What it may take to end.
         scratch: Folder emptied before each start.
         first_attempts: How often its very first start is tried.
-        background: The platform is ready, and stays up, without it.
+        background: The platform is ready, and stays up, without it; a task may take any time.
     """
 
     name: str
