@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -44,7 +45,7 @@ from toile.diffusion.triton.server import TritonEnvironment, TritonPorts, Triton
 from toile.diffusion.triton.unloading import unload_adapter
 from toile.diffusion.turns import NO_HURRY, Urgency
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 BANK_BYTES = 6 << 20
 """Of the front under test: one adapter of rank 40 fits, two do not."""
@@ -336,6 +337,27 @@ def test_a_restarted_server_costs_the_step_a_wait(bundle, denoiser, server):
         again.start()
         assert torch.equal(unet(**ARGUMENTS).sample, first)
         again.join()
+
+
+def test_a_front_that_stands_still_costs_the_step_a_wait(bundle, denoiser, server):
+    """The server takes it for dead, and may end over that; then it is started again."""
+    with denoiser.session([adapter(bundle, 31)]) as unet, ThreadPoolExecutor(1) as pool:
+        first = unet(**ARGUMENTS).sample
+        (front,) = (
+            process
+            for process in psutil.Process(server.process.pid).children(recursive=True)
+            if any(part.endswith("/unet/1/model.py") for part in process.cmdline())
+        )
+        front.suspend()
+        again = pool.submit(lambda: unet(**ARGUMENTS).sample)
+        time.sleep(3)
+        front.resume()
+        while not again.done():
+            if server.process.poll() is not None:
+                server.kill()
+                server.start()
+            time.sleep(0.1)
+        assert torch.equal(again.result(), first)
 
 
 def test_a_server_that_stays_away_is_given_up_at_the_deadline(bundle, denoiser, server):

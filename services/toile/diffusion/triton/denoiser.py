@@ -350,4 +350,8 @@ def _meaning(error: InferenceServerException) -> Exception:
     # A server that is gone, or back and still without the model.
     if "UNAVAILABLE" in status or "unknown model" in message or "is not ready" in message:
         return _NotYetError(message)
+    # Its front did not run for a second, as on a machine that stood still. The server starts it
+    # again, or ends over that and is started again by whoever keeps it.
+    if "health" in message:
+        return _NotYetError(message)
     return ComputeUnavailableError(f"Triton failed: {message}")
