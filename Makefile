@@ -13,7 +13,7 @@ export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-quick check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton triton-gpu train-job lace-samples bench-demo bench-serve bench-train clean
+.PHONY: help setup setup-dev demo test test-quick test-slow check format protos constraints tiny-base engine engine-full gpu-check gpu-bench triton triton-gpu train-job lace-samples bench-demo bench-serve bench-train clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -59,12 +59,15 @@ train-job: setup ## Submit the training that JOB=file describes and follow it
 	$(BIN)/toile train --job "$(JOB)"
 
 # Processes that share the cores get one thread each: those of OpenMP wait for one another busily.
-test test-quick: export OMP_NUM_THREADS ?= 1
-test: test-quick triton ## Run the tests that need no GPU
-	$(BIN)/pytest -n 2 $(BY_FILE) -m "not gpu and (integration or browser)"
+test test-quick test-slow: export OMP_NUM_THREADS ?= 1
+test: test-quick triton ## Run the tests that need no GPU, without the slow ones
+	$(BIN)/pytest -n 2 $(BY_FILE) -m "not gpu and not slow and (integration or browser)"
+
+test-slow: setup-dev triton ## Run the slow ones: kills, the whole loop, every export, benchmarks in small
+	$(BIN)/pytest -n 2 $(BY_FILE) -m "not gpu and slow"
 
 test-quick: setup-dev ## Run the tests that start no platform
-	$(BIN)/pytest -n auto --maxprocesses 4 $(BY_FILE) -m "not gpu and not integration and not browser"
+	$(BIN)/pytest -n auto --maxprocesses 4 $(BY_FILE) -m "not gpu and not slow and not integration and not browser"
 
 check: setup-dev ## Lint, types, layers, protos, generated code
 	$(BIN)/ruff check .

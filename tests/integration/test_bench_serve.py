@@ -12,7 +12,7 @@ from integration.shipped_onnx import ShippedOnnx
 from toile.diffusion.triton.server import TritonEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def python(*arguments: str) -> str:

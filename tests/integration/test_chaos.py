@@ -40,7 +40,7 @@ from toile.diffusion.triton.server import TritonEnvironment, TritonPorts, Triton
 from toile.serving.engines import model_name
 from toile.v1 import inference_pb2
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(2 * PATIENCE_SECONDS)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE_SECONDS)]
 
 CLIENTS = 4
 ADAPTERS = 4

@@ -18,7 +18,7 @@ from toile.core.catalog.models import DatasetVersionRow
 from toile.core.jobs import JobKind, JobStore
 from toile.v1 import dataset_pb2, job_pb2
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]  # Ray's start counts
+pytestmark = pytest.mark.timeout(600)  # Ray's start counts
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "clothing"
 

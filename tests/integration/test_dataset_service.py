@@ -31,7 +31,7 @@ from toile.dataset.upload import Spool
 from toile.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc, job_pb2
 from unit.imaging.files import encoded, huge_png, picture
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.tensorrt_library import TENSORRT_RTX
 
 onnxruntime = pytest.importorskip("onnxruntime")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 Exported = tuple[NamedNetwork, Path]
 
@@ -42,7 +42,7 @@ SDXL_TO_EXPORT = {
 }
 
 
-@pytest.fixture(scope="module", params=["tiny", "sdxl"])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("sdxl", marks=pytest.mark.slow)])
 def kind(request: pytest.FixtureRequest) -> str:
     """The tiny base, or SDXL's configuration at reduced width."""
     return str(request.param)
@@ -176,6 +176,7 @@ def test_tensorrt_for_rtx_compiles_controlnets(
     assert built.size_bytes > onnx.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
 def test_the_other_networks_are_exported_and_compiled(
     rtx: EngineBuilder, tmp_path: Path, part: str
@@ -196,6 +197,7 @@ def test_the_other_networks_are_exported_and_compiled(
         assert built.size_bytes > 1 << 20
 
 
+@pytest.mark.slow
 def test_tensorrt_for_rtx_compiles_it_without_a_gpu(
     half: Path, rtx: EngineBuilder, tmp_path: Path
 ) -> None:
@@ -233,11 +235,11 @@ def test_what_cannot_be_compiled_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize("wanted", [(), ("9.0",), ("8.6", "x")])
 def test_a_gpu_that_is_not_built_for_is_named_with_those_that_are(
-    half: Path, rtx: EngineBuilder, tmp_path: Path, wanted: tuple[str, ...]
+    shipped_onnx: ShippedOnnx, rtx: EngineBuilder, tmp_path: Path, wanted: tuple[str, ...]
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=r"7\.5, 8\.0, 8\.6, 8\.9, 12\.0") as caught:
         rtx.build(
-            half,
+            shipped_onnx.file("refiner"),
             tmp_path / "unet.engine",
             profiles=[EngineProfile()],
             compute_capabilities=wanted,

@@ -16,7 +16,7 @@ from toile.diffusion.engines import Fingerprint
 from toile.diffusion.shipped import shipped_bundle_path
 
 pytest.importorskip("onnxruntime", reason="the engine extra is not installed")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 PART = ["--part", "text_encoder_2"]
 

@@ -16,7 +16,7 @@ from integration.platform_home import PATIENCE_SECONDS, Home, nothing_left
 from toile.cli.loop.state import STATE_FILE
 from toile.imaging.png import read
 
-pytestmark = pytest.mark.timeout(4 * PATIENCE_SECONDS)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE_SECONDS)]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -111,6 +111,7 @@ def test_the_whole_loop_by_the_python_client(home: Home, photographs: Path) -> N
     assert metadata.toile is not None
 
 
+@pytest.mark.slow
 def test_the_whole_loop_by_grpcurl(home: Home, photographs: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", str(EXAMPLES / "clients" / "grpcurl.sh"), str(photographs)],
@@ -149,6 +150,7 @@ def test_a_service_that_is_killed_comes_back(home: Home) -> None:
     assert after["address"] == before["address"]
 
 
+@pytest.mark.slow
 def test_traffic_outlives_the_engine_and_the_models(home: Home) -> None:
     """Four clients draw while Triton is killed, then the replica: none notices but by waiting."""
     home.wait(lambda s: part(s, "engines")["status"] == "ready")
@@ -201,6 +203,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_ray_head_that_is_killed_comes_back_with_the_models(home: Home) -> None:
     before = home.json("status")
     head = psutil.Process(part(before, "ray")["pid"])

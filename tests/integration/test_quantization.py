@@ -18,7 +18,7 @@ from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.tensorrt_library import TENSORRT_RTX
 from toile.diffusion.verification import Evaluate, Parity, onnx_evaluator
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TYPES = onnx.TensorProto
 
 

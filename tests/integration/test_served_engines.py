@@ -16,7 +16,7 @@ from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
 from toile.serving.engines import EngineKind, export_engine, is_exported, sync_repository
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="the rtx extra is not installed")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def settings_for(home: Path, **engine: Any) -> Settings:

@@ -22,7 +22,7 @@ from toile.training.tiny_base.evaluate import (
     segmenter_agreement,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BUNDLE = Path(toile.diffusion.__file__).parent / "tiny_base"
 _LIMIT_BYTES = 40_000_000

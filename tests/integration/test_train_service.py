@@ -126,6 +126,7 @@ async def test_a_controlnet_becomes_a_model_version(platform: Platform) -> None:
     assert Image.open(io.BytesIO(shown)).size == (128, 128)
 
 
+@pytest.mark.slow
 async def test_two_workers_find_the_caches_that_one_would_compute(
     home: Path, ray_head: RayHead, tiny_bundle: Path
 ) -> None:
@@ -162,6 +163,7 @@ async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.slow
 async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHead) -> None:
     """Its worker, its own process and Ray die, it is told to go and paused: the weights are those
     of a run that nothing happened to, bit for bit."""

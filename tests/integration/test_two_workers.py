@@ -22,7 +22,7 @@ from toile.train.handler import TrainHandler
 from toile.training import worker
 from toile.training.run import train_and_publish
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 16
 CONFIG = {
