@@ -1,5 +1,6 @@
 """Fixtures that several kinds of tests share; each server lives as long as the session."""
 
+import socketserver
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next(starts, len(LONGEST_FIRST))
 
     items.sort(key=place)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def metrics_that_stop_at_once() -> Iterator[None]:
+    """The standard library's servers look every half second whether they shall end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -231,6 +231,8 @@ class Models:
             folder = fetch_patiently(self._store, artifact, self._cache)
             # The folder is named after the manifest's digest, which is the base's.
             bundle = Bundle.load(folder, digest=folder.name, device=self._device)
+            # Convolutions over pixels take two thirds of the time with channels innermost.
+            bundle.vae.to(memory_format=torch.channels_last)
             unet = empty_unet(folder)
             layout = bank_layout(unet, self._ends)
             denoiser = open_denoiser(bundle, layout, self._store, self._settings)
