@@ -70,7 +70,11 @@ def export_once(bundle: Bundle, cache: Path) -> Path:
 
 
 class LocalEngine:
-    """The engine in this process, with the threads and options that the front gives it."""
+    """The engine in this process, with as many threads as the front gives it.
+
+    They wait busily between calls, as is ONNX Runtime's default and best where nobody else needs
+    the processors.
+    """
 
     def __init__(self, onnx: Path, layout: BankLayout, threads: int) -> None:
         options = onnxruntime.SessionOptions()
