@@ -32,6 +32,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.timeout(900)
 
 Exported = tuple[NamedNetwork, Path]
+SLOWLY = pytest.mark.slow
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
 
 
 SDXL_TO_EXPORT = {
@@ -42,7 +44,7 @@ SDXL_TO_EXPORT = {
 }
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("sdxl", marks=SLOWLY)])
 def kind(request: pytest.FixtureRequest) -> str:
     """The tiny base, or SDXL's configuration at reduced width."""
     return str(request.param)
@@ -84,11 +86,20 @@ def exported(
     return DenoisingNetwork(BankedUNet(unet, bank_layout(unet))), controlled[1]
 
 
-@pytest.fixture(scope="module", params=[UNET, REFINER])
-def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In fp16, as GPUs take it; Turing multiplies no fp32 matrices."""
+@pytest.fixture(
+    scope="module",
+    params=["fp32", pytest.param(UNET, marks=SLOWLY), pytest.param(REFINER, marks=SLOWLY)],
+)
+def for_gpus(
+    request: pytest.FixtureRequest,
+    shipped_onnx: ShippedOnnx,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, tuple[str, ...]]:
+    """A UNet, and the GPUs that take it: in fp16 all do; Turing multiplies no fp32 matrices."""
+    if request.param == "fp32":
+        return shipped_onnx.file("unet"), CAPABILITIES[1:]
     network = open_network(shipped_bundle_path(), request.param, dtype=torch.float16)
-    return write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet.onnx")
+    return write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet.onnx"), CAPABILITIES
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +178,7 @@ def test_controlnets_are_in_the_graph(controlled: Exported, sizes: Sizes) -> Non
     assert changes(network, inputs, "up_") > 1e-2
 
 
+@SLOWLY
 def test_tensorrt_for_rtx_compiles_controlnets(
     controlled: Exported, rtx: EngineBuilder, tmp_path: Path
 ) -> None:
@@ -176,7 +188,7 @@ def test_tensorrt_for_rtx_compiles_controlnets(
     assert built.size_bytes > onnx.stat().st_size
 
 
-@pytest.mark.slow
+@SLOWLY
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
 def test_the_other_networks_are_exported_and_compiled(
     rtx: EngineBuilder, tmp_path: Path, part: str
@@ -197,26 +209,25 @@ def test_the_other_networks_are_exported_and_compiled(
         assert built.size_bytes > 1 << 20
 
 
-@pytest.mark.slow
 def test_tensorrt_for_rtx_compiles_it_without_a_gpu(
-    half: Path, rtx: EngineBuilder, tmp_path: Path
+    for_gpus: tuple[Path, tuple[str, ...]], rtx: EngineBuilder, tmp_path: Path
 ) -> None:
-    capabilities = ("7.5", "8.0", "8.6", "8.9", "12.0")
+    onnx, capabilities = for_gpus
     built = rtx.build(
-        half,
+        onnx,
         tmp_path / "unet.engine",
         profiles=[EngineProfile()],
         compute_capabilities=capabilities,
         base_digest="b" * 64,
     )
     data = built.path.read_bytes()
-    assert len(data) == built.size_bytes > half.stat().st_size
+    assert len(data) == built.size_bytes > onnx.stat().st_size
     # The header of a plan: its magic, and its own size after 16 bytes.
     assert data[1:4] == b"trt"
     assert int.from_bytes(data[16:24], "little") == len(data)
     fingerprint = Fingerprint.load(built.path)
     assert fingerprint == built.fingerprint
-    assert fingerprint.onnx_digest == onnx_digest(half)
+    assert fingerprint.onnx_digest == onnx_digest(onnx)
     fingerprint.check(builder=TENSORRT_RTX, builder_version=rtx.version, compute_capability="8.6")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unet.engine", "unet.json"]
 
@@ -239,7 +250,7 @@ def test_a_gpu_that_is_not_built_for_is_named_with_those_that_are(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=r"7\.5, 8\.0, 8\.6, 8\.9, 12\.0") as caught:
         rtx.build(
-            shipped_onnx.file("refiner"),
+            shipped_onnx.file("unet"),
             tmp_path / "unet.engine",
             profiles=[EngineProfile()],
             compute_capabilities=wanted,
