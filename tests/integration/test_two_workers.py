@@ -1,10 +1,11 @@
 """Two workers of Ray Train train what one process trains, also where one of them is killed."""
 
+import contextlib
 import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,7 @@ from toile.training.run import train_and_publish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS = 16
 CONFIG = {
-    "steps": STEPS,
-    "checkpoint_interval_steps": 4,
     "sample_prompts": ["a lace dress"],
     "mixed_precision": "no",  # bf16 rounds too much to compare
 }
@@ -57,11 +55,35 @@ def driver(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     ray.shutdown()
 
 
-def queued(settings: Settings, catalog: Catalog, workers: int) -> JobRow:
+def queued(settings: Settings, catalog: Catalog, workers: int, **config: object) -> JobRow:
     changed = settings.model_copy(update={"train_workers": workers})
-    job = TrainHandler(changed, catalog, open_store(settings)).create(request_of(**CONFIG))
+    request = request_of(**CONFIG, **config)
+    job = TrainHandler(changed, catalog, open_store(settings)).create(request)
     JobStore(catalog).next_attempt(job.name, after=0)
     return job
+
+
+def steps(catalog: Catalog, job: JobRow, after: int = 0) -> list[int]:
+    """What it told of its training, after an event."""
+    events, _ = JobStore(catalog).events_after(job.name, after)
+    told = [event.progress for event in events if event.progress]
+    return [progress["step"] for progress in told if progress["phase"] == "train"]
+
+
+@contextlib.contextmanager
+def once_it_trains(catalog: Catalog, job: JobRow, act: Callable[[], object]) -> Iterator[None]:
+    """Act when it is past its first checkpoint, while something else goes on here."""
+
+    def wait() -> None:
+        while not (done := steps(catalog, job)) or done[-1] < 5:
+            time.sleep(0.05)
+        act()
+        acted.set()
+
+    acted = threading.Event()
+    threading.Thread(target=wait, daemon=True).start()
+    yield
+    assert acted.wait(10)
 
 
 def losses(settings: Settings, catalog: Catalog, job: JobRow, folder: Path) -> list[float]:
@@ -77,31 +99,40 @@ def losses(settings: Settings, catalog: Catalog, job: JobRow, folder: Path) -> l
 def test_one_of_two_workers_is_killed(
     settings: Settings, catalog: Catalog, ray_head: RayHead, driver: None, tmp_path: Path
 ) -> None:
-    alone, together = (queued(settings, catalog, workers) for workers in (1, 2))
-
-    def steps() -> list[int]:
-        events, _ = JobStore(catalog).events_after(together.name, 0)
-        told = [event.progress for event in events if event.progress]
-        return [progress["step"] for progress in told if progress["phase"] == "train"]
-
-    killed: list[int] = []
+    alone, together = (queued(settings, catalog, workers, steps=16) for workers in (1, 2))
 
     def kill_one() -> None:
-        while not (done := steps()) or done[-1] < 5:
-            time.sleep(0.05)
         workers = ray_head.processes("RayTrainWorker")
         assert len(workers) == 2
         workers[-1].kill()
-        killed.append(done[-1])
 
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
-    assert execute(worker.launch, settings, together.name, 1) == 0
-    killer.join(10)
-    assert killed
-    told = steps()
+    with once_it_trains(catalog, together, kill_one):
+        assert execute(worker.launch, settings, together.name, 1) == 0
+    told = steps(catalog, together)
     again = next(second for first, second in itertools.pairwise(told) if second <= first)
     assert again > 4, "they go on from a checkpoint"
+    assert execute(train_and_publish, settings, alone.name, 1) == 0
+    assert losses(settings, catalog, together, tmp_path / "fetched") == pytest.approx(
+        losses(settings, catalog, alone, tmp_path / "fetched"), abs=1e-5
+    )
+
+
+def test_two_workers_that_are_paused_go_on_where_they_were(
+    settings: Settings, catalog: Catalog, driver: None, tmp_path: Path
+) -> None:
+    """Between two checkpoints, and without doing a step again."""
+    interval = {"steps": 40, "checkpoint_interval_steps": 100}
+    alone, together = (queued(settings, catalog, workers, **interval) for workers in (1, 2))
+    jobs = JobStore(catalog)
+    with once_it_trains(catalog, together, lambda: jobs.request_pause(together.name)):
+        execute(worker.launch, settings, together.name, 1)
+    assert jobs.get(together.name).state == JobState.PAUSED
+    paused = steps(catalog, together)
+    assert paused[-1] < 40
+    told, _ = jobs.events_after(together.name, 0)
+    jobs.resume(together.name)
+    assert execute(worker.launch, settings, together.name, 2) == 0
+    assert steps(catalog, together, after=told[-1].sequence)[0] > paused[-1]
     assert execute(train_and_publish, settings, alone.name, 1) == 0
     assert losses(settings, catalog, together, tmp_path / "fetched") == pytest.approx(
         losses(settings, catalog, alone, tmp_path / "fetched"), abs=1e-5
