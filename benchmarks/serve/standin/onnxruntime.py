@@ -14,6 +14,9 @@ import numpy as np
 class SessionOptions:
     """Takes every option."""
 
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        """Take one more."""
+
 
 class InferenceSession:
     """Sleeps `base_ms + sample_ms * batch`, and predicts zeros."""
