@@ -138,6 +138,10 @@ class Inference:
                 if event.WhichOneof("event"):  # an empty one carries the trailers of an error
                     yield event
         except grpc.RpcError as error:
+            # gRPC takes a cancellation for its own while it still opens a call that has ended.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError from error
             raise _meaning(error) from error
         finally:
             over.set()

@@ -147,6 +147,37 @@ async def test_a_cancellation_ends_the_wait_for_others(
         await drawing
 
 
+async def test_a_cancellation_that_grpc_keeps_to_itself_ends_the_drawing(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where the models are lost while it still opens the call (`_prepare_rpc`)."""
+    opening = asyncio.Event()
+
+    class Opening:
+        async def __aiter__(self) -> AsyncIterator[inference_pb2.DiffuseResponse]:
+            opening.set()
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                nothing = grpc.aio.Metadata()
+                unavailable = grpc.StatusCode.UNAVAILABLE
+                raise grpc.aio.AioRpcError(unavailable, nothing, nothing, "lost") from None
+            yield inference_pb2.DiffuseResponse()
+
+        def cancel(self) -> None:
+            pass
+
+    monkeypatch.setattr(inference, "PAUSES_SECONDS", (1000.0,))
+    _, client = served
+    monkeypatch.setattr(client._stub, "Diffuse", lambda *_, **__: Opening())
+    drawing = asyncio.create_task(drawn(client))
+    await opening.wait()
+    drawing.cancel()
+    done, _ = await asyncio.wait([drawing], timeout=10)
+    assert done
+    assert drawing.cancelled()
+
+
 def picture() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
