@@ -63,7 +63,7 @@ test test-quick test-slow: export OMP_NUM_THREADS ?= 1
 test: test-quick triton ## Run the tests that need no GPU, without the slow ones
 	$(BIN)/pytest -n 2 $(BY_FILE) -m "not gpu and not slow and (integration or browser)"
 
-test-slow: setup-dev triton ## Run the slow ones: kills, the whole loop, every export, benchmarks in small
+test-slow: setup-dev triton ## Run the slow ones: kills, the whole loop, other exports, benchmarks in small
 	$(BIN)/pytest -n 2 $(BY_FILE) -m "not gpu and slow"
 
 test-quick: setup-dev ## Run the tests that start no platform

@@ -72,8 +72,7 @@ def export_once(bundle: Bundle, cache: Path) -> Path:
 class LocalEngine:
     """The engine in this process, with as many threads as the front gives it.
 
-    They wait busily between calls, as is ONNX Runtime's default and best where nobody else needs
-    the processors.
+    They wait busily between calls, as is ONNX Runtime's default; the front's do not.
     """
 
     def __init__(self, onnx: Path, layout: BankLayout, threads: int) -> None:

@@ -88,7 +88,13 @@ def exported(
 
 @pytest.fixture(
     scope="module",
-    params=["fp32", pytest.param(UNET, marks=SLOWLY), pytest.param(REFINER, marks=SLOWLY)],
+    params=[
+        (UNET, torch.float32),
+        (REFINER, torch.float32),
+        pytest.param((UNET, torch.float16), marks=SLOWLY),
+        pytest.param((REFINER, torch.float16), marks=SLOWLY),
+    ],
+    ids=lambda made: f"{made[0]}-{made[1]}",
 )
 def for_gpus(
     request: pytest.FixtureRequest,
@@ -96,9 +102,10 @@ def for_gpus(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, tuple[str, ...]]:
     """A UNet, and the GPUs that take it: in fp16 all do; Turing multiplies no fp32 matrices."""
-    if request.param == "fp32":
-        return shipped_onnx.file("unet"), CAPABILITIES[1:]
-    network = open_network(shipped_bundle_path(), request.param, dtype=torch.float16)
+    name, dtype = request.param
+    if dtype == torch.float32:
+        return shipped_onnx.file(name), CAPABILITIES[1:]
+    network = open_network(shipped_bundle_path(), name, dtype=dtype)
     return write_onnx(network, tmp_path_factory.mktemp("onnx") / "unet.onnx"), CAPABILITIES
 
 
@@ -188,7 +195,6 @@ def test_tensorrt_for_rtx_compiles_controlnets(
     assert built.size_bytes > onnx.stat().st_size
 
 
-@SLOWLY
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
 def test_the_other_networks_are_exported_and_compiled(
     rtx: EngineBuilder, tmp_path: Path, part: str

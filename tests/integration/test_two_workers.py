@@ -1,4 +1,4 @@
-"""Two workers of Ray Train train what one process trains, also where one of them is killed."""
+"""Two workers of Ray Train train what one process trains, also killed or paused meanwhile."""
 
 import contextlib
 import itertools
@@ -72,7 +72,7 @@ def steps(catalog: Catalog, job: JobRow, after: int = 0) -> list[int]:
 
 @contextlib.contextmanager
 def once_it_trains(catalog: Catalog, job: JobRow, act: Callable[[], object]) -> Iterator[None]:
-    """Act when it is past its first checkpoint, while something else goes on here."""
+    """Act when it is past its fourth step, while something else goes on here."""
 
     def wait() -> None:
         while not (done := steps(catalog, job)) or done[-1] < 5:
@@ -99,7 +99,8 @@ def losses(settings: Settings, catalog: Catalog, job: JobRow, folder: Path) -> l
 def test_one_of_two_workers_is_killed(
     settings: Settings, catalog: Catalog, ray_head: RayHead, driver: None, tmp_path: Path
 ) -> None:
-    alone, together = (queued(settings, catalog, workers, steps=16) for workers in (1, 2))
+    short = {"steps": 16, "checkpoint_interval_steps": 4}
+    alone, together = (queued(settings, catalog, workers, **short) for workers in (1, 2))
 
     def kill_one() -> None:
         workers = ray_head.processes("RayTrainWorker")
@@ -121,8 +122,8 @@ def test_two_workers_that_are_paused_go_on_where_they_were(
     settings: Settings, catalog: Catalog, driver: None, tmp_path: Path
 ) -> None:
     """Between two checkpoints, and without doing a step again."""
-    interval = {"steps": 40, "checkpoint_interval_steps": 100}
-    alone, together = (queued(settings, catalog, workers, **interval) for workers in (1, 2))
+    unkept = {"steps": 40, "checkpoint_interval_steps": 100}
+    alone, together = (queued(settings, catalog, workers, **unkept) for workers in (1, 2))
     jobs = JobStore(catalog)
     with once_it_trains(catalog, together, lambda: jobs.request_pause(together.name)):
         execute(worker.launch, settings, together.name, 1)

@@ -352,6 +352,6 @@ def _meaning(error: InferenceServerException) -> Exception:
         return _NotYetError(message)
     # Its front did not run for a second, as on a machine that stood still. The server starts it
     # again, or ends over that and is started again by whoever keeps it.
-    if "health" in message:
+    if "is not healthy" in message or "health mutex" in message:
         return _NotYetError(message)
     return ComputeUnavailableError(f"Triton failed: {message}")
