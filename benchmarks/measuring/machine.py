@@ -16,7 +16,7 @@ import psutil
 QUIET_LOAD = 1.0
 QUIET_SECONDS = 60.0
 
-_HERE = ("torch", "diffusers", "peft", "onnxruntime", "numpy", "ray", "tritonclient", "grpcio")
+_HERE = ("torch", "diffusers", "peft", "onnxruntime", "numpy", "ray", "grpcio")
 _THERE = ("nvidia-pytriton", "onnxruntime", "numpy")
 
 

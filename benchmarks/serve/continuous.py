@@ -186,8 +186,5 @@ def _denoiser(
     bench: Bench, name: str, config: FrontConfig
 ) -> Iterator[tuple[Served, TritonDenoiser]]:
     folder = bench.scratch / f"continuous-{name}"
-    with (
-        serving(bench.environment, bench.exported, folder, config) as served,
-        served.denoiser(LocalStore(folder / "artifacts")) as denoiser,
-    ):
-        yield served, denoiser
+    with serving(bench.environment, bench.exported, folder, config) as served:
+        yield served, served.denoiser(LocalStore(folder / "artifacts"))

@@ -148,10 +148,9 @@ class Served:
     exported: Exported
     front: FrontConfig
 
-    @contextlib.contextmanager
-    def denoiser(self, store: ArtifactStore) -> Iterator[TritonDenoiser]:
-        """Connect a denoiser; adapters are packed into the store."""
-        made = TritonDenoiser(
+    def denoiser(self, store: ArtifactStore) -> TritonDenoiser:
+        """Return a denoiser; adapters are packed into the store."""
+        return TritonDenoiser(
             self.server.address,
             unet_config=self.exported.unet_config,
             layout=self.exported.layout,
@@ -159,10 +158,6 @@ class Served:
             unet_model=MODEL,
             front=self.front,
         )
-        try:
-            yield made
-        finally:
-            made.close()
 
     def counters(self) -> dict[str, float]:
         """Return Triton's counters of the model."""
@@ -215,7 +210,7 @@ def serving(
         front = folder / "models" / MODEL / VERSION / "model.py"
         first = f"import sys\n\nsys.path.insert(0, {str(modules)!r})\n"
         front.write_text(first + front.read_text(encoding="utf-8"), encoding="utf-8")
-    ports = TritonPorts(*free_ports("127.0.0.1", 3))
+    ports = TritonPorts(*free_ports("127.0.0.1", 2))
     server = TritonServer(environment, folder / "models", ports, (MODEL,), folder / "triton.log")
     server.start()
     try:

@@ -32,12 +32,9 @@ def measure(bench: Bench) -> dict[str, Any]:
     adapters = random_adapters(bench.exported.layout, max(bench.scale.clients), rank=RANK)
     folder = bench.scratch / "mixed"
     found: dict[str, Any] = {"rank": RANK, "steps": bench.scale.steps, "clients": {}}
-    with (
-        serving(
-            bench.environment, bench.exported, folder, FrontConfig(threads=bench.threads)
-        ) as served,
-        served.denoiser(LocalStore(folder / "artifacts")) as denoiser,
-    ):
+    config = FrontConfig(threads=bench.threads)
+    with serving(bench.environment, bench.exported, folder, config) as served:
+        denoiser = served.denoiser(LocalStore(folder / "artifacts"))
         for adapter in adapters:  # pack them and make them resident
             with denoiser.session([adapter]) as unet:
                 draw_latents(bench.bundle, unet, steps=1, seed=0, size=bench.size)

@@ -106,10 +106,9 @@ def _served(bench: Bench, curve: Curve, cap: int) -> Iterator[tuple[Served, Draw
     engine.write_text(json.dumps(asdict(curve)), encoding="utf-8")
     config = FrontConfig(max_batch=cap, batch_pixels=cap * (curve.size // 8) ** 2)
     exported = replace(bench.exported, onnx=engine)
-    with (
-        serving(bench.environment, exported, folder / "triton", config, modules=STANDIN) as served,
-        served.denoiser(LocalStore(folder / "artifacts")) as denoiser,
-    ):
+    triton = serving(bench.environment, exported, folder / "triton", config, modules=STANDIN)
+    with triton as served:
+        denoiser = served.denoiser(LocalStore(folder / "artifacts"))
 
         def draw(steps: int, seed: int) -> None:
             with denoiser.session([]) as unet:

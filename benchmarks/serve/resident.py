@@ -45,13 +45,9 @@ def _first_steps(bench: Bench) -> dict[str, Any]:
     store = LocalStore(folder / "artifacts")
     files = PackedFiles(store, bench.exported.layout)
     found: dict[str, Any] = {}
-    with (
-        serving(
-            bench.environment, bench.exported, folder / "triton", FrontConfig(threads=bench.threads)
-        ) as served,
-        served.denoiser(store) as denoiser,
-    ):
-        step = _stepper(bench, denoiser)
+    config = FrontConfig(threads=bench.threads)
+    with serving(bench.environment, bench.exported, folder / "triton", config) as served:
+        step = _stepper(bench, served.denoiser(store))
         for rank in RANKS:
             bench.say(f"adapters of rank {rank}")
             adapters = random_adapters(bench.exported.layout, 3 * count + 2, rank=rank)
@@ -91,11 +87,8 @@ def _memory(bench: Bench) -> dict[str, Any]:
     store = LocalStore(folder / "artifacts")
     one = bench.exported.layout.bytes_per_rank(itemsize=4) * SWITCH_RANK
     config = FrontConfig(bank_bytes=HELD * one, threads=bench.threads)
-    with (
-        serving(bench.environment, bench.exported, folder / "triton", config) as served,
-        served.denoiser(store) as denoiser,
-    ):
-        step = _stepper(bench, denoiser)
+    with serving(bench.environment, bench.exported, folder / "triton", config) as served:
+        step = _stepper(bench, served.denoiser(store))
         backend, rss, seconds = served.backend(), [], []
         for number in range(switches):
             seconds.append(step(adapters[number % AMONG]))

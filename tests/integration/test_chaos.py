@@ -132,10 +132,10 @@ def plant(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Plant]:
     home = tmp_path_factory.mktemp("home")
-    ports = TritonPorts(*free_ports("127.0.0.1", 3))
+    ports = TritonPorts(*free_ports("127.0.0.1", 2))
     settings = Settings(
         home=home,
-        triton_address=f"127.0.0.1:{ports.grpc}",
+        triton_address=f"127.0.0.1:{ports.http}",
         limits=Limits(running_generations=2, queued_generations=8),
     )
     catalog, store = open_catalog(settings), open_store(settings)

@@ -1,6 +1,5 @@
 """One UNet in a real Triton serves every LoRA, with the images of the in-process pipeline."""
 
-import contextlib
 import shutil
 import tempfile
 import threading
@@ -145,7 +144,7 @@ def server(
     made = TritonServer(
         triton_environment,
         repository,
-        TritonPorts(*free_ports("127.0.0.1", 3)),
+        TritonPorts(*free_ports("127.0.0.1", 2)),
         (*FRONTS, "refiner", UNET_CONTROL, f"{PLANNED}-plan", PLANNED),
         repository.parent / "triton.log",
     )
@@ -162,10 +161,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
 
 
 @pytest.fixture
-def denoiser(
-    bundle: Bundle, server: TritonServer, store: ArtifactStore
-) -> Iterator[TritonDenoiser]:
-    made = TritonDenoiser(
+def denoiser(bundle: Bundle, server: TritonServer, store: ArtifactStore) -> TritonDenoiser:
+    return TritonDenoiser(
         server.address,
         unet_config=dict(bundle.unet.config),
         layout=bank_layout(bundle.unet),
@@ -174,14 +171,11 @@ def denoiser(
         base_digest=bundle.digest,
         control_models={"edges": UNET_CONTROL},
     )
-    yield made
-    made.close()
 
 
-@contextlib.contextmanager
-def drawn_by(bundle: Bundle, server: TritonServer, model: str) -> Iterator[TritonDenoiser]:
-    """A denoiser of another front."""
-    made = TritonDenoiser(
+def drawn_by(bundle: Bundle, server: TritonServer, model: str) -> TritonDenoiser:
+    """Return a denoiser of another front."""
+    return TritonDenoiser(
         server.address,
         unet_config=dict(bundle.unet.config),
         layout=bank_layout(bundle.unet),
@@ -189,10 +183,6 @@ def drawn_by(bundle: Bundle, server: TritonServer, model: str) -> Iterator[Trito
         unet_model=model,
         front=FRONTS[model],
     )
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def step(denoiser: TritonDenoiser, urgency: Urgency = NO_HURRY) -> None:
@@ -340,13 +330,17 @@ def test_a_restarted_server_costs_the_step_a_wait(bundle, denoiser, server):
 
 
 def test_a_front_that_stands_still_costs_the_step_a_wait(bundle, denoiser, server):
-    """The server takes it for dead, and may end over that; then it is started again."""
+    """The server takes it for dead and is told to start another.
+
+    Should it end over that before it is told, it is started again.
+    """
     with denoiser.session([adapter(bundle, 31)]) as unet, ThreadPoolExecutor(1) as pool:
         first = unet(**ARGUMENTS).sample
         (front,) = (
             process
             for process in psutil.Process(server.process.pid).children(recursive=True)
-            if any(part.endswith("/unet/1/model.py") for part in process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE
+            and any(part.endswith("/unet/1/model.py") for part in process.cmdline())
         )
         front.suspend()
         again = pool.submit(lambda: unet(**ARGUMENTS).sample)
@@ -358,6 +352,21 @@ def test_a_front_that_stands_still_costs_the_step_a_wait(bundle, denoiser, serve
                 server.start()
             time.sleep(0.1)
         assert torch.equal(again.result(), first)
+
+
+def test_a_server_that_ends_answers_who_draws_and_takes_nobody_new(bundle, denoiser, server):
+    with ThreadPoolExecutor(1) as pool:
+        with denoiser.session([]) as unet:
+            first = unet(**ARGUMENTS).sample
+            ending = pool.submit(server.stop)
+            while denoiser.is_ready():
+                time.sleep(0.05)
+            assert torch.equal(unet(**ARGUMENTS).sample, first)
+            assert not ending.done()
+        closed = time.monotonic()
+        ending.result()
+        assert time.monotonic() - closed < 8  # of the 10 that it waits for connections
+    server.start()
 
 
 def test_a_server_that_stays_away_is_given_up_at_the_deadline(bundle, denoiser, server):
@@ -402,7 +411,7 @@ def test_a_store_that_fails_for_a_moment_costs_the_step_a_wait(bundle, server, s
         server.address, unet_config=dict(bundle.unet.config), layout=layout, link=link
     )
     one = adapter(bundle, 55)
-    with contextlib.closing(made), made.session([one]) as unet:
+    with made.session([one]) as unet:
         predicted = unet(**ARGUMENTS).sample
         assert (failures, links) == ([], [])
         unload_adapter(server.address, one.key)
@@ -420,18 +429,14 @@ def test_credentials_that_the_store_refuses_are_told_at_once(bundle, server):
         link=link,
     )
     started = time.monotonic()
-    with (
-        contextlib.closing(made),
-        made.session([adapter(bundle, 56)]) as unet,
-        pytest.raises(StoreUnavailableError),
-    ):
+    with made.session([adapter(bundle, 56)]) as unet, pytest.raises(StoreUnavailableError):
         unet(**ARGUMENTS)
     assert time.monotonic() - started < 10
 
 
 def test_steps_of_one_caller_follow_each_other_at_once(bundle, server):
     """With any queue policy in its config, Triton's batcher looks again after 500 ms at times."""
-    with drawn_by(bundle, server, "unet") as denoiser, denoiser.session([]) as unet:
+    with drawn_by(bundle, server, "unet").session([]) as unet:
         seconds = []
         for _ in range(150):
             started = time.monotonic()
@@ -453,7 +458,7 @@ def test_an_engine_that_is_a_model_of_the_server_is_called_in_place(
         unet_model=PLANNED,
     )
     before = metrics(server, PLANNED)
-    with contextlib.closing(planned), ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool:
         wanted = [request_for([adapter(bundle, seed)], seed=seed) for seed in range(80, 84)]
         ours = list(pool.map(lambda one: next(diffuse(bundle, planned, one)), wanted))
     for one, picture in zip(wanted, ours, strict=True):
@@ -497,7 +502,8 @@ def test_an_adapter_is_unloaded_by_name_while_others_draw(bundle, denoiser, serv
 
 
 def test_who_waits_too_long_in_the_queue_is_told(bundle, server):
-    with drawn_by(bundle, server, "narrow") as denoiser, ThreadPoolExecutor(4) as pool:
+    denoiser = drawn_by(bundle, server, "narrow")
+    with ThreadPoolExecutor(4) as pool:
         step(denoiser)
         calls = [pool.submit(step, denoiser) for _ in range(4)]
         with pytest.raises(DeadlineError):
@@ -507,7 +513,8 @@ def test_who_waits_too_long_in_the_queue_is_told(bundle, server):
 
 def test_who_is_waited_for_goes_first(bundle, server):
     order: list[str] = []
-    with drawn_by(bundle, server, "narrow") as denoiser, ThreadPoolExecutor(5) as pool:
+    denoiser = drawn_by(bundle, server, "narrow")
+    with ThreadPoolExecutor(5) as pool:
 
         def timed(name: str, priority: int) -> None:
             step(denoiser, Urgency(priority=priority))
@@ -523,7 +530,8 @@ def test_who_is_waited_for_goes_first(bundle, server):
 
 
 def test_a_batch_holds_no_more_than_its_cap(bundle, server):
-    with drawn_by(bundle, server, "capped") as denoiser, ThreadPoolExecutor(6) as pool:
+    denoiser = drawn_by(bundle, server, "capped")
+    with ThreadPoolExecutor(6) as pool:
         for call in [pool.submit(step, denoiser) for _ in range(12)]:
             call.result()
     seen = metrics(server, "capped")

@@ -212,7 +212,7 @@ class Settings(BaseSettings):
     refine_address: str = Field("", description="host:port of the refine service.")
     inference_address: str = Field("", description="host:port of the Ray Serve gRPC proxy.")
     triton_address: str = Field(
-        "", description="host:port of Triton's gRPC; the models draw in process when empty."
+        "", description="host:port of Triton's HTTP; the models draw in process when empty."
     )
     triton_environment: Path | None = Field(
         None,

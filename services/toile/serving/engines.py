@@ -13,9 +13,7 @@ from typing import Any, Self
 
 import tenacity
 import torch
-import tritonclient.grpc as triton
 from diffusers import ControlNetModel
-from tritonclient.utils import InferenceServerException
 
 from toile.core.artifacts import (
     ArtifactStore,
@@ -51,6 +49,13 @@ from toile.diffusion.networks import (
 from toile.diffusion.quantization import FP8, calibration, quantize_fp8
 from toile.diffusion.sdxl import PIXELS_PER_LATENT
 from toile.diffusion.tensorrt_library import capability_here
+from toile.diffusion.triton.client import (
+    UNAVAILABLE,
+    TritonClient,
+    TritonError,
+    TritonGoneError,
+    TritonRefusedError,
+)
 from toile.diffusion.triton.repository import VERSION, FrontConfig, write_model
 
 EXPORT_FORMAT = 3
@@ -305,24 +310,23 @@ def load_models(address: str, names: Iterable[str]) -> None:
     Raises:
         ComputeUnavailableError: It is not, or does not open them; the message has its reason.
     """
-    client = triton.InferenceServerClient(address)
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_away),
         wait=tenacity.wait_fixed(0.25),
         stop=tenacity.stop_after_delay(SERVER_SECONDS),
         reraise=True,
     )
-    try:
+    with TritonClient(address) as client:
         for name in names:
-            retrying(client.load_model, name, client_timeout=SERVER_SECONDS)
-    except InferenceServerException as error:
-        raise ComputeUnavailableError(f"Triton does not load {name}: {error.message()}") from error
-    finally:
-        client.close()
+            try:
+                retrying(client.load, name, seconds=SERVER_SECONDS)
+            except TritonError as error:
+                raise ComputeUnavailableError(f"Triton does not load {name}: {error}") from error
 
 
 def _is_away(error: BaseException) -> bool:
-    return isinstance(error, InferenceServerException) and "UNAVAILABLE" in str(error.status())
+    refused = isinstance(error, TritonRefusedError) and error.status == UNAVAILABLE
+    return refused or isinstance(error, TritonGoneError)
 
 
 def _pooled_width(config: object, time_ids: int) -> int:

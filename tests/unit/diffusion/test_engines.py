@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-from tritonclient.utils import InferenceServerException
 
 from toile.core.errors import FailedPreconditionError, InvalidArgumentError
 from toile.diffusion.engine_builders import open_builder
@@ -18,6 +17,7 @@ from toile.diffusion.engines import (
 )
 from toile.diffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
 from toile.diffusion.triton import denoiser as triton_denoiser
+from toile.diffusion.triton.client import TritonRefusedError
 
 FINGERPRINT = Fingerprint(
     builder=TENSORRT_RTX,
@@ -166,9 +166,7 @@ def test_the_nearest_size_is_one_that_a_profile_takes() -> None:
 
 def test_a_size_that_the_server_does_not_take_is_told_with_the_nearest() -> None:
     message = f"the engine failed: SHAPE_OUT_OF_PROFILE: not built for it; {NEAREST}512x768"
-    error = triton_denoiser._meaning(
-        InferenceServerException(message, status="StatusCode.INTERNAL")
-    )
+    error = triton_denoiser._meaning(TritonRefusedError(message, 500))
     assert isinstance(error, InvalidArgumentError)
     assert (error.reason, error.metadata["nearest"]) == ("SHAPE_OUT_OF_PROFILE", "512x768")
     assert error.metadata["field"] == "width"

@@ -1,6 +1,5 @@
 """A drawing ends at its deadline, wherever it is: waiting for its turn or between two steps."""
 
-import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -116,5 +115,5 @@ def test_a_server_that_hangs_is_no_deadline_of_the_caller(
         link=lambda _: "",
         step_seconds=step_seconds,
     )
-    with contextlib.closing(denoiser), pytest.raises(kind):
+    with pytest.raises(kind):
         next(diffuse(bundle, denoiser, within(deadline_seconds, steps=1)))

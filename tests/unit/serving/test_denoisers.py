@@ -1,6 +1,5 @@
 """Where a drawing is denoised: in Triton when it has what the drawing needs, else here."""
 
-import contextlib
 import gc
 import json
 import threading
@@ -95,8 +94,7 @@ def test_a_batch_has_fewer_large_samples() -> None:
         link=lambda _: "",
         front=FrontConfig(max_batch=16, batch_pixels=8 * 128 * 128),
     )
-    with contextlib.closing(made):
-        assert [made.samples_at_once(side, side) for side in (16, 64, 128, 256)] == [16, 16, 8, 2]
+    assert [made.samples_at_once(side, side) for side in (16, 64, 128, 256)] == [16, 16, 8, 2]
 
 
 def test_it_is_here_until_the_server_is_ready_and_then_there(
@@ -194,11 +192,7 @@ def test_an_engine_refuses_a_dora_by_name(tiny_bundle: Path) -> None:
     group = layout.groups[0]
     made = TritonDenoiser("127.0.0.1:1", unet_config=UNET_CONFIG, layout=layout, link=lambda _: "")
     adapter = dora(group.targets[0], group.in_features, group.out_features)
-    with (
-        contextlib.closing(made),
-        pytest.raises(InvalidArgumentError) as caught,
-        made.session([adapter]),
-    ):
+    with pytest.raises(InvalidArgumentError) as caught, made.session([adapter]):
         pass
     assert caught.value.reason == "UNSUPPORTED_ADAPTER"
     assert caught.value.metadata == {"feature": "DoRA", "field": "adapters"}

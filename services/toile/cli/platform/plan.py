@@ -79,7 +79,7 @@ def plan_platform(
     addresses = {f"{name}_address": f"{host}:{ports[name]}" for name in SERVICES}
     addresses["inference_address"] = f"{host}:{ports['inference']}"
     if triton is not None:
-        addresses["triton_address"] = f"{host}:{ports['triton_grpc']}"
+        addresses["triton_address"] = f"{host}:{ports['triton_http']}"
     addresses["ray_jobs_url"] = f"http://{host}:{ports['dashboard-port']}"
     token = secrets.token_hex(32)
     told = settings.model_copy(

@@ -11,7 +11,7 @@ from toile.core.settings import Settings
 from toile.diffusion.triton import server
 from toile.diffusion.triton.server import TritonEnvironment, TritonPorts
 
-PORT_NAMES = ("triton_grpc", "triton_http", "triton_metrics")
+PORT_NAMES = ("triton_http", "triton_metrics")
 
 
 def open_environment(settings: Settings) -> TritonEnvironment:

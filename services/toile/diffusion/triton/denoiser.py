@@ -5,18 +5,17 @@ forward that calls the server. Steps queue here for the server, which only batch
 """
 
 import contextlib
-import functools
 import json
+import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tenacity
-import tritonclient.grpc as triton
 from diffusers import UNet2DConditionModel
-from tritonclient.utils import InferenceServerException
 
 from toile.core.artifacts import may_come_back
 from toile.core.errors import (
@@ -30,6 +29,16 @@ from toile.diffusion.bank import BankLayout
 from toile.diffusion.controls import LoadedControl
 from toile.diffusion.denoiser import LoadedAdapter
 from toile.diffusion.engines import NEAREST
+from toile.diffusion.triton.client import (
+    UNAVAILABLE,
+    UNREADABLE,
+    TritonClient,
+    TritonError,
+    TritonGoneError,
+    TritonLateError,
+    TritonRefusedError,
+    are_ready,
+)
 from toile.diffusion.triton.packed import check_adapter
 from toile.diffusion.triton.remote_unet import remote, without_weights
 from toile.diffusion.triton.repository import FrontConfig
@@ -43,12 +52,18 @@ LONGEST_PAUSE_SECONDS = 0.5
 BATCHES_AT_ONCE = 2
 """Full batches that this process may have at the server: one in the engine, one to follow."""
 
+_UNSOUND = ("is not healthy", "health mutex", "failed to reserve", UNREADABLE)
+
 Link = Callable[[LoadedAdapter], str]
 """Packs an adapter where the server can read it, and returns the link."""
 
 
 class TritonDenoiser:
-    """Evaluates a base's UNets in a Triton server; sessions run side by side and share batches."""
+    """Evaluates a base's UNets in a Triton server; sessions run side by side and share batches.
+
+    Each session has a connection of its own. A server that is told to end answers those that are
+    open, for a while, and takes no new ones; of several servers each session is given one.
+    """
 
     def __init__(
         self,
@@ -65,10 +80,10 @@ class TritonDenoiser:
         step_seconds: float = STEP_SECONDS,
         front: FrontConfig | None = None,
     ) -> None:
-        """Connect; the server is not asked until a step is.
+        """Make it; the server is not asked until a step is.
 
         Args:
-            address: host:port of Triton's gRPC.
+            address: host:port of Triton's HTTP.
             unet_config: Config of the base's UNet.
             layout: Of the bank of the UNet's model.
             link: Called for an adapter that the server lacks.
@@ -83,27 +98,23 @@ class TritonDenoiser:
         """
         front = front or FrontConfig()
         self._front = front
-        self._client = triton.InferenceServerClient(address)
+        self._address = address
         self._unet = without_weights(unet_config)
         self._refiner = None if refiner_config is None else without_weights(refiner_config)
         self._layout, self._link, self._base_digest = layout, link, base_digest
-        self._unet_model = _Model(self._client, unet_model, front)
-        self._refiner_model = _Model(self._client, refiner_model, front)
+        self._unet_model = _Model(unet_model, front)
+        self._refiner_model = _Model(refiner_model, front)
         self._control_models = {
-            kind: _Model(self._client, name, front) for kind, name in (control_models or {}).items()
+            kind: _Model(name, front) for kind, name in (control_models or {}).items()
         }
         self._step_seconds, self._max_rank = step_seconds, front.max_rank
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
 
     def is_ready(self) -> bool:
         """Say whether the server answers and has all models of the base."""
         models = [self._unet_model.name]
         if self._refiner is not None:
             models.append(self._refiner_model.name)
-        return self._are_ready(*models)
+        return are_ready(self._address, models)
 
     def has_controls(self, controls: Sequence[LoadedControl]) -> bool:
         """Say whether the server has, or once had, a model with these ControlNets.
@@ -113,14 +124,8 @@ class TritonDenoiser:
         model = self._control_models.get(controls[0].kind) if len(controls) == 1 else None
         if model is None:
             return False
-        model.was_seen = model.was_seen or self._are_ready(model.name)
+        model.was_seen = model.was_seen or are_ready(self._address, [model.name])
         return model.was_seen
-
-    def _are_ready(self, *models: str) -> bool:
-        try:
-            return all(self._client.is_model_ready(m, client_timeout=2.0) for m in models)
-        except InferenceServerException:
-            return False
 
     @contextlib.contextmanager
     def session(
@@ -151,8 +156,9 @@ class TritonDenoiser:
         _check_ranks(adapters, self._max_rank)
         for adapter in adapters:
             check_adapter(adapter.weights, self._layout, base_digest=self._base_digest)
-        step = _Call(model, adapters, self._link, urgency, self._step_seconds, controls)
-        yield remote(self._unet, step)
+        with TritonClient(self._address) as client:
+            step = _Call(client, model, adapters, self._link, urgency, self._step_seconds, controls)
+            yield remote(self._unet, step)
 
     @contextlib.contextmanager
     def refiner_session(self, urgency: Urgency = NO_HURRY) -> Iterator[UNet2DConditionModel]:
@@ -163,8 +169,9 @@ class TritonDenoiser:
         """
         if self._refiner is None:
             raise FailedPreconditionError("this base has no refiner", reason="NO_REFINER")
-        step = _Call(self._refiner_model, [], self._link, urgency, self._step_seconds)
-        yield remote(self._refiner, step)
+        with TritonClient(self._address) as client:
+            step = _Call(client, self._refiner_model, [], self._link, urgency, self._step_seconds)
+            yield remote(self._refiner, step)
 
     def samples_at_once(self, height: int, width: int) -> int:
         """Return how many samples of latents of a size one engine call takes."""
@@ -177,33 +184,66 @@ class _Model:
     What is sent is so little that the server's own order, first come first served, hardly matters.
     """
 
-    def __init__(self, client: triton.InferenceServerClient, name: str, front: FrontConfig) -> None:
+    def __init__(self, name: str, front: FrontConfig) -> None:
         self.name = name
         self.was_seen = False
-        self._client, self._front = client, front
+        self._front = front
         self._turns = Turns(BATCHES_AT_ONCE * front.batch_pixels)
+        self._opening = threading.Lock()
+        self._opened = 0  # times that it was opened anew
 
     def infer(
         self,
-        inputs: "Sequence[triton.InferInput]",
-        shape: Sequence[int],
+        client: TritonClient,
+        inputs: "Mapping[str, np.ndarray[Any, Any]]",
         urgency: Urgency,
         most_seconds: float,
     ) -> "np.ndarray[Any, Any]":
-        """Send a sample of a shape `[B, C, h, w]` when it is its turn, and wait for the answer."""
-        batch, _, height, width = shape
+        """Send inputs when it is their turn, and wait for the prediction `[B, C, h, w]`."""
+        batch, _, height, width = inputs["sample"].shape
         share = self._front.batch_pixels // self._front.max_batch
         cost = batch * max(height * width, share)
         until = time.monotonic() + most_seconds  # the wait for the turn counts
+        with self._turns.turn(urgency, cost, most_seconds=most_seconds):
+            left = urgency.seconds_left(until - time.monotonic())
+            opened = self._opened
+            try:
+                return self._ask(client, inputs, left)
+            except _UnsoundError:
+                self._open_again(client, opened, left)
+                raise
+            except TritonLateError as error:
+                if urgency.deadline <= until:
+                    raise DeadlineError("the UNet did not answer in time") from error
+                raise ComputeUnavailableError("Triton did not answer in time") from error
+
+    def _ask(
+        self,
+        client: TritonClient,
+        inputs: "Mapping[str, np.ndarray[Any, Any]]",
+        seconds: float,
+    ) -> "np.ndarray[Any, Any]":
+        number = random.getrandbits(62)
         try:
-            with self._turns.turn(urgency, cost, most_seconds=most_seconds):
-                left = urgency.seconds_left(until - time.monotonic())
-                answer = self._client.infer(self.name, inputs, client_timeout=left)
-        except InferenceServerException as error:
-            if "DEADLINE_EXCEEDED" in str(error.status()) and urgency.deadline <= until:
-                raise DeadlineError("the UNet did not answer in time") from error
+            answer = client.infer(self.name, inputs, seconds=seconds, identity=str(number))
+        except TritonGoneError as error:
+            raise _NotYetError(str(error)) from error
+        except TritonRefusedError as error:
             raise _meaning(error) from error
-        return cast("np.ndarray[Any, Any]", answer.as_numpy("prediction"))
+        if answer["request"].flat[0] != number:
+            raise _UnsoundError("Triton took one request for another")
+        return answer["prediction"]
+
+    def _open_again(self, client: TritonClient, opened: int, seconds: float) -> None:
+        """Have the server start the front anew, once for all who found it unsound.
+
+        Should that fail, the step will be asked for again and will show it.
+        """
+        with self._opening:
+            if opened == self._opened:
+                self._opened += 1
+                with contextlib.suppress(TritonError):
+                    client.load(self.name, seconds=seconds)
 
 
 class _Call:
@@ -215,6 +255,7 @@ class _Call:
 
     def __init__(
         self,
+        client: TritonClient,
         model: _Model,
         adapters: Sequence[LoadedAdapter],
         link: Link,
@@ -222,7 +263,7 @@ class _Call:
         step_seconds: float,
         controls: Sequence[LoadedControl] = (),
     ) -> None:
-        self._model, self._urgency = model, urgency
+        self._client, self._model, self._urgency = client, model, urgency
         self._adapters, self._link, self._step_seconds = adapters, link, step_seconds
         self._controls = controls
         self._maps: dict[tuple[int, int, int], np.ndarray[Any, Any]] = {}
@@ -236,7 +277,7 @@ class _Call:
             ComputeUnavailableError: The server did not come back, or the engine failed.
             StoreUnavailableError: The artifact store did not come back.
         """
-        inputs = [_input(name, array, "FP32") for name, array in arrays.items()]
+        inputs = dict(arrays)
         batch = len(arrays["sample"])
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
@@ -247,21 +288,17 @@ class _Call:
         for index, control in enumerate(self._controls):
             pixels = self._map(index, *arrays["sample"].shape[-2:])
             scales = np.full((batch, 1), control.scale_at(timestep), np.float32)
-            inputs += [
-                _input(f"control_image_{index}", np.stack([pixels] * batch), "UINT8"),
-                _input(f"control_scale_{index}", scales, "FP32"),
-            ]
+            inputs[f"control_image_{index}"] = np.stack([pixels] * batch)
+            inputs[f"control_scale_{index}"] = scales
         entries = [(adapter.key, adapter.weight_at(timestep)) for adapter in self._adapters]
         named = json.dumps(entries)
         try:
             for attempt in retrying:
                 with attempt:
                     try:
+                        inputs[ADAPTERS] = np.full((batch, 1), named, dtype=object)
                         return self._model.infer(
-                            [*inputs, _names(named, batch)],
-                            arrays["sample"].shape,
-                            self._urgency,
-                            self._step_seconds,
+                            self._client, inputs, self._urgency, self._step_seconds
                         )
                     except _AbsentError:
                         links = (self._link(adapter) for adapter in self._adapters)
@@ -291,6 +328,10 @@ class _AbsentError(_NotYetError):
     """The server has not got an adapter, and was not told where it is."""
 
 
+class _UnsoundError(_NotYetError):
+    """The server lost its hold on a front, and may take old answers for new ones."""
+
+
 class _UnreadError(_AbsentError):
     """The server could not read an adapter where it was told that it is."""
 
@@ -317,28 +358,15 @@ def _pause(state: tenacity.RetryCallState) -> float:
     return min(0.001 * 2.0 ** min(state.attempt_number - 1, 16), LONGEST_PAUSE_SECONDS)
 
 
-def _input(name: str, array: "np.ndarray[Any, Any]", kind: str) -> Any:
-    made = triton.InferInput(name, list(array.shape), kind)
-    made.set_data_from_numpy(array)
-    return made
-
-
-@functools.lru_cache(maxsize=64)  # the steps of a drawing have the same
-def _names(text: str, batch: int) -> Any:
-    return _input(ADAPTERS, np.full((batch, 1), text, dtype=object), "BYTES")
-
-
-def _meaning(error: InferenceServerException) -> Exception:
+def _meaning(error: TritonRefusedError) -> Exception:
     """Return the error that stands for one of Triton's."""
-    status, message = str(error.status()), str(error.message())
+    message = str(error)
     if MISSING in message:
         return _AbsentError(message)
     if UNREAD in message:
         return _UnreadError(message)
     if LOADING in message:
         return _NotYetError(message)
-    if "DEADLINE_EXCEEDED" in status:
-        return ComputeUnavailableError("Triton did not answer in time")
     if "SHAPE_OUT_OF_PROFILE" in message:
         near = re.search(rf"{NEAREST}(\d+x\d+)", message)
         return InvalidArgumentError(
@@ -347,11 +375,11 @@ def _meaning(error: InferenceServerException) -> Exception:
             reason="SHAPE_OUT_OF_PROFILE",
             metadata={"nearest": near[1]} if near else {},
         )
-    # A server that is gone, or back and still without the model.
-    if "UNAVAILABLE" in status or "unknown model" in message or "is not ready" in message:
+    # A server that ends, or is back and still without the model.
+    if error.status == UNAVAILABLE or "unknown model" in message or "is not ready" in message:
         return _NotYetError(message)
-    # Its front did not run for a second, as on a machine that stood still. The server starts it
-    # again, or ends over that and is started again by whoever keeps it.
-    if "is not healthy" in message or "health mutex" in message:
-        return _NotYetError(message)
+    # Its front did not run for a second, as on a machine that stood still (ADR 23). The server ends
+    # over that, or goes on and reads memory that is not the answer's.
+    if any(words in message for words in _UNSOUND):
+        return _UnsoundError(message)
     return ComputeUnavailableError(f"Triton failed: {message}")

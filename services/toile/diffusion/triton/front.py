@@ -8,6 +8,9 @@ TensorRT.
 Triton's dynamic batcher hands over requests of one shape that wait at the same time, whatever their
 adapters, prompts and timesteps: that is continuous batching, a step at a time.
 
+An answer says which request it is to, by the number that the request has for an identity, because
+the backend has been seen to mistake one for another (ADR 23).
+
 A request with the parameter `unload` drops the adapter of that name instead; its tensors are not
 looked at, and its prediction is zeros.
 """
@@ -65,7 +68,7 @@ class TritonPythonModel:
             self._sort(requests, late, groups, responses)
         for members in groups.values():
             for some in self._within_cap(members):
-                self._run(some, responses)
+                self._run(some, requests, responses)
         dropped = self._bank.shrink()
         self._metrics.bank(self._bank.loaded, dropped, self._bank.bytes)
         self._bank.loaded.clear()
@@ -85,7 +88,7 @@ class TritonPythonModel:
             unwanted = json.loads(request.parameters() or "{}").get(UNLOAD)
             if unwanted:
                 self._metrics.unloaded(self._bank.unload(unwanted))
-                responses[index] = _prediction(_zeros_like_answer(request))
+                responses[index] = _answer(request, _zeros_like_answer(request))
                 continue
             inputs = {
                 name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
@@ -140,7 +143,7 @@ class TritonPythonModel:
             raise absent[0]
         return samples
 
-    def _run(self, members: list[_Member], out: list[Any]) -> None:
+    def _run(self, members: list[_Member], requests: list[Any], out: list[Any]) -> None:
         joined = {
             name: np.concatenate([inputs[name] for _, inputs, _ in members])
             for name in self._inputs
@@ -163,7 +166,7 @@ class TritonPythonModel:
         start = 0
         for index, inputs, _ in members:
             stop = start + len(inputs["sample"])
-            out[index] = _prediction(predicted[start:stop])
+            out[index] = _answer(requests[index], predicted[start:stop])
             start = stop
 
     def finalize(self) -> None:
@@ -171,8 +174,14 @@ class TritonPythonModel:
         self._engine.close()
 
 
-def _prediction(array: "np.ndarray[Any, Any]") -> Any:
-    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("prediction", array)])
+def _answer(request: Any, prediction: "np.ndarray[Any, Any]") -> Any:
+    number = np.full((len(prediction), 1), int(request.request_id() or 0), np.int64)
+    return pb_utils.InferenceResponse(
+        output_tensors=[
+            pb_utils.Tensor("prediction", prediction),
+            pb_utils.Tensor("request", number),
+        ]
+    )
 
 
 def _zeros_like_answer(request: Any) -> "np.ndarray[Any, Any]":

@@ -206,7 +206,10 @@ input [
 {inputs},
   {{ name: "adapters" data_type: TYPE_STRING dims: [1] }}
 ]
-output [ {{ name: "prediction" data_type: TYPE_FP32 dims: [{channels}, -1, -1] }} ]
+output [
+  {{ name: "prediction" data_type: TYPE_FP32 dims: [{channels}, -1, -1] }},
+  {{ name: "request" data_type: TYPE_INT64 dims: [1] }}
+]
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 dynamic_batching {{ max_queue_delay_microseconds: {delay} }}
 {parameters}

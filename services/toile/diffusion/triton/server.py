@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
-
 from toile.core.errors import ComputeUnavailableError, FailedPreconditionError
+from toile.diffusion.triton.client import are_ready
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -113,7 +111,6 @@ class TritonEnvironment:
 class TritonPorts:
     """Where a server listens."""
 
-    grpc: int
     http: int
     metrics: int
 
@@ -151,8 +148,7 @@ def server_command(
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in models),
         *(prefix if shared_memory else ()),
-        f"--grpc-address={host}",
-        f"--grpc-port={ports.grpc}",
+        "--allow-grpc=false",
         f"--http-address={host}",
         f"--http-port={ports.http}",
         f"--metrics-address={host}",
@@ -175,8 +171,8 @@ class TritonServer:
 
     @property
     def address(self) -> str:
-        """host:port of its gRPC."""
-        return f"127.0.0.1:{self.ports.grpc}"
+        """host:port of its HTTP."""
+        return f"127.0.0.1:{self.ports.http}"
 
     def start(self, timeout_seconds: float = READY_SECONDS) -> None:
         """Start it, and return when all its models are ready.
@@ -227,7 +223,7 @@ class TritonServer:
 
     @property
     def _shared_memory(self) -> str:
-        return f"toile-triton-{self.ports.grpc}-"
+        return f"toile-triton-{self.ports.http}-"
 
     def stop(self) -> None:
         """Let it finish what it works on, then end it."""
@@ -272,17 +268,6 @@ def remove_shared_memory(prefix: str) -> None:
     """Remove the regions whose names begin so; a server that was killed leaves them behind."""
     for path in _SHARED_MEMORY.glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
-
-
-def are_ready(address: str, models: Sequence[str]) -> bool:
-    """Say whether a server answers with all these models ready."""
-    client = triton.InferenceServerClient(address)
-    try:
-        return all(client.is_model_ready(model, client_timeout=2.0) for model in models)
-    except InferenceServerException:
-        return False
-    finally:
-        client.close()
 
 
 def _missing(problem: str) -> FailedPreconditionError:

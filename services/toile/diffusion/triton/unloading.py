@@ -1,10 +1,9 @@
 """Adapters that a Triton server is told to drop, by name."""
 
 import numpy as np
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from toile.core.errors import ComputeUnavailableError
+from toile.diffusion.triton.client import DTYPES, Array, TritonClient, TritonError
 from toile.diffusion.triton.resident import ADAPTERS, UNLOAD
 
 UNLOAD_SECONDS = 10.0
@@ -17,33 +16,24 @@ def unload_adapter(address: str, adapter: str) -> None:
     A drawing under way that uses it costs the server a reading of it again.
 
     Args:
-        address: host:port of its gRPC.
+        address: host:port of its HTTP.
         adapter: The key.
 
     Raises:
         ComputeUnavailableError: The server does not answer.
     """
-    client = triton.InferenceServerClient(address)
     try:
-        index = client.get_model_repository_index(client_timeout=UNLOAD_SECONDS)
-        for name in sorted({model.name for model in index.models if model.state == "READY"}):
-            inputs = client.get_model_metadata(name, client_timeout=UNLOAD_SECONDS).inputs
-            if all(one.name != ADAPTERS for one in inputs):
-                continue  # no front: an engine that one calls
-            client.infer(
-                name,
-                [_unread(one.name, one.datatype, one.shape) for one in inputs],
-                parameters={UNLOAD: adapter},
-                client_timeout=UNLOAD_SECONDS,
-            )
-    except InferenceServerException as error:
-        raise ComputeUnavailableError(f"Triton failed: {error.message()}") from error
-    finally:
-        client.close()
+        with TritonClient(address) as client:
+            for name in client.ready_models(seconds=UNLOAD_SECONDS):
+                inputs = client.inputs(name, seconds=UNLOAD_SECONDS)
+                if all(one["name"] != ADAPTERS for one in inputs):
+                    continue  # no front: an engine that one calls
+                unread = {one["name"]: _unread(one["datatype"], one["shape"]) for one in inputs}
+                client.infer(name, unread, parameters={UNLOAD: adapter}, seconds=UNLOAD_SECONDS)
+    except TritonError as error:
+        raise ComputeUnavailableError(f"Triton failed: {error}") from error
 
 
-def _unread(name: str, kind: str, shape: list[int]) -> triton.InferInput:
+def _unread(kind: str, shape: list[int]) -> Array:
     """Return a tensor that must be there and is not looked at."""
-    made = triton.InferInput(name, [max(1, size) for size in shape], kind)
-    made.set_data_from_numpy(np.zeros(made.shape(), triton_to_np_dtype(kind)))
-    return made
+    return np.zeros([max(1, size) for size in shape], DTYPES[kind])
