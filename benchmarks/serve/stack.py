@@ -66,13 +66,13 @@ class Platform:
         )
         if adapter:
             request.adapters.add(model=adapter)
-        (name,) = [
-            event.image.name
-            for event in self.clients.generate.Generate(request)
-            if event.HasField("image")
-        ]
-        pieces = self.clients.generate.DownloadImage(generate_pb2.DownloadImageRequest(name=name))
-        return b"".join(piece.chunk for piece in pieces)
+        file = b""
+        for event in self.clients.generate.Generate(request):
+            if event.HasField("image"):
+                wanted = generate_pb2.DownloadImageRequest(name=event.image.name)
+                pieces = self.clients.generate.DownloadImage(wanted)
+                file = b"".join(piece.chunk for piece in pieces)
+        return file
 
 
 @contextlib.contextmanager

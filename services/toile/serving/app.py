@@ -31,7 +31,7 @@ HEALTH_PERIOD_SECONDS = 5.0
 DRAIN_SECONDS = 120.0
 """How long a replica that is told to go may finish what it works on."""
 
-STEP_EVENT_SECONDS = 0.1
+STEP_EVENT_SECONDS = 0.25
 """Between two steps that a drawing tells of. An event passes through three processes, which where
 steps are short costs as much as a fifth of one."""
 
