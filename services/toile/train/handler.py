@@ -37,7 +37,13 @@ from toile.train.convert import recipe_values
 from toile.train.estimate import Estimate, estimate
 from toile.train.prompts import PromptRules
 from toile.train.registry import missing, next_version
-from toile.training.checks import check_installed, held_out_count, lacks_maps, lacks_masks
+from toile.training.checks import (
+    check_installed,
+    held_out_count,
+    lacks_maps,
+    lacks_masks,
+    sample_order,
+)
 from toile.training.config import (
     MAPS,
     MASKS,
@@ -181,11 +187,16 @@ class TrainHandler:
     def _with_default_prompts(
         self, session: Session, base: BaseRow, dataset: DatasetVersionRow, config: RecipeConfig
     ) -> RecipeConfig:
-        captions = session.scalars(
-            select(DatasetItemRow.caption)
+        items = session.execute(
+            select(DatasetItemRow.file_name, DatasetItemRow.caption)
             .where(DatasetItemRow.version == dataset.name)
             .order_by(DatasetItemRow.file_name)
         ).all()
+        captions = [item.caption for item in items]
+        if isinstance(config, ControlNetRecipeConfig):  # whose samples have an image each
+            names = [item.file_name for item in items]
+            order = sample_order(names, config.validation_share, recipe=config.RECIPE)
+            captions = [captions[place] for place in order]
         rules = self._prompt_rules(base)
         prompts = rules.defaults(captions, dataset.trigger_word, config)
         config = config.model_copy(update={"sample_prompts": prompts})
@@ -236,8 +247,12 @@ class TrainHandler:
     def _check_base(self, base: BaseRow, config: RecipeConfig) -> None:
         """A training that needs what the base lacks is refused before it is queued."""
         check_architecture(self._store, base)
-        if isinstance(config, ControlNetRecipeConfig) and config.sees_parts:
-            check_has_part(self._store, base, "segmenter", "controlnet.control_kind")
+        if isinstance(config, ControlNetRecipeConfig):
+            if config.sees_parts:
+                check_has_part(self._store, base, "segmenter", "controlnet.control_kind")
+            if config.initial_weights == "base":
+                own = f"controlnet/{config.control_kind}"
+                check_has_part(self._store, base, own, "controlnet.initial_weights")
         if config.publish_weights == "best_samples":
             field = f"{config.RECIPE}.publish_weights"
             check_has_part(self._store, base, "image_encoder", field)

@@ -42,12 +42,12 @@ class PromptRules:
     ) -> tuple[str, ...]:
         """Captions to draw samples of when a request names no prompts.
 
-        Samples of a ControlNet are drawn under the maps of the first images, so theirs are the
+        Each sample of a ControlNet is drawn under the map of an image, so theirs are the first
         captions; other samples are better when they differ. A caption that may not be drawn, or
         would not be read to its end, is passed over.
 
         Args:
-            captions: Of the dataset version's images, in their order.
+            captions: Of the dataset version's images, in the order that samples are drawn of them.
             trigger_word: Of the dataset; drawn where there is no such caption.
             config: Of the training.
         """

@@ -1,6 +1,8 @@
 """What stands against a training although its configuration is well formed. Free of torch."""
 
+import hashlib
 import importlib.util
+from collections.abc import Sequence
 
 from toile.core.errors import FailedPreconditionError
 from toile.training.config import LoraRecipeConfig, RecipeConfig
@@ -61,3 +63,33 @@ def held_out_count(images: int, share: float, *, recipe: str = LoraRecipeConfig.
             metadata={"field": f"{recipe}.validation_share"},
         )
     return count
+
+
+def hold_out(
+    names: Sequence[str], share: float, *, recipe: str = LoraRecipeConfig.RECIPE
+) -> tuple[list[int], list[int]]:
+    """Places of the examples to train on, and of those to validate on; none if the share is 0.
+
+    Those whose names have the smallest digests are held out, one at least: the same ones in every
+    run, in no order that a folder could have. An error names the recipe.
+
+    Raises:
+        FailedPreconditionError: None would be left to train on (`DATASET_TOO_SMALL`).
+    """
+    count = held_out_count(len(names), share, recipe=recipe)
+    ordered = sorted(range(len(names)), key=lambda place: (_digest(names[place]), place))
+    return sorted(ordered[count:]), sorted(ordered[:count])
+
+
+def sample_order(names: Sequence[str], share: float, *, recipe: str) -> list[int]:
+    """Places of the examples as samples are drawn of them: those that are held out come first.
+
+    Raises:
+        FailedPreconditionError: As for `hold_out`.
+    """
+    training, held_out = hold_out(names, share, recipe=recipe)
+    return [*held_out, *training]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()

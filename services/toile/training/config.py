@@ -376,6 +376,10 @@ class ControlNetRecipeConfig(RecipeConfig):
     control_kind: Literal["edges", "parts", "edges_parts", "given"] = Field(
         "edges", description="What of a picture it is shown."
     )
+    initial_weights: Literal["unet", "base"] = Field(
+        "unet",
+        description="What it starts as: the UNet's encoder, or the base's own ControlNet.",
+    )
     learning_rate: float = Field(5e-4, gt=0, le=MAX_PRODIGY_RATE, description="Peak learning rate.")
     steps: int = Field(2000, ge=1, le=1_000_000, description="Optimizer steps.")
     caption_dropout: float = Field(

@@ -23,12 +23,12 @@ from toile.imaging.alignment import edge_alignment, part_overlap
 from toile.imaging.control_maps import EDGE, ControlKind
 from toile.training.cache_plans import EXAMPLES
 from toile.training.caches import Cache
+from toile.training.checks import hold_out, sample_order
 from toile.training.config import MAPS, ControlNetRecipeConfig
 from toile.training.controlnet import ControlledUNet, start_training
 from toile.training.maps import ControlCache, with_maps
 from toile.training.noise_prediction import NoisePrediction
 from toile.training.recipe import Judged, Materials, Recipe, Served, reload_frozen
-from toile.training.validation import hold_out
 
 ALIGNMENT_FILE = "alignment.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -44,7 +44,7 @@ _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 class ControlNet(Recipe):
     """A ControlNet that is trained beside the bundle's UNet.
 
-    Sample i is drawn under the map of image i of the dataset.
+    Samples are drawn under the maps of the dataset's images, first of those that are held out.
     """
 
     def __init__(
@@ -60,9 +60,14 @@ class ControlNet(Recipe):
         self._cache = cache
         self._names = names
         self._kind = ControlKind(config.control_kind)
+        self._order = sample_order(names, config.validation_share, recipe=config.RECIPE)
         self._vision = Vision(bundle.path)
         self._dtype = stored_dtype(bundle.path / "unet")
-        self.network: ControlledUNet = start_training(bundle.unet, config)
+        initial = None
+        if config.initial_weights == "base":
+            folder = bundle.path / CONTROLNET_FOLDER / self._kind
+            initial = load_controlnet(folder, bundle.unet.config).to(bundle.device)
+        self.network: ControlledUNet = start_training(bundle.unet, config, initial)
 
     def finish(self) -> None:
         """Round the weights to what a file will hold of them; bring the UNet back to fp32."""
@@ -101,7 +106,10 @@ class ControlNet(Recipe):
     def judged(
         self, samples: Sequence[Image.Image], without: Callable[[int], Image.Image]
     ) -> Judged:
-        """The samples' maps, and how well each keeps to its own, with control and without."""
+        """The samples' maps, and how well each keeps to its own, with control and without.
+
+        The figures of the whole are of the samples whose images were held out, if any were.
+        """
         maps = {f"samples/{i:02d}.map.png": _png(self._map(i)) for i in range(len(samples))}
         if not samples or self._kind is ControlKind.GIVEN:  # what such maps show, nobody says
             return Judged(maps)
@@ -116,7 +124,9 @@ class ControlNet(Recipe):
             }
             for index, image in enumerate(samples)
         ]
-        means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+        counted = [score for score, place in zip(scores, places, strict=True) if place in held_out]
+        counted = counted or scores
+        means = {name: float(np.mean([score[name] for score in counted])) for name in scores[0]}
         facts = {
             "measure": _MEASURES[self._kind],
             **means,
@@ -146,7 +156,7 @@ class ControlNet(Recipe):
 
     def _place(self, index: int) -> int:
         """The example whose map a sample is drawn under; there may be more samples than images."""
-        return index % len(self._cache)
+        return self._order[index % len(self._order)]
 
 
 def make(

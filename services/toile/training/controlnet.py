@@ -31,9 +31,19 @@ def new_controlnet(unet: UNet2DConditionModel, *, seed: int) -> ControlNetModel:
     return network.to(unet.device)
 
 
-def start_training(unet: UNet2DConditionModel, config: ControlNetRecipeConfig) -> "ControlledUNet":
-    """Freeze the UNet and put a new ControlNet beside it; the same one for the same seed."""
-    controlnet = new_controlnet(unet, seed=config.seed)
+def start_training(
+    unet: UNet2DConditionModel,
+    config: ControlNetRecipeConfig,
+    initial: ControlNetModel | None = None,
+) -> "ControlledUNet":
+    """Freeze the UNet and put a ControlNet beside it.
+
+    Args:
+        unet: The base's.
+        config: Of the training.
+        initial: What it goes on from; a new one, the same for the same seed, when None.
+    """
+    controlnet = new_controlnet(unet, seed=config.seed) if initial is None else initial
     hold_frozen(unet.requires_grad_(False), compute_dtype(config, unet.device))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from toile.core.errors import CancelledError, ToileError
 from toile.core.jobs.samples import SampleSet
 from toile.training.checkpoint import Checkpoint
+from toile.training.checks import hold_out
 from toile.training.config import RecipeConfig
 from toile.training.dropout import ImageDropout, image_dropouts
 from toile.training.ema import replaced, to_parameters
@@ -25,7 +26,7 @@ from toile.training.objective import B, Objective
 from toile.training.ranks import led, on_some_rank, over_ranks, place, wait_for_all
 from toile.training.schedules import learning_rate
 from toile.training.state import RunState
-from toile.training.validation import hold_out, is_exhausted
+from toile.training.validation import is_exhausted
 
 SMOOTHING_STEPS = 25
 _CLIP_NORM = 1.0

@@ -31,6 +31,7 @@ from toile.diffusion.triton.packed import packed_folder
 from toile.diffusion.turns import Urgency
 from toile.training.batches import compute_dtype
 from toile.training.checkpoint import Checkpoint
+from toile.training.checks import hold_out
 from toile.training.config import RecipeConfig
 from toile.training.data import Example
 from toile.training.events import EVENTS_FOLDER, copy_events, events_path
@@ -39,7 +40,6 @@ from toile.training.patience import patiently, report
 from toile.training.recipe import Judged, Recipe
 from toile.training.repeats import repeat_counts
 from toile.training.state import published_step
-from toile.training.validation import hold_out
 
 REPRODUCTION_TOLERANCE_LEVELS = 2.0
 """Largest difference of a pixel, of 255: both are drawn in fp32, in another order of arithmetic.

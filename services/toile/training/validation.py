@@ -1,6 +1,5 @@
 """The loss on images that a run does not train on, from the same draws every time."""
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 
 from toile.training.batches import Batch, assembled, loss_sum
 from toile.training.buckets import BucketedCache
-from toile.training.checks import held_out_count
-from toile.training.config import LoraRecipeConfig, RecipeConfig
+from toile.training.config import RecipeConfig
 from toile.training.data import generator
 from toile.training.ranks import over_ranks, place
 
@@ -19,22 +17,6 @@ TIMESTEPS_PER_IMAGE = 4
 """Each image is noised this often, at the middles of as many equal parts of the schedule."""
 
 _DRAW = -2  # among the positions of `data.generator`; steps are 0 and more, epochs -1
-
-
-def hold_out(
-    names: Sequence[str], share: float, *, recipe: str = LoraRecipeConfig.RECIPE
-) -> tuple[list[int], list[int]]:
-    """Places of the examples to train on, and of those to validate on; none if the share is 0.
-
-    Those whose names have the smallest digests are held out, one at least: the same ones in every
-    run, in no order that a folder could have. An error names the recipe.
-
-    Raises:
-        FailedPreconditionError: None would be left to train on (`DATASET_TOO_SMALL`).
-    """
-    count = held_out_count(len(names), share, recipe=recipe)
-    ordered = sorted(range(len(names)), key=lambda place: (_digest(names[place]), place))
-    return sorted(ordered[count:]), sorted(ordered[:count])
 
 
 class Validation:
@@ -101,7 +83,3 @@ def is_exhausted(losses: Mapping[int, float], patience: int) -> bool:
     """Whether the last `patience` validations were no better than the best; never if it is 0."""
     best = best_step(losses)
     return patience > 0 and sum(step > best for step in losses) >= patience
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=16).digest()

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from toile.core.artifacts import ArtifactStore, publish
 from toile.core.catalog.engine import Catalog
@@ -24,6 +24,7 @@ from toile.core.errors import (
 from toile.core.jobs import JobState, JobStore
 from toile.core.settings import EngineSettings, Settings
 from toile.train.handler import TrainHandler
+from toile.training.checks import hold_out
 from toile.v1 import train_pb2
 
 LACE = "projects/p/datasets/lace"
@@ -448,6 +449,29 @@ def test_parts_are_of_bases_that_find_them(
     with catalog.transaction() as session:
         session.execute(update(BaseRow).values(artifact="bases/tiny/1"))
     assert handler.create(control_request_of(control_kind="parts"))
+
+
+def test_a_controlnet_goes_on_from_one_that_the_base_has(handler: TrainHandler) -> None:
+    job = handler.create(control_request_of(initial_weights="base"))
+    assert job.spec["config"]["initial_weights"] == "base"
+    with pytest.raises(FailedPreconditionError) as caught:
+        handler.create(control_request_of(initial_weights="base", control_kind="given"))
+    assert caught.value.reason == "BASE_LACKS_PART"
+    assert caught.value.metadata["field"] == "controlnet.initial_weights"
+    assert caught.value.metadata["part"] == "controlnet/given"
+
+
+def test_a_controlnet_s_samples_are_of_what_is_held_out_first(
+    handler: TrainHandler, catalog: Catalog
+) -> None:
+    with catalog.transaction() as session:
+        for row in session.scalars(select(DatasetItemRow)):
+            row.caption = f"a dress, {row.file_name}"
+        names = sorted(session.scalars(select(DatasetItemRow.file_name)))
+    job = handler.create(control_request_of(validation_share=0.3, validation_interval_steps=5))
+    training, held_out = hold_out(names, 0.3)
+    first, second = [names[place] for place in (*held_out, *training)][:2]
+    assert job.spec["config"]["sample_prompts"] == [f"a dress, {first}", f"a dress, {second}"]
 
 
 def test_too_few_images_for_a_controlnet(handler: TrainHandler, catalog: Catalog) -> None:

@@ -29,9 +29,9 @@ from toile.train.handler import TrainHandler
 from toile.training import batches
 from toile.training.buckets import BucketOrder, one_bucket
 from toile.training.checkpoint import Checkpoint
+from toile.training.checks import hold_out
 from toile.training.data import batch_indices
 from toile.training.run import train_and_publish
-from toile.training.validation import hold_out
 from unit.training.runs import (
     BUCKET_TIME_IDS,
     CONFIG,

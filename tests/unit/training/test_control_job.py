@@ -1,6 +1,7 @@
 """A training of a ControlNet from its job to the published version, without Ray."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sqlalchemy import update
 
 from toile.core.artifacts import ArtifactStore, fetch, publish_folder
 from toile.core.catalog.engine import Catalog
@@ -28,7 +30,9 @@ from toile.imaging.edges import canny
 from toile.train.convert import VersionView, version_message
 from toile.training import control_recipe, publish
 from toile.training.caches import Cache, encoded
+from toile.training.checks import hold_out
 from toile.training.control_recipe import ControlNet, stored_dtype
+from toile.training.controlnet import new_controlnet
 from toile.training.data import read_examples
 from toile.training.maps import ControlCache, control_planes, with_maps
 from toile.training.run import train_and_publish
@@ -121,17 +125,46 @@ def test_parts_are_those_that_the_base_sees(
     version = version_of(catalog)
     assert version is not None
     folder = fetch(store, version.artifact, tmp_path / "fetched")
-    original = Image.open(settings.home_path / "version" / "000000.png")
+    names = [f"{index:06d}.png" for index in range(4)]
+    (held_out,) = hold_out(names, 0.25)[1]
+    original = Image.open(settings.home_path / "version" / names[held_out])
     base = fetch(store, _artifact(catalog), settings.home_path / "cache")
     labels, _ = Vision(base).segment(original)
     assert np.array_equal(pixels(folder / "samples/00.map.png"), part_map(labels))
     again = pixels(folder / "samples/04.map.png")
     assert np.array_equal(again, part_map(labels)), "the fifth sample is of the first image again"
     facts = json.loads((folder / "alignment.json").read_text())
-    assert sum(entry["held_out"] for entry in facts["samples"][:4]) == 1
+    held_out = [entry["held_out"] for entry in facts["samples"]]
+    assert held_out == [True, False, False, False, True]
     assert facts["with_control"] == pytest.approx(
-        np.mean([entry["with_control"] for entry in facts["samples"]])
+        np.mean([facts["samples"][index]["with_control"] for index in (0, 4)])
     )
+
+
+def test_it_goes_on_from_the_base_s_own(
+    train: Train, catalog: Catalog, store: ArtifactStore, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "base"
+    shutil.copytree(tiny_bundle, more)
+    own = new_controlnet(Bundle.load(tiny_bundle).unet, seed=5)
+    torch.nn.init.normal_(own.controlnet_mid_block.weight, std=0.1)  # zeros when it is new
+    own.save_pretrained(more / "controlnet" / "edges")
+    artifact = f"{_artifact(catalog)}-with-edges"
+    digest = publish_folder(store, artifact, more).digest
+    with catalog.transaction() as session:
+        session.execute(update(BaseRow).values(artifact=artifact, digest=digest))
+    job = train(
+        train_and_publish, "controlnet", initial_weights="base", steps=1, learning_rate=1e-9
+    )
+    assert (job.state, job.error_message) == ("SUCCEEDED", "")
+    version = version_of(catalog)
+    assert version is not None
+    folder = fetch(store, version.artifact, tmp_path / "fetched")
+    found = load_file(folder / "controlnet/diffusion_pytorch_model.safetensors")
+    started = load_file(more / "controlnet/edges/diffusion_pytorch_model.safetensors")
+    assert found.keys() == started.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor.float(), started[name].float(), atol=1e-3, rtol=0)
 
 
 def test_maps_that_came_with_the_images_are_trained_on(

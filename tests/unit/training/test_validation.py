@@ -11,10 +11,10 @@ from toile.core.errors import FailedPreconditionError, ToileError
 from toile.training import batches, lora
 from toile.training.buckets import one_bucket
 from toile.training.caches import Cache
+from toile.training.checks import hold_out, sample_order
 from toile.training.validation import (
     Validation,
     best_step,
-    hold_out,
     is_exhausted,
 )
 from unit.training.runs import CONFIG, NAMES, Run
@@ -24,6 +24,12 @@ VALIDATED = CONFIG.model_copy(
 )
 CPU = torch.device("cpu")
 MakeUnet = Callable[[], UNet2DConditionModel]
+
+
+def test_samples_are_of_what_is_held_out_first() -> None:
+    training, held_out = hold_out(NAMES, 0.25)
+    assert sample_order(NAMES, 0.25, recipe="controlnet") == [*held_out, *training]
+    assert sample_order(NAMES, 0.0, recipe="controlnet") == list(range(len(NAMES)))
 
 
 def test_the_same_names_are_held_out_in_every_order() -> None:
