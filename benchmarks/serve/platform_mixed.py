@@ -1,5 +1,6 @@
 """Figure 2 again, through the whole platform: users with a LoRA each, or one for all."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,10 +39,12 @@ def _import(bench: Bench, running: Platform, count: int) -> list[str]:
     folders = write_files(bench.scratch / "platform-loras", adapters)
     versions = []
     for number, folder in enumerate(folders):
-        header = train_pb2.ImportModelVersionHeader(
-            parent=PROJECT, model_id=f"bench-{number}", request_id=f"bench-{RANK}-{number}"
-        )
         file = folder / DIFFUSERS_FILE
+        header = train_pb2.ImportModelVersionHeader(
+            parent=PROJECT,
+            model_id=f"bench-{number}",
+            request_id=f"bench-{hashlib.sha256(file.read_bytes()).hexdigest()[:32]}",
+        )
         versions.append(import_model_version(running.clients, header, file).name)
     return versions
 
