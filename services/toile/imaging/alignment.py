@@ -46,6 +46,11 @@ def part_overlap(wanted: UInt8Array, found: UInt8Array) -> float:
     return float(np.mean(overlaps)) if overlaps else 1.0
 
 
+def silhouette_overlap(wanted: UInt8Array, found: UInt8Array) -> float:
+    """Intersection over union of whatever is no background, label 0, in two label maps `[H, W]`."""
+    return part_overlap((wanted > 0).astype(np.uint8), (found > 0).astype(np.uint8))
+
+
 def _share_near(pixels: BoolArray, others: BoolArray) -> float:
     """Share of some pixels that lie within the tolerance of one of the others."""
     distances = cv2.distanceTransform(

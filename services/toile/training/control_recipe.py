@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -19,25 +18,20 @@ from toile.diffusion.controls import CONTROLNET_FOLDER, LoadedControl, load_cont
 from toile.diffusion.denoiser import TorchDenoiser
 from toile.diffusion.triton.packed import empty_unet
 from toile.diffusion.vision import Vision
-from toile.imaging.alignment import edge_alignment, part_overlap
-from toile.imaging.control_maps import EDGE, ControlKind
+from toile.imaging.control_maps import ControlKind
 from toile.training.cache_plans import EXAMPLES
 from toile.training.caches import Cache
 from toile.training.checks import hold_out, sample_order
 from toile.training.config import MAPS, ControlNetRecipeConfig
+from toile.training.control_measures import Measures, Sample, metrics_of
 from toile.training.controlnet import ControlledUNet, start_training
+from toile.training.data import Example
 from toile.training.maps import ControlCache, with_maps
 from toile.training.noise_prediction import NoisePrediction
 from toile.training.recipe import Judged, Materials, Recipe, Served, reload_frozen
 
 ALIGNMENT_FILE = "alignment.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-_MEASURES = {
-    ControlKind.EDGES: "F-measure of edges within 2 pixels",
-    ControlKind.PARTS: "mean intersection over union of parts",
-}
-_MEASURES[ControlKind.EDGES_PARTS] = "mean of both: " + "; ".join(_MEASURES.values())
-_METRICS = {"with_control": "alignment", "without_control": "alignment_without_control"}
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -52,16 +46,16 @@ class ControlNet(Recipe):
         bundle: Bundle,
         config: ControlNetRecipeConfig,
         cache: ControlCache,
-        names: Sequence[str],
+        examples: Sequence[Example],
     ) -> None:
-        """Make a new one; `names` are the file names of the cache's examples."""
+        """Make a new one; the examples are the cache's."""
         self._bundle = bundle
         self._config = config
         self._cache = cache
-        self._names = names
+        self._examples = examples
         self._kind = ControlKind(config.control_kind)
+        names = [example.file_name for example in examples]
         self._order = sample_order(names, config.validation_share, recipe=config.RECIPE)
-        self._vision = Vision(bundle.path)
         self._dtype = stored_dtype(bundle.path / "unet")
         initial = None
         if config.initial_weights == "base":
@@ -106,49 +100,29 @@ class ControlNet(Recipe):
     def judged(
         self, samples: Sequence[Image.Image], without: Callable[[int], Image.Image]
     ) -> Judged:
-        """The samples' maps, and how well each keeps to its own, with control and without.
-
-        The figures of the whole are of the samples whose images were held out, if any were.
-        """
-        maps = {f"samples/{i:02d}.map.png": _png(self._map(i)) for i in range(len(samples))}
-        if not samples or self._kind is ControlKind.GIVEN:  # what such maps show, nobody says
-            return Judged(maps)
-        _, held_out = hold_out(
-            self._names, self._config.validation_share, recipe=self._config.RECIPE
+        """The samples' maps, and how well each keeps to its own, with control and without."""
+        files = {f"samples/{i:02d}.map.png": _png(self._map(i)) for i in range(len(samples))}
+        segmenter = (self._bundle.path / "segmenter").is_dir()
+        measures = Measures(self._kind, Vision(self._bundle.path), has_segmenter=segmenter)
+        if not samples or not measures:
+            return Judged(files)
+        names = [example.file_name for example in self._examples]
+        _, held_out = hold_out(names, self._config.validation_share, recipe=self._config.RECIPE)
+        facts = measures.facts(
+            [
+                Sample(
+                    self._examples[place],
+                    place in held_out,
+                    self._cache.planes[place].numpy(),
+                    image,
+                    without(index),
+                )
+                for index, image in enumerate(samples)
+                for place in [self._place(index)]
+            ]
         )
-        places = [self._place(index) for index in range(len(samples))]
-        scores = [
-            {
-                "with_control": self._alignment(index, image),
-                "without_control": self._alignment(index, without(index)),
-            }
-            for index, image in enumerate(samples)
-        ]
-        counted = [score for score, place in zip(scores, places, strict=True) if place in held_out]
-        counted = counted or scores
-        means = {name: float(np.mean([score[name] for score in counted])) for name in scores[0]}
-        facts = {
-            "measure": _MEASURES[self._kind],
-            **means,
-            "samples": [
-                {"image": self._names[place], "held_out": place in held_out, **score}
-                for place, score in zip(places, scores, strict=True)
-            ],
-        }
-        files = {**maps, ALIGNMENT_FILE: (json.dumps(facts, indent=2) + "\n").encode()}
-        return Judged(files, {name: means[figure] for figure, name in _METRICS.items()})
-
-    def _alignment(self, index: int, image: Image.Image) -> float:
-        plane = self._cache.planes[self._place(index)].numpy()
-        pixels = np.asarray(image.convert("RGB"))
-        if self._kind is ControlKind.EDGES:
-            return edge_alignment(plane, pixels)
-        found = self._vision.segment(image)[0]
-        if self._kind is ControlKind.PARTS:
-            return part_overlap(plane, found)
-        edges = plane == EDGE  # where the map says nothing of parts
-        overlap = part_overlap(plane[~edges], found[~edges])
-        return (edge_alignment(edges.astype(np.uint8), pixels) + overlap) / 2.0
+        files[ALIGNMENT_FILE] = (json.dumps(facts, indent=2) + "\n").encode()
+        return Judged(files, metrics_of(facts))
 
     def _map(self, index: int) -> Image.Image:
         (shown,) = self._cache.maps([self._place(index)])
@@ -165,8 +139,7 @@ def make(
     """Make the recipe, and what it learns."""
     planes = materials.caches[MAPS]["planes"]
     cache = with_maps(Cache(**materials.caches[EXAMPLES]), planes, ControlKind(config.control_kind))
-    names = [example.file_name for example in materials.examples]
-    recipe = ControlNet(materials.bundle, config, cache, names)
+    recipe = ControlNet(materials.bundle, config, cache, materials.examples)
     return recipe, materials.noise_prediction(cache, config)
 
 

@@ -762,6 +762,8 @@ class VersionMetrics(google.protobuf.message.Message):
     SAMPLE_SCORES_FIELD_NUMBER: builtins.int
     ALIGNMENT_FIELD_NUMBER: builtins.int
     ALIGNMENT_WITHOUT_CONTROL_FIELD_NUMBER: builtins.int
+    SILHOUETTE_OVERLAP_FIELD_NUMBER: builtins.int
+    SILHOUETTE_OVERLAP_WITHOUT_CONTROL_FIELD_NUMBER: builtins.int
     published_step: builtins.int
     """Step whose weights were published."""
     steps: builtins.int
@@ -771,6 +773,12 @@ class VersionMetrics(google.protobuf.message.Message):
     alignment: builtins.float
     """How well the samples of a ControlNet keep to their maps, 0 to 1; see its alignment.json."""
     alignment_without_control: builtins.float
+    """The same of samples that were drawn without it."""
+    silhouette_overlap: builtins.float
+    """How far the garments of a ControlNet's samples are where those of the images are, whose maps they
+    were drawn under: intersection over union, 0 to 1.
+    """
+    silhouette_overlap_without_control: builtins.float
     """The same of samples that were drawn without it."""
     @property
     def sample_scores(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
@@ -787,13 +795,19 @@ class VersionMetrics(google.protobuf.message.Message):
         sample_scores: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         alignment: builtins.float | None = ...,
         alignment_without_control: builtins.float | None = ...,
+        silhouette_overlap: builtins.float | None = ...,
+        silhouette_overlap_without_control: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_alignment", b"_alignment", "_alignment_without_control", b"_alignment_without_control", "_validation_loss", b"_validation_loss", "alignment", b"alignment", "alignment_without_control", b"alignment_without_control", "validation_loss", b"validation_loss"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_alignment", b"_alignment", "_alignment_without_control", b"_alignment_without_control", "_validation_loss", b"_validation_loss", "alignment", b"alignment", "alignment_without_control", b"alignment_without_control", "published_step", b"published_step", "sample_scores", b"sample_scores", "steps", b"steps", "validation_loss", b"validation_loss"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_alignment", b"_alignment", "_alignment_without_control", b"_alignment_without_control", "_silhouette_overlap", b"_silhouette_overlap", "_silhouette_overlap_without_control", b"_silhouette_overlap_without_control", "_validation_loss", b"_validation_loss", "alignment", b"alignment", "alignment_without_control", b"alignment_without_control", "silhouette_overlap", b"silhouette_overlap", "silhouette_overlap_without_control", b"silhouette_overlap_without_control", "validation_loss", b"validation_loss"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_alignment", b"_alignment", "_alignment_without_control", b"_alignment_without_control", "_silhouette_overlap", b"_silhouette_overlap", "_silhouette_overlap_without_control", b"_silhouette_overlap_without_control", "_validation_loss", b"_validation_loss", "alignment", b"alignment", "alignment_without_control", b"alignment_without_control", "published_step", b"published_step", "sample_scores", b"sample_scores", "silhouette_overlap", b"silhouette_overlap", "silhouette_overlap_without_control", b"silhouette_overlap_without_control", "steps", b"steps", "validation_loss", b"validation_loss"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_alignment", b"_alignment"]) -> typing.Literal["alignment"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_alignment_without_control", b"_alignment_without_control"]) -> typing.Literal["alignment_without_control"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_silhouette_overlap", b"_silhouette_overlap"]) -> typing.Literal["silhouette_overlap"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_silhouette_overlap_without_control", b"_silhouette_overlap_without_control"]) -> typing.Literal["silhouette_overlap_without_control"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_validation_loss", b"_validation_loss"]) -> typing.Literal["validation_loss"] | None: ...
 

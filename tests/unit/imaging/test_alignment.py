@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from toile.imaging.alignment import edge_alignment, part_overlap
+from toile.imaging.alignment import edge_alignment, part_overlap, silhouette_overlap
 from toile.imaging.edges import canny
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -59,3 +59,15 @@ def test_the_background_is_no_part() -> None:
     one_part[0, 0] = 5
     assert part_overlap(background, background) == 1.0
     assert part_overlap(one_part, background) == 0.0
+
+
+def test_silhouettes_know_no_parts() -> None:
+    wanted = np.zeros((10, 10), np.uint8)
+    wanted[:, :4], wanted[:, 4:6] = 1, 2
+    found = np.zeros((10, 10), np.uint8)
+    found[:, 2:8] = 3
+    assert silhouette_overlap(wanted, found) == 40 / 80
+    assert silhouette_overlap(wanted, wanted) == 1.0
+    nothing = np.zeros((10, 10), np.uint8)
+    assert silhouette_overlap(nothing, nothing) == 1.0
+    assert silhouette_overlap(wanted, nothing) == 0.0

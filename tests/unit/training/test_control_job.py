@@ -24,7 +24,7 @@ from toile.core.settings import Settings
 from toile.diffusion.bundle import Bundle
 from toile.diffusion.controls import load_controlnet
 from toile.diffusion.vision import Vision
-from toile.imaging.alignment import edge_alignment, part_overlap
+from toile.imaging.alignment import edge_alignment, part_overlap, silhouette_overlap
 from toile.imaging.control_maps import ControlKind, edge_map, joint_map, part_map
 from toile.imaging.edges import canny
 from toile.train.convert import VersionView, version_message
@@ -33,7 +33,7 @@ from toile.training.caches import Cache, encoded
 from toile.training.checks import hold_out
 from toile.training.control_recipe import ControlNet, stored_dtype
 from toile.training.controlnet import new_controlnet
-from toile.training.data import read_examples
+from toile.training.data import Example, read_examples
 from toile.training.maps import ControlCache, control_planes, with_maps
 from toile.training.run import train_and_publish
 from unit.training.runs import CONTROL_CONFIG
@@ -102,9 +102,12 @@ def test_training_becomes_a_version(
     assert [entry["image"] for entry in facts["samples"]] == ["000000.png", "000001.png"]
     assert not any(entry["held_out"] for entry in facts["samples"])
     measured = edge_alignment(canny(original), pixels(folder / "samples/01.png"))
-    assert facts["samples"][1]["with_control"] == pytest.approx(measured)
-    assert message.metrics.alignment == facts["with_control"]
-    assert message.metrics.alignment_without_control == facts["without_control"]
+    assert facts["samples"][1]["alignment"]["with_control"] == pytest.approx(measured)
+    assert message.metrics.alignment == facts["measures"]["alignment"]["with_control"]
+    without = facts["measures"]["alignment"]["without_control"]
+    assert message.metrics.alignment_without_control == without
+    overlap = facts["measures"]["silhouette_overlap"]["with_control"]
+    assert message.metrics.silhouette_overlap == overlap
     assert not list(store.list(f"{version.artifact}.bank/")), "there is nothing to pack"
     assert not list(store.list(f"{job.name}/checkpoints/"))
 
@@ -136,9 +139,8 @@ def test_parts_are_those_that_the_base_sees(
     facts = json.loads((folder / "alignment.json").read_text())
     held_out = [entry["held_out"] for entry in facts["samples"]]
     assert held_out == [True, False, False, False, True]
-    assert facts["with_control"] == pytest.approx(
-        np.mean([facts["samples"][index]["with_control"] for index in (0, 4)])
-    )
+    samples = [facts["samples"][index]["alignment"]["with_control"] for index in (0, 4)]
+    assert facts["measures"]["alignment"]["with_control"] == pytest.approx(np.mean(samples))
 
 
 def test_it_goes_on_from_the_base_s_own(
@@ -188,7 +190,8 @@ def test_maps_that_came_with_the_images_are_trained_on(
     assert version is not None
     fetched = fetch(store, version.artifact, tmp_path / "fetched")
     assert (pixels(fetched / "samples/01.map.png") == (40, 255, 0)).all()
-    assert not (fetched / "alignment.json").exists(), "nobody says what such maps show"
+    facts = json.loads((fetched / "alignment.json").read_text())
+    assert list(facts["measures"]) == ["silhouette_overlap"], "nobody says what such maps show"
     with safe_open(fetched / "controlnet/diffusion_pytorch_model.safetensors", "pt") as file:
         assert file.metadata()["toile.control_kind"] == "given"
 
@@ -228,7 +231,11 @@ def test_edges_and_parts_are_trained_and_measured_as_one_map(
     found = Vision(base).segment(drawn)[0]
     overlap = part_overlap(mask[edges == 0], found[edges == 0])
     measured = (edge_alignment(edges, np.asarray(drawn.convert("RGB"))) + overlap) / 2
-    assert facts["samples"][0]["with_control"] == pytest.approx(measured)
+    assert facts["samples"][0]["alignment"]["with_control"] == pytest.approx(measured)
+    original = Image.open(settings.home_path / "version" / "000000.png")
+    shapes = (Vision(base).segment(image)[0] for image in (original, drawn))
+    overlap = facts["samples"][0]["silhouette_overlap"]["with_control"]
+    assert overlap == pytest.approx(silhouette_overlap(*shapes))
 
 
 def _artifact(catalog: Catalog) -> str:
@@ -348,7 +355,7 @@ def test_parts_are_those_of_the_masks_where_these_have_the_segmenters_labels(
     assert torch.equal(planes[0], of_mask) == same
 
 
-def test_samples_are_measured_with_control_and_without(tiny_bundle: Path) -> None:
+def test_samples_are_measured_with_control_and_without(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.load(tiny_bundle)
     encoded = Cache(*(torch.zeros(1) for _ in range(5)))
     cache = ControlCache(
@@ -356,7 +363,9 @@ def test_samples_are_measured_with_control_and_without(tiny_bundle: Path) -> Non
         planes=torch.zeros(1, 128, 128, dtype=torch.uint8),
         colours=torch.zeros(256, 3, dtype=torch.uint8),
     )
-    recipe = ControlNet(bundle, CONTROL_CONFIG, cache, ["a.png"])
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (128, 128), "white").save(picture)
+    recipe = ControlNet(bundle, CONTROL_CONFIG, cache, [Example(picture, "a.png", "", "a.png")])
     drawn: list[int] = []
 
     def without(index: int) -> Image.Image:
@@ -369,5 +378,8 @@ def test_samples_are_measured_with_control_and_without(tiny_bundle: Path) -> Non
     judged = recipe.judged([Image.fromarray(stripes)], without)
     facts = json.loads(judged.files["alignment.json"])
     assert drawn == [0]
-    assert (facts["with_control"], facts["without_control"]) == (0.0, 1.0)
-    assert judged.metrics == {"alignment": 0.0, "alignment_without_control": 1.0}
+    measured = facts["measures"]["alignment"]
+    assert (measured["with_control"], measured["without_control"]) == (0.0, 1.0)
+    assert judged.metrics["alignment"] == 0.0
+    assert judged.metrics["alignment_without_control"] == 1.0
+    assert judged.metrics["silhouette_overlap_without_control"] == 1.0  # it is the picture itself

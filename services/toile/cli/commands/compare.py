@@ -114,9 +114,11 @@ def metric_rows(metrics: "train_pb2.VersionMetrics") -> list[tuple[str, str]]:
     if metrics.HasField("validation_loss"):
         rows.append(("validation loss", f"{metrics.validation_loss:.4f}"))
     rows += [(f"samples' {k}", f"{v:.3f}") for k, v in sorted(metrics.sample_scores.items())]
-    if metrics.HasField("alignment"):
-        without = metrics.alignment_without_control
-        rows.append(("alignment", f"{metrics.alignment:.3f}, without control {without:.3f}"))
+    for name in ("alignment", "silhouette_overlap"):
+        if metrics.HasField(name):
+            held, without = getattr(metrics, name), getattr(metrics, f"{name}_without_control")
+            label = name.replace("_", " ")
+            rows.append((label, f"{held:.3f}, without control {without:.3f}"))
     return rows
 
 

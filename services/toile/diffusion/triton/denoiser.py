@@ -230,7 +230,7 @@ class _Model:
             raise _NotYetError(str(error)) from error
         except TritonRefusedError as error:
             raise _meaning(error) from error
-        if answer["request"].flat[0] != number:
+        if not np.all(answer.get("request") == number):
             raise _UnsoundError("Triton took one request for another")
         return answer["prediction"]
 
