@@ -1,4 +1,7 @@
-"""What stands against a training although its configuration is well formed. Free of torch."""
+"""What stands against a training although its configuration is well formed, and what it holds out.
+
+Free of torch, as the train service is.
+"""
 
 import hashlib
 import importlib.util

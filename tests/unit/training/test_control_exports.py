@@ -24,6 +24,7 @@ from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.training.caches import Cache
 from toile.training.control_recipe import ControlNet
+from toile.training.data import Example
 from toile.training.maps import ControlCache
 from unit.training.runs import CONTROL_CONFIG
 
@@ -44,7 +45,8 @@ def recipe(bundle: Bundle) -> ControlNet:
     planes = torch.zeros(1, 128, 128, dtype=torch.uint8)
     colours = torch.zeros(256, 3, dtype=torch.uint8)
     cache = ControlCache(**vars(encoded), planes=planes, colours=colours)
-    recipe = ControlNet(bundle, CONTROL_CONFIG, cache, ["a.png"])
+    examples = [Example(bundle.path / "a.png", "a.png", "", "a.png")]  # which nothing reads here
+    recipe = ControlNet(bundle, CONTROL_CONFIG, cache, examples)
     network = recipe.network.controlnet
     generator = torch.Generator().manual_seed(1)
     outputs = (*network.controlnet_down_blocks, network.controlnet_mid_block)
