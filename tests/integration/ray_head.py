@@ -70,6 +70,7 @@ class RayHead:
         environment["RAY_USAGE_STATS_ENABLED"] = "0"
         environment["RAY_AUTH_MODE"] = "disabled"  # whatever token lies in the home folder
         environment["RAY_worker_niceness"] = "0"  # 15 by default: a busy machine starves them
+        environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -101,6 +102,13 @@ class RayHead:
         self.process.wait()
         psutil.wait_procs(family, timeout=10)
         self.process = None
+
+    def terminate(self) -> None:
+        """Tell the head to end, and wait until it has ended all that it started."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(60)
+        self.kill()
 
     def stop(self) -> None:
         """End the head and remove its files."""

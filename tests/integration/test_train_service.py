@@ -165,8 +165,8 @@ async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:
 
 @pytest.mark.slow
 async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHead) -> None:
-    """Its worker, its own process and Ray die, it is told to go and paused: the weights are those
-    of a run that nothing happened to, bit for bit."""
+    """Its worker, its own process and Ray die, it and Ray are told to go, it is paused: the weights
+    are those of a run that nothing happened to, bit for bit."""
     async with running(settings_for(home, own_head.jobs_url)) as platform:
         job = await create(platform, request_of("whole", **LONG))
         whole = (await platform.watch(job.name))[-1].job
@@ -206,8 +206,14 @@ async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHea
         await asyncio.to_thread(own_head.start)
         told = await platform.wait_for(job.name, trains_after(starts=6))
         assert_goes_on_from_a_checkpoint(told)
+
+        # It ends the actors first, and the job's process learns of that.
+        await asyncio.to_thread(own_head.terminate)
+        await asyncio.to_thread(own_head.start)
+        told = await platform.wait_for(job.name, trains_after(starts=7))
+        assert_goes_on_from_a_checkpoint(told)
         end = (await platform.watch(job.name))[-1].job
-        assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 5), end.error
+        assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 6), end.error
         await assert_same_training(platform, whole.target, end.target)
 
 

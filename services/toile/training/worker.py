@@ -26,7 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from toile.core import logging as core_logging
 from toile.core.errors import CancelledError, ComputeUnavailableError, ToileError
-from toile.core.jobs.failures import COMPUTE_LOST, is_foreseen
+from toile.core.jobs.failures import COMPUTE_LOST, is_compute_lost, is_foreseen
 from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
 from toile.core.settings import Settings
 from toile.training.patience import report
@@ -152,6 +152,8 @@ def work(config: dict[str, Any]) -> None:
         except CancelledError as error:
             job.fail(error)
         except Exception as error:
+            if is_compute_lost(error):
+                raise
             alone = context.get_world_size() == 1
             if alone or is_foreseen(error):
                 job.fail(error)

@@ -96,11 +96,19 @@ async def test_parts_come_up_in_order_and_nothing_is_left_when_it_stops(
     plan_id = f"order-{time.time_ns()}"
     order = tmp_path / "order"
     note = f"open({str(order)!r}, 'a').write"
+
+    at_farewell: list[PartStatus] = []
+
+    async def bid_farewell() -> None:
+        state = read_state(paths.state)
+        assert state is not None
+        at_farewell.extend(status_of(state, name) for name in ("dataset", "ray"))
+
     plan = Plan(
         plan_id,
         (
             task("catalog", plan_id, f"{note}('catalog ')"),
-            server(tmp_path, "ray", plan_id),
+            server(tmp_path, "ray", plan_id, before_end=bid_farewell),
             task("models", plan_id, f"{note}('models ')", needs=("catalog", "ray")),
             server(tmp_path, "dataset", plan_id, "stubborn", needs=("catalog",), grace_seconds=0.5),
         ),
@@ -116,6 +124,7 @@ async def test_parts_come_up_in_order_and_nothing_is_left_when_it_stops(
     assert await running == 0
     assert processes.marked(plan_id) == []
     assert not paths.state.exists()
+    assert at_farewell == [PartStatus.STOPPED, PartStatus.READY]
 
 
 async def test_a_part_that_ends_comes_back_and_tasks_run_again_with_what_they_follow(

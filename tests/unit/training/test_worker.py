@@ -121,6 +121,7 @@ def be_a_worker(
         (REFUSED, 1, True, False),
         (REFUSED, 2, True, True),
         (torch.OutOfMemoryError("no memory"), 2, True, True),
+        (RayActorError(), 1, False, True),
     ],
 )
 def test_what_may_come_of_another_workers_death_is_not_recorded(

@@ -70,7 +70,12 @@ class Keeper:
         """End the part's process."""
         process = self._process
         if process is not None and process.returncode is None:
+            began = time.monotonic()
+            if self.part.before_end is not None:
+                await self.part.before_end()
             await processes.stop(process, self.part.grace_seconds)
+            seconds = round(time.monotonic() - began, 2)
+            log.info("part_stopped", part=self.part.name, seconds=seconds)
         if process is not None:
             await self._clear(process)
         if self._board.part(self.part.name).status is not PartStatus.FAILED:

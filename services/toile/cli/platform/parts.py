@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from toile.cli.platform.farewells import Farewell
 from toile.cli.platform.probes import Probe
 
 SERVICES = ("dataset", "train", "generate", "rank", "refine")
@@ -22,6 +23,7 @@ class Part:
         ready: Says whether a process is ready; None for a task, which is ready when it ended well.
         address: Where it serves.
         metrics_address: Where its metrics are.
+        before_end: Called before it is told to end; it never raises.
         grace_seconds: What it may take to end.
         scratch: Folder emptied before each start.
         first_attempts: How often its very first start is tried.
@@ -36,6 +38,7 @@ class Part:
     ready: Probe | None = None
     address: str = ""
     metrics_address: str = ""
+    before_end: Farewell | None = None
     grace_seconds: float = 10.0
     scratch: Path | None = None
     first_attempts: int = 1

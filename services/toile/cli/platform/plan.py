@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from toile.cli.platform import triton_parts
+from toile.cli.platform.farewells import jobs_ended
 from toile.cli.platform.parts import SERVICES, Part, Plan
 from toile.cli.platform.ports import free_ports
 from toile.cli.platform.probes import health_serving, ray_head_alive
@@ -49,7 +50,10 @@ _RAY_PORTS = (
 _SERVE_URGENCY = {"RAY_worker_niceness": "0"}
 
 # Between SIGTERM and SIGKILL of a job: a training that is told to end keeps a checkpoint first.
-_JOB_PATIENCE = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
+_JOB_PATIENCE_SECONDS = 30
+
+# A head that is told to end drains its node first, for traffic to leave it. Here none is left.
+_HEAD_PATIENCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 
 # Serve ends a proxy that does not answer within 5 s, which on a busy machine is no sign of death.
 _SERVE_PATIENCE = {
@@ -202,9 +206,10 @@ def _ray_head(
         # Jobs inherit the head's variables, and with them the settings.
         {
             **common,
+            **_HEAD_PATIENCE,
             **_SERVE_PATIENCE,
             **_SERVE_URGENCY,
-            **_JOB_PATIENCE,
+            "RAY_JOB_STOP_WAIT_TIME_S": str(_JOB_PATIENCE_SECONDS),
             **settings.environment(),
             **_ray_token(settings),
         },
@@ -213,6 +218,7 @@ def _ray_head(
         ),
         address=f"{host}:{dashboard}",
         metrics_address=f"{host}:{ports['metrics-export-port']}",
+        before_end=jobs_ended(settings, _JOB_PATIENCE_SECONDS),
         grace_seconds=15.0,
         scratch=scratch,
         # On a machine that is busy it gives itself up after 30 s.

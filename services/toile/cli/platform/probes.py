@@ -50,7 +50,11 @@ def ray_head_alive(url: str, token: str) -> Probe:
 
 def triton_ready(url: str) -> Probe:
     """Ask a Triton server whether it takes calls."""
-    client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False)
+    # A server that is told to end waits for connections that are kept.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    client = httpx.AsyncClient(
+        base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False, limits=limits
+    )
 
     async def probe() -> bool:
         try:

@@ -15,6 +15,18 @@ from toile.core.errors import ToileError
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
 COMPUTE_LOST = "COMPUTE_LOST"
 
+# Ray's, where what a process waited for is gone: an actor, a node, the cluster itself.
+_LOST_CLASSES = frozenset(
+    {
+        "RayActorError",
+        "ObjectLostError",
+        "NodeDiedError",
+        "LocalRayletDiedError",
+        "WorkerCrashedError",
+        "RaySystemError",
+        "RpcError",
+    }
+)
 _MEMORY_CLASSES = frozenset({"OutOfMemoryError", "OutOfMemory", "MemoryError"})
 _log = logging.getLogger(__name__)
 
@@ -49,6 +61,21 @@ def describe(error: BaseException) -> Failure:
 def is_foreseen(error: BaseException) -> bool:
     """Whether it has a name of its own, and would come again if the same were tried again."""
     return _known(error) is not None
+
+
+def is_compute_lost(error: BaseException) -> bool:
+    """Whether the compute went away under the work, which is no fault of it: try again."""
+    if is_foreseen(error):
+        return False
+    return any(
+        any(
+            cls.__module__ == "ray.exceptions" and cls.__name__ in _LOST_CLASSES
+            for cls in type(cause).__mro__
+        )
+        # An actor whose constructor raised would raise again.
+        and not getattr(cause, "actor_init_failed", False)
+        for cause in _chain(error)
+    )
 
 
 def _known(error: BaseException) -> Failure | None:

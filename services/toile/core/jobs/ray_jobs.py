@@ -97,6 +97,20 @@ class RayJobs:
             ended=details["status"] in _ENDED, message=str(details.get("message") or "")
         )
 
+    def unended(self) -> list[str]:
+        """Return the submission ids of the jobs whose processes are not gone.
+
+        Raises:
+            ComputeUnavailableError: Ray does not answer.
+        """
+        jobs = self._request("GET", "/api/jobs/").json()
+        # A process that connects by itself, as the one that deploys the models, is a job, too.
+        return [
+            job["submission_id"]
+            for job in jobs
+            if job["submission_id"] and job["status"] not in _ENDED
+        ]
+
     def logs(self, submission_id: str) -> str | None:
         """Return all that a job's process and its workers printed; None where Ray keeps none.
 

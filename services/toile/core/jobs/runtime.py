@@ -4,7 +4,8 @@ A job module's `__main__` is `run_job(work)`. The supervisor starts it as
 `python -m {module} {job name} {attempt}`.
 
 How the process ends, and what the supervisor makes of it: a final state or a pause was recorded
-(exit 0); SIGTERM that nobody asked for (exit 75: the next attempt goes on); killed (the same).
+(exit 0); SIGTERM that nobody asked for, or a cluster that ended around it (exit 75: the next
+attempt goes on); killed (the same).
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from toile.core.artifacts import ArtifactStore, open_store
 from toile.core.catalog.engine import Catalog, open_catalog
 from toile.core.errors import CancelledError, ToileError, UnavailableError
 from toile.core.jobs.costs import Meter, Usage
-from toile.core.jobs.failures import describe
+from toile.core.jobs.failures import describe, is_compute_lost
 from toile.core.jobs.progress import Figure, progress_dict
 from toile.core.jobs.records import JobStore
 from toile.core.jobs.states import JobState, SupersededError
@@ -241,6 +242,9 @@ def execute(work: Callable[[JobContext], None], settings: Settings, name: str, a
                 # A Ray job is stopped by SIGTERM, also when it is cancelled.
                 return 0 if _stop_if_asked(job) else STOPPED_EXIT_CODE
             except Exception as error:  # noqa: BLE001 - the one place that names failures
+                if is_compute_lost(error):
+                    _log.warning("compute was lost: %s", type(error).__name__)
+                    return STOPPED_EXIT_CODE
                 _record(job, error)
                 return 0
         if job.current():

@@ -20,6 +20,7 @@ class FakeRay:
     url: str = ""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
+    obeys: bool = False  # whether what is stopped ends
     refuse: bool = False
     logs: dict[str, str] = field(default_factory=dict)
     lost_machines: set[str] = field(default_factory=set)  # ids of what ran there
@@ -42,6 +43,15 @@ class FakeRay:
     def say(self, submission_id: str, status: str, message: str = "") -> None:
         self.jobs[submission_id].update(status=status, message=message)
 
+    def listed(self) -> list[dict[str, Any]]:
+        """All jobs, and a process that connected by itself."""
+        driver = {"type": "DRIVER", "submission_id": None, "status": "RUNNING"}
+        submitted = [
+            {"type": "SUBMISSION", "submission_id": name, "status": job["status"]}
+            for name, job in self.jobs.items()
+        ]
+        return [driver, *submitted]
+
     def write_log(self, submission_id: str, text: str) -> None:
         self.logs[submission_id] = self.logs.get(submission_id, "") + text
 
@@ -58,7 +68,9 @@ def fake_ray() -> Iterator[FakeRay]:
         def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
             asked = self.path.split("/")[-2]
-            if name == "version":
+            if self.path == "/api/jobs/":
+                self.answer(200, ray.listed())
+            elif name == "version":
                 self.answer(200, {"ray_version": "0"})
             elif name == "logs" and asked in ray.lost_machines:
                 self.answer(500, {"error": "Traceback"})
@@ -73,6 +85,8 @@ def fake_ray() -> Iterator[FakeRay]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if self.path.endswith("/stop"):
                 ray.stopped.append(self.path.split("/")[-2])
+                if ray.obeys:
+                    ray.say(ray.stopped[-1], "STOPPED")
                 self.answer(200, {"stopped": True})
                 return
             request = json.loads(body)
@@ -82,7 +96,7 @@ def fake_ray() -> Iterator[FakeRay]:
             ray.jobs[request["submission_id"]] = {**request, "status": "PENDING", "message": ""}
             self.answer(200, {})
 
-        def answer(self, status: int, body: dict[str, Any]) -> None:
+        def answer(self, status: int, body: dict[str, Any] | list[dict[str, Any]]) -> None:
             self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())

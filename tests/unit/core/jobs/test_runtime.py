@@ -7,6 +7,13 @@ import time
 from collections.abc import Callable
 
 import pytest
+from ray.exceptions import (
+    ActorDiedError,
+    LocalRayletDiedError,
+    OwnerDiedError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from safetensors import SafetensorError
 
 from toile.core.errors import StoreUnavailableError
@@ -156,6 +163,39 @@ def test_sigterm_leaves_the_job_for_another_attempt(
 
     assert run(work) == STOPPED_EXIT_CODE
     assert jobs.get(job).state == JobState.RUNNING
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDiedError(),
+        WorkerCrashedError(),
+        LocalRayletDiedError(),
+        OwnerDiedError("ff" * 28, None, "somewhere"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_cluster_that_ends_leaves_the_job_for_another_attempt(
+    run: Callable[[Work], int], jobs: JobStore, job: str, error: Exception
+) -> None:
+    def work(context: JobContext) -> None:
+        raise ValueError("nothing came back") from error
+
+    assert run(work) == STOPPED_EXIT_CODE
+    assert jobs.get(job).state == JobState.RUNNING
+
+
+def test_an_actor_that_cannot_start_fails_the_job(
+    run: Callable[[Work], int], jobs: JobStore, job: str
+) -> None:
+    why = RayTaskError("Actor.__init__", "its trace", ValueError("no such file"))
+
+    def work(context: JobContext) -> None:
+        raise ActorDiedError(why)
+
+    assert run(work) == 0
+    row = jobs.get(job)
+    assert (row.state, row.error_reason) == (JobState.FAILED, "INTERNAL")
 
 
 @pytest.mark.parametrize(
