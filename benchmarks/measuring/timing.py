@@ -74,6 +74,11 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(over, under, strict=True)]
 
 
+def differences(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """Return the difference of each pair of values, taken in the same round."""
+    return [a - b for a, b in zip(over, under, strict=True)]
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return a percentile, interpolated between neighbours."""
     ordered = sorted(values)

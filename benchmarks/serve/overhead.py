@@ -4,7 +4,8 @@ Every arm draws the same images from prompts that none has seen, so that each en
 client asks the models, as the services do, and gets a PNG; one asks GenerateService and downloads
 the image that it stored, so that what is recorded, encoded and stored is the platform's expense,
 too. The others have an image in memory. All but torch's evaluate the same ONNX file with the same
-threads.
+threads. Some images are drawn with more steps, too: the difference tells what a step costs from
+what an image costs once.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring.timing import in_turns, ratios, spread
+from measuring.timing import differences, in_turns, ratios, spread
 from PIL import Image
 from serve.bench import Bench
 from serve.drawing import GUIDANCE_SCALE, PROMPT, stock_pipeline
@@ -29,9 +30,11 @@ from toile.v1 import inference_pb2
 
 OURS = (MODELS, SERVICE)
 ALIKE_DECIBELS = 50.0
+MORE_STEPS = 4
+"""Times as many steps has a long drawing."""
 
-
-Arm = Callable[[int], Image.Image]
+Arm = Callable[[int, int], Image.Image]
+"""Draws an image: its number, its steps."""
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -40,25 +43,35 @@ def measure(bench: Bench) -> dict[str, Any]:
     with platform(bench.home, bench.run) as running, asyncio.Runner() as runner:
         engine = LocalEngine(running.onnx, bench.exported.layout, bench.threads)
         arms: dict[str, Arm] = {
-            MODELS: _through_models(bench, running, runner),
-            SERVICE: _through_service(bench, running),
+            MODELS: _through_models(running, runner),
+            SERVICE: _through_service(running),
             PEER: _in_process(bench, calling_unet(bench.exported.unet_config, engine)),
             "in process, torch fp32": _torch(bench, bfloat16=False),
         }
         if cpu_has_bfloat16():
             arms["in process, torch bf16"] = _torch(bench, bfloat16=True)
-        plain = arms[PEER](-1)
-        decibels = min(_decibels(arms[name](-1), plain) for name in OURS)
+        steps = bench.scale.steps
+        plain = arms[PEER](-1, steps)
+        decibels = min(_decibels(arms[name](-1, steps), plain) for name in OURS)
         if decibels < ALIKE_DECIBELS:
             raise RuntimeError(f"the arms draw different images: {decibels:.0f} dB")
         for arm in arms.values():
-            arm(-2)
+            arm(-2, steps)
         bench.say("drawing in turns")
         took = in_turns(
-            {name: _timed(arm) for name, arm in arms.items()}, bench.scale.overhead_rounds
+            {name: _timed(arm, steps) for name, arm in arms.items()}
+            | {_long(name): _timed(arms[name], MORE_STEPS * steps) for name in (*OURS, PEER)},
+            bench.scale.overhead_rounds,
         )
+    long = {name: took.pop(_long(name)) for name in (*OURS, PEER)}
+    a_step = {
+        name: [
+            1e3 * value / ((MORE_STEPS - 1) * steps) for value in differences(values, took[name])
+        ]
+        for name, values in long.items()
+    }
     return {
-        "steps": bench.scale.steps,
+        "steps": steps,
         "size": bench.size,
         "alike_decibels": decibels,
         "latency_seconds": {name: spread(values) for name, values in took.items()},
@@ -68,22 +81,27 @@ def measure(bench: Bench) -> dict[str, Any]:
             if name not in OURS
         },
         "over_ms_a_step": {
-            ours: spread(
-                [
-                    1e3 * (a - b) / bench.scale.steps
-                    for a, b in zip(took[ours], took[PEER], strict=True)
-                ]
-            )
+            ours: spread([1e3 * value / steps for value in differences(took[ours], took[PEER])])
             for ours in OURS
         },
+        "ms_a_further_step": {name: spread(values) for name, values in a_step.items()},
+        "over_ms_a_further_step": {
+            ours: spread(differences(a_step[ours], a_step[PEER])) for ours in OURS
+        },
+        "long_steps": MORE_STEPS * steps,
         "raw": took,
+        "raw_long": long,
     }
 
 
-def _timed(arm: Arm) -> Callable[[int], float]:
+def _long(name: str) -> str:
+    return f"{name}, more steps"
+
+
+def _timed(arm: Arm, steps: int) -> Callable[[int], float]:
     def run(number: int) -> float:
         started = time.perf_counter()
-        arm(number)
+        arm(number, steps)
         return time.perf_counter() - started
 
     return run
@@ -93,18 +111,18 @@ def _prompt(number: int) -> str:
     return f"{PROMPT}, number {number}"
 
 
-def _through_models(bench: Bench, running: Platform, runner: asyncio.Runner) -> Arm:
+def _through_models(running: Platform, runner: asyncio.Runner) -> Arm:
     async def connect() -> Inference:
         return Inference.connect(running.settings)
 
     client = runner.run(connect())
 
-    async def draw(number: int) -> bytes:
+    async def draw(number: int, steps: int) -> bytes:
         request = inference_pb2.DiffuseRequest(
             base_artifact=running.base_artifact,
             prompt=_prompt(number),
             seeds=[number + 10],
-            steps=bench.scale.steps,
+            steps=steps,
             guidance_scale=GUIDANCE_SCALE,
         )
         found = b""
@@ -113,15 +131,15 @@ def _through_models(bench: Bench, running: Platform, runner: asyncio.Runner) -> 
                 found = event.image.png
         return found
 
-    return lambda number: Image.open(io.BytesIO(runner.run(draw(number))))
+    return lambda number, steps: Image.open(io.BytesIO(runner.run(draw(number, steps))))
 
 
-def _through_service(bench: Bench, running: Platform) -> Arm:
-    def draw(number: int) -> Image.Image:
+def _through_service(running: Platform) -> Arm:
+    def draw(number: int, steps: int) -> Image.Image:
         file = running.draw(
             _prompt(number),
             seed=number + 10,
-            steps=bench.scale.steps,
+            steps=steps,
             guidance_scale=GUIDANCE_SCALE,
         )
         return Image.open(io.BytesIO(file))
@@ -130,10 +148,10 @@ def _through_service(bench: Bench, running: Platform) -> Arm:
 
 
 @torch.inference_mode()
-def _draw(bench: Bench, unet: Any, number: int) -> Image.Image:
+def _draw(bench: Bench, unet: Any, number: int, steps: int) -> Image.Image:
     image: Image.Image = stock_pipeline(bench.bundle, unet, encoders=True)(
         _prompt(number),
-        num_inference_steps=bench.scale.steps,
+        num_inference_steps=steps,
         guidance_scale=GUIDANCE_SCALE,
         generator=torch.Generator("cpu").manual_seed(number + 10),
         width=bench.size,
@@ -143,15 +161,15 @@ def _draw(bench: Bench, unet: Any, number: int) -> Image.Image:
 
 
 def _in_process(bench: Bench, unet: Any) -> Arm:
-    return lambda number: _draw(bench, unet, number)
+    return lambda number, steps: _draw(bench, unet, number, steps)
 
 
 def _torch(bench: Bench, *, bfloat16: bool) -> Arm:
     denoiser = TorchDenoiser(bench.bundle, bfloat16=bfloat16)
 
-    def draw(number: int) -> Image.Image:
+    def draw(number: int, steps: int) -> Image.Image:
         with denoiser.session([]) as unet:
-            return _draw(bench, unet, number)
+            return _draw(bench, unet, number, steps)
 
     return draw
 

@@ -58,14 +58,19 @@ def _overhead(found: Results) -> str:
                 ),
             )
         )
-    over = {
-        name: _judged(values, 2.0, 2, most=True) for name, values in found["over_ms_a_step"].items()
-    }
+    spread_out, further = (
+        {name: _judged(values, 2.0, 2, most=True) for name, values in found[of].items()}
+        for of in ("over_ms_a_step", "over_ms_a_further_step")
+    )
+    steps = found["ms_a_further_step"]
     return (
         _table(("drawn by", "ms an image, p50", "models to it", "service to it"), rows)
-        + f"\n\n{found['steps']} steps, {found['size']} pixels. Over ONNX Runtime in process the "
-        f"models take {over[MODELS]} ms a step more, the service {over[SERVICE]}, all of an "
-        "image's costs spread over its steps (targets: 1.10 times, 2 ms a step, less than torch)."
+        + f"\n\n{found['steps']} steps, {found['size']} pixels (targets: 1.10 times, 2 ms a step, "
+        "less than torch). Beyond that many steps, to "
+        f"{found['long_steps']}, each takes {_spread(steps[PEER], 1, '{:.1f}')} ms by ONNX Runtime "
+        f"in process; the models take {further[MODELS]} ms more, the service {further[SERVICE]}. "
+        f"With what an image costs once spread over {found['steps']} steps, it is "
+        f"{spread_out[MODELS]} and {spread_out[SERVICE]} ms a step."
     )
 
 
