@@ -1,5 +1,6 @@
 """One UNet in a real Triton serves every LoRA, with the images of the in-process pipeline."""
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -37,6 +38,7 @@ from toile.diffusion.engines import EngineProfile, Fingerprint
 from toile.diffusion.pipelines import DiffusionRequest, diffuse
 from toile.diffusion.shipped import shipped_bundle_path
 from toile.diffusion.tensorrt_library import TENSORRT
+from toile.diffusion.triton.client import TritonClient
 from toile.diffusion.triton.denoiser import TritonDenoiser
 from toile.diffusion.triton.packed import PackedFiles
 from toile.diffusion.triton.repository import FrontConfig, write_model
@@ -329,29 +331,60 @@ def test_a_restarted_server_costs_the_step_a_wait(bundle, denoiser, server):
         again.join()
 
 
-def test_a_front_that_stands_still_costs_the_step_a_wait(bundle, denoiser, server):
+@pytest.mark.parametrize("_", range(2))  # Triton forgives the first: the front's bytecode is new
+def test_a_front_that_stands_still_costs_the_step_a_wait(bundle, denoiser, server, _):
     """The server takes it for dead and is told to start another.
 
     Should it end over that before it is told, it is started again.
     """
     with denoiser.session([adapter(bundle, 31)]) as unet, ThreadPoolExecutor(1) as pool:
         first = unet(**ARGUMENTS).sample
-        (front,) = (
-            process
-            for process in psutil.Process(server.process.pid).children(recursive=True)
-            if process.status() != psutil.STATUS_ZOMBIE
-            and any(part.endswith("/unet/1/model.py") for part in process.cmdline())
-        )
+        front = front_of(server, "unet")
         front.suspend()
         again = pool.submit(lambda: unet(**ARGUMENTS).sample)
         time.sleep(3)
-        front.resume()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            front.resume()
         while not again.done():
             if server.process.poll() is not None:
                 server.kill()
                 server.start()
             time.sleep(0.1)
         assert torch.equal(again.result(), first)
+        assert ended(front)
+        assert torch.equal(unet(**ARGUMENTS).sample, first)
+
+
+def test_a_model_that_was_closed_costs_the_step_a_wait(denoiser, server):
+    """As by another replica, which closes an unsound one before it opens it anew."""
+    with denoiser.session([]) as unet:
+        first = unet(**ARGUMENTS).sample
+        with TritonClient(server.address) as client:
+            client.unload("unet", seconds=10.0)
+        assert torch.equal(unet(**ARGUMENTS).sample, first)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Wait for a process that its parent may not ask for; say whether it ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for _ in range(300):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                break
+            time.sleep(0.1)
+        else:
+            return False
+    return True
+
+
+def front_of(server: TritonServer, model: str) -> psutil.Process:
+    """Return the process of a front."""
+    (front,) = (
+        process
+        for process in psutil.Process(server.process.pid).children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE
+        and any(part.endswith(f"/{model}/1/model.py") for part in process.cmdline())
+    )
+    return front
 
 
 def test_a_server_that_ends_answers_who_draws_and_takes_nobody_new(bundle, denoiser, server):

@@ -33,7 +33,7 @@ class Triton:
 
     def __init__(self, *answers: "int | str") -> None:
         self.answers = list(answers)
-        self.loaded: list[str] = []
+        self.told: list[tuple[str, str]] = []
 
     def infer(self, client: TritonClient, model: str, inputs: Any, **options: Any) -> Any:
         answer = self.answers.pop(0)
@@ -43,11 +43,14 @@ class Triton:
         return {"prediction": np.full((2, 4, 8, 8), answer, np.float32), "request": number}
 
     def load(self, client: TritonClient, model: str, **options: Any) -> None:
-        self.loaded.append(model)
+        self.told.append(("load", model))
+
+    def unload(self, client: TritonClient, model: str, **options: Any) -> None:
+        self.told.append(("unload", model))
 
 
 def predicted(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    for name in ("infer", "load"):
+    for name in ("infer", "load", "unload"):
         method = getattr(triton, name)
         monkeypatch.setattr(TritonClient, name, lambda *a, _method=method, **k: _method(*a, **k))
     denoiser = TritonDenoiser(
@@ -76,8 +79,15 @@ def test_a_front_that_the_server_lost_its_hold_on_is_opened_anew(
 ) -> None:
     triton = Triton(unsound, unsound, 0)
     assert not predicted(triton, monkeypatch).any()
-    assert triton.loaded == ["unet-of-a-base"] * 2
+    assert triton.told == [("unload", "unet-of-a-base"), ("load", "unet-of-a-base")] * 2
     assert not triton.answers
+
+
+def test_a_model_that_another_replica_closed_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other may have been ended between the two calls."""
+    triton = Triton("Request for unknown model: 'unet-of-a-base' has no available versions", 0)
+    assert not predicted(triton, monkeypatch).any()
+    assert triton.told == [("load", "unet-of-a-base")]
 
 
 def test_another_error_ends_the_drawing_and_opens_nothing(
@@ -86,4 +96,4 @@ def test_another_error_ends_the_drawing_and_opens_nothing(
     triton = Triton("the engine failed: ValueError: so it goes", 0)
     with pytest.raises(ComputeUnavailableError, match="so it goes"):
         predicted(triton, monkeypatch)
-    assert triton.loaded == []
+    assert triton.told == []

@@ -150,8 +150,12 @@ class TritonClient:
         return True
 
     def load(self, model: str, *, seconds: float) -> None:
-        """Have the server open a model of its repository, anew if it is open."""
+        """Have the server open a model of its repository; anew if its files changed since."""
         self._ask("POST", f"/v2/repository/models/{model}/load", b"{}", seconds)
+
+    def unload(self, model: str, *, seconds: float) -> None:
+        """Have the server close a model; what it works on is finished while this returns."""
+        self._ask("POST", f"/v2/repository/models/{model}/unload", b"{}", seconds)
 
     def ready_models(self, *, seconds: float) -> list[str]:
         """Return the names of the models that are open."""

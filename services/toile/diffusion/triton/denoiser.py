@@ -190,7 +190,7 @@ class _Model:
         self._front = front
         self._turns = Turns(BATCHES_AT_ONCE * front.batch_pixels)
         self._opening = threading.Lock()
-        self._opened = 0  # times that it was opened anew
+        self._opened = 0  # times that it was opened from here
 
     def infer(
         self,
@@ -209,8 +209,8 @@ class _Model:
             opened = self._opened
             try:
                 return self._ask(client, inputs, left)
-            except _UnsoundError:
-                self._open_again(client, opened, left)
+            except (_UnsoundError, _ClosedError) as error:
+                self._open(client, opened, left, anew=isinstance(error, _UnsoundError))
                 raise
             except TritonLateError as error:
                 if urgency.deadline <= until:
@@ -234,15 +234,18 @@ class _Model:
             raise _UnsoundError("Triton took one request for another")
         return answer["prediction"]
 
-    def _open_again(self, client: TritonClient, opened: int, seconds: float) -> None:
-        """Have the server start the front anew, once for all who found it unsound.
+    def _open(self, client: TritonClient, opened: int, seconds: float, *, anew: bool) -> None:
+        """Have the server start the front, once for all who found it unsound or closed.
 
-        Should that fail, the step will be asked for again and will show it.
+        To load a model that is open and whose files are as they were does nothing, so that it is
+        closed before. Should any of it fail, the step will be asked for again and will show it.
         """
         with self._opening:
             if opened == self._opened:
                 self._opened += 1
                 with contextlib.suppress(TritonError):
+                    if anew:
+                        client.unload(self.name, seconds=seconds)
                     client.load(self.name, seconds=seconds)
 
 
@@ -332,6 +335,10 @@ class _UnsoundError(_NotYetError):
     """The server lost its hold on a front, and may take old answers for new ones."""
 
 
+class _ClosedError(_NotYetError):
+    """The server closed a model: another replica found it unsound, and may have gone since."""
+
+
 class _UnreadError(_AbsentError):
     """The server could not read an adapter where it was told that it is."""
 
@@ -375,8 +382,10 @@ def _meaning(error: TritonRefusedError) -> Exception:
             reason="SHAPE_OUT_OF_PROFILE",
             metadata={"nearest": near[1]} if near else {},
         )
-    # A server that ends, or is back and still without the model.
-    if error.status == UNAVAILABLE or "unknown model" in message or "is not ready" in message:
+    if "unknown model" in message:
+        return _ClosedError(message)
+    # A server that ends.
+    if error.status == UNAVAILABLE or "is not ready" in message:
         return _NotYetError(message)
     # Its front did not run for a second, as on a machine that stood still (ADR 23). The server ends
     # over that, or goes on and reads memory that is not the answer's.
