@@ -1,4 +1,4 @@
-"""`python -m train`: images a second and memory of training a LoRA, beside diffusers' script.
+"""`python -m train`: speed, memory and losses of training a LoRA, beside diffusers' script.
 
 Run by `make bench-train`, with `benchmarks` on PYTHONPATH. The script is not part of the diffusers
 package: name a copy of examples/text_to_image/train_text_to_image_lora_sdxl.py, and the Python of
@@ -11,18 +11,19 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from measuring import machine
 from measuring.readme import replace_part
 from measuring.timing import in_turns, ratios, spread
-from train import arms
+from train import arms, same
 from train.render import render
 from train.task import Task, prepare
 
-from toile.diffusion.bundle import shipped_bundle_path
+from toile.diffusion.bundle import Bundle, shipped_bundle_path
 from toile.training.loop import SMOOTHING_STEPS
 
-ROOT = Path(__file__).resolve().parents[2]
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "lace" / "photos"
 RESULTS = Path(__file__).with_name("results.json")
 CAPTION = "a white floral lace dress"
 
@@ -33,41 +34,50 @@ def main() -> None:
     base = shipped_bundle_path()
     if base is None:
         sys.exit("this installation has no tiny base")
-    with tempfile.TemporaryDirectory(prefix="toile-bench-") as name, machine.watched() as watched:
-        scratch = Path(name)
-        prepare(ROOT / "examples" / "lace" / "photos", scratch / "photos", CAPTION)
-        task = Task(base, scratch / "photos", arguments.steps, 5, arguments.batch_size)
-        runs: dict[str, list[arms.Run]] = {"script": [], "loop": [], "pure": []}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for part in arguments.part:
+        with (
+            tempfile.TemporaryDirectory(prefix="toile-bench-") as name,
+            machine.watched() as watched,
+        ):
+            found = PARTS[part](arguments, base, Path(name))
+        results[part] = {"run": watched, "machine": machine.facts(), **found}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    replace_part("train", render(results))
 
-        def arm(which: str, work: Callable[[int], arms.Run]) -> Callable[[int], float]:
-            def measured(number: int) -> float:
-                run = work(number)
-                runs[which].append(run)
-                rate = run.images_per_second(task)
-                print(f"{which}: {rate:.2f} images/s", file=sys.stderr, flush=True)
-                return rate
 
-            return measured
+def _speed(arguments: argparse.Namespace, base: Path, scratch: Path) -> dict[str, Any]:
+    prepare(PHOTOS, scratch / "photos", CAPTION)
+    task = Task(base, scratch / "photos", arguments.steps, 5, arguments.batch_size)
+    runs: dict[str, list[arms.Run]] = {"script": [], "loop": [], "pure": []}
 
-        rates = in_turns(
-            {
-                "script": arm(
-                    "script",
-                    lambda number: arms.diffusers_script(
-                        task,
-                        arguments.script_python,
-                        arguments.script,
-                        scratch / f"script{number}",
-                    ),
+    def arm(which: str, work: Callable[[int], arms.Run]) -> Callable[[int], float]:
+        def measured(number: int) -> float:
+            run = work(number)
+            runs[which].append(run)
+            rate = run.images_per_second(task)
+            print(f"{which}: {rate:.2f} images/s", file=sys.stderr, flush=True)
+            return rate
+
+        return measured
+
+    rates = in_turns(
+        {
+            "script": arm(
+                "script",
+                lambda number: arms.diffusers_script(
+                    task,
+                    arguments.script_python,
+                    arguments.script,
+                    scratch / f"script{number}",
                 ),
-                "loop": arm("loop", lambda _: arms.ours(task, "loop")),
-                "pure": arm("pure", lambda _: arms.ours(task, "pure")),
-            },
-            arguments.rounds,
-        )
-    results = {
-        "run": watched,
-        "machine": machine.facts(),
+            ),
+            "loop": arm("loop", lambda _: arms.ours(task, "loop")),
+            "pure": arm("pure", lambda _: arms.ours(task, "pure")),
+        },
+        arguments.rounds,
+    )
+    return {
         "task": {
             "steps": task.steps,
             "warm_up": task.warm_up,
@@ -87,8 +97,16 @@ def main() -> None:
         },
         "values": rates,
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    replace_part("train", render(results))
+
+
+def _same(arguments: argparse.Namespace, base: Path, scratch: Path) -> dict[str, Any]:
+    size = Bundle.load(base).native_size
+    prepare(PHOTOS, scratch / "photos", CAPTION, size)
+    task = Task(base, scratch / "photos", arguments.steps, 0, arguments.batch_size)
+    return same.measure(task, arguments.script_python, arguments.script, scratch)
+
+
+PARTS = {"speed": _speed, "same": _same}
 
 
 def _mean(losses: dict[int, float]) -> float:
@@ -103,6 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--script-python", type=Path, required=True, help="Python of its environment"
     )
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=45)
     parser.add_argument("--batch-size", type=int, default=8)

@@ -70,26 +70,8 @@ def diffusers_script(task: Task, python: Path, script: Path, out: Path) -> Run:
 
     Its progress bar, which draws each step that takes over a tenth of a second, tells of the steps.
     """
-    config = task.config()
-    command = [
-        str(python),
-        str(script),
-        f"--pretrained_model_name_or_path={task.base}",
-        f"--train_data_dir={task.folder}",
-        "--caption_column=text",
-        f"--resolution={task.inputs()[0].native_size}",
-        "--center_crop",
-        f"--train_batch_size={task.batch_size}",
-        f"--max_train_steps={task.steps}",
-        f"--rank={config.rank}",
-        f"--learning_rate={config.learning_rate}",
-        "--lr_scheduler=constant",
-        f"--mixed_precision={'bf16' if cpu_has_bfloat16() else 'no'}",  # as the loop does
-        f"--adam_weight_decay={config.weight_decay}",
-        f"--seed={config.seed}",
-        "--num_validation_images=0",
-        f"--output_dir={out}",
-    ]
+    precision = "bf16" if cpu_has_bfloat16() else "no"  # as the loop does
+    command = [str(python), str(script), *script_arguments(task, out, mixed_precision=precision)]
     run = Run()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(out / "hub")}
     log = out.with_suffix(".log")
@@ -106,6 +88,28 @@ def diffusers_script(task: Task, python: Path, script: Path, out: Path) -> Run:
     if process.returncode or task.steps not in run.ends:
         sys.exit(f"{script.name} failed: {log}")
     return run
+
+
+def script_arguments(task: Task, out: Path, *, mixed_precision: str) -> list[str]:
+    """Have the script do what the loop does."""
+    config = task.config()
+    return [
+        f"--pretrained_model_name_or_path={task.base}",
+        f"--train_data_dir={task.folder}",
+        "--caption_column=text",
+        f"--resolution={task.inputs()[0].native_size}",
+        "--center_crop",
+        f"--train_batch_size={task.batch_size}",
+        f"--max_train_steps={task.steps}",
+        f"--rank={config.rank}",
+        f"--learning_rate={config.learning_rate}",
+        "--lr_scheduler=constant",
+        f"--mixed_precision={mixed_precision}",
+        f"--adam_weight_decay={config.weight_decay}",
+        f"--seed={config.seed}",
+        "--num_validation_images=0",
+        f"--output_dir={out}",
+    ]
 
 
 def _read_bar(bar: bytes, now: float, run: Run) -> None:

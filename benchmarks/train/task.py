@@ -5,6 +5,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image, ImageOps
+
 from toile.diffusion.bundle import Bundle
 from toile.training.config import LoraRecipeConfig
 from toile.training.data import METADATA_FILE, Example, read_examples
@@ -46,12 +48,18 @@ class Task:
         return Bundle.load(self.base), read_examples(self.folder)
 
 
-def prepare(photos: Path, folder: Path, caption: str) -> None:
-    """Copy photographs, and give each the same caption."""
+def prepare(photos: Path, folder: Path, caption: str, side: int | None = None) -> None:
+    """Copy photographs, as squares of `side` pixels if it is given, and caption all the same."""
     folder.mkdir(parents=True)
     lines = []
     for photo in sorted(photos.iterdir()):
-        if photo.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}:
-            shutil.copy(photo, folder / photo.name)
-            lines.append(json.dumps({"file_name": photo.name, "text": caption}))
+        if photo.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp"}:
+            continue
+        name = photo.name
+        if side is None:
+            shutil.copy(photo, folder / name)
+        else:
+            name = f"{photo.stem}.png"
+            ImageOps.fit(Image.open(photo).convert("RGB"), (side, side)).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": caption}))
     (folder / METADATA_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
