@@ -4,6 +4,8 @@ import asyncio
 import io
 import itertools
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -165,9 +167,10 @@ async def test_cancelled_training_publishes_nothing(platform: Platform) -> None:
 
 @pytest.mark.slow
 async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHead) -> None:
-    """Its worker, its own process and Ray die, it and Ray are told to go, it is paused: the weights
-    are those of a run that nothing happened to, bit for bit."""
-    async with running(settings_for(home, own_head.jobs_url)) as platform:
+    """Its worker, its own process and Ray die, it, its pods and Ray are told to go, it is paused:
+    the weights are those of a run that nothing happened to, bit for bit."""
+    settings = settings_for(home, own_head.jobs_url)
+    async with running(settings) as platform:
         job = await create(platform, request_of("whole", **LONG))
         whole = (await platform.watch(job.name))[-1].job
         assert whole.state == job_pb2.JOB_STATE_SUCCEEDED, whole.error
@@ -202,18 +205,28 @@ async def test_a_training_outlives_whatever_ends_it(home: Path, own_head: RayHea
         logs = platform.jobs.GetJobLogs(job_pb2.GetJobLogsRequest(name=job.name))
         assert {chunk.attempt async for chunk in logs} == {1, 2, 3, 4}
 
+        # What each pod of a RayJob runs before it is ended.
+        leaving = [sys.executable, "-P", "-m", "toile.core.jobs.leaving", job.name, "4"]
+        pod = await asyncio.create_subprocess_exec(
+            *leaving, env={**os.environ, **settings.environment()}
+        )
+        assert await asyncio.wait_for(pod.wait(), 60) == 0
+        assert await attempt(platform, job) == 5
+        told = await platform.wait_for(job.name, trains_after(starts=6))
+        assert_no_step_was_repeated(told, job_pb2.JOB_STATE_QUEUED)
+
         own_head.kill()
         await asyncio.to_thread(own_head.start)
-        told = await platform.wait_for(job.name, trains_after(starts=6))
+        told = await platform.wait_for(job.name, trains_after(starts=7))
         assert_goes_on_from_a_checkpoint(told)
 
         # It ends the actors first, and the job's process learns of that.
         await asyncio.to_thread(own_head.terminate)
         await asyncio.to_thread(own_head.start)
-        told = await platform.wait_for(job.name, trains_after(starts=7))
+        told = await platform.wait_for(job.name, trains_after(starts=8))
         assert_goes_on_from_a_checkpoint(told)
         end = (await platform.watch(job.name))[-1].job
-        assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 6), end.error
+        assert (end.state, end.attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 7), end.error
         await assert_same_training(platform, whole.target, end.target)
 
 

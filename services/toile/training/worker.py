@@ -14,7 +14,6 @@ whatever nobody foresaw is taken for that first, and is recorded if it comes aga
 import contextlib
 import os
 import shutil
-import time
 from typing import Any
 
 import ray
@@ -27,16 +26,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from toile.core import logging as core_logging
 from toile.core.errors import CancelledError, ComputeUnavailableError, ToileError
 from toile.core.jobs.failures import COMPUTE_LOST, is_compute_lost, is_foreseen
+from toile.core.jobs.leaving import leave
 from toile.core.jobs.runtime import JobContext, install_stop_handler, opened
 from toile.core.settings import Settings
 from toile.training.patience import report
 from toile.training.stage import NICENESS, fill_caches
 
 WORKER_RESTARTS = 3
-LEAVE_SECONDS = 25.0
-"""What workers may take for a checkpoint when the job is told to end; Kubernetes gives 30."""
 _COLLECTIVE_TIMEOUT_SECONDS = 300
-_LEAVE_POLL_SECONDS = 0.1
 # Ray Train has no other place for these.
 _RAY_TRAIN_VARIABLES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon it notices that the worker is done
@@ -89,7 +86,8 @@ def _fit(job: JobContext, workers: ScalingConfig) -> None:
     try:
         trainer.fit()
     except KeyboardInterrupt:
-        _let_workers_leave(job)
+        with contextlib.suppress(ToileError):  # without the catalog workers learn of nothing
+            leave(job.jobs, job.name, job.attempt)
         raise
     except WorkerGroupError as error:
         raise _failure(error) from error
@@ -119,16 +117,6 @@ def scaling(workers: int, wants_gpus: bool | None, gpus: float) -> ScalingConfig
     """
     takes_gpus = gpus >= workers if wants_gpus is None else wants_gpus
     return ScalingConfig(num_workers=workers, use_gpu=takes_gpus)
-
-
-def _let_workers_leave(job: JobContext) -> None:
-    """Wait until the workers have kept a checkpoint, after which the next attempt goes on."""
-    deadline = time.monotonic() + LEAVE_SECONDS
-    with contextlib.suppress(ToileError):  # without the catalog they learn of nothing
-        if not job.jobs.request_leave(job.name, job.attempt):
-            return
-        while time.monotonic() < deadline and job.jobs.get(job.name).leave_requested:
-            time.sleep(_LEAVE_POLL_SECONDS)
 
 
 def work(config: dict[str, Any]) -> None:

@@ -16,11 +16,12 @@ from toile.core.catalog.engine import Catalog
 from toile.core.catalog.models import JobRow
 from toile.core.errors import ComputeUnavailableError, InvalidArgumentError
 from toile.core.jobs import JobState
+from toile.core.jobs.leaving import LEAVE_SECONDS
 from toile.core.jobs.rayjob import GRACE_SECONDS, STOP_SECONDS
 from toile.core.jobs.runtime import JobContext
 from toile.core.settings import Settings
 from toile.training import run, worker
-from toile.training.worker import LEAVE_SECONDS, scaling
+from toile.training.worker import scaling
 
 
 @pytest.mark.parametrize(

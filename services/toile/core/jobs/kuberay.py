@@ -21,6 +21,7 @@ from toile.core.jobs.rayjob import fill, object_name, read_template
 from toile.core.settings import KubeRaySettings, Settings
 
 _TIMEOUT_SECONDS = 10.0
+_PYTHON = ("python", "-P", "-m")
 _RAYJOBS = ("ray.io", "v1")
 _ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 _DEPLOYMENT_ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
@@ -117,7 +118,8 @@ class KubeRayJobs:
         body = fill(
             self._template,
             name=object_name(submission_id),
-            entrypoint=shlex.join(["python", "-P", "-m", module, *arguments]),
+            entrypoint=shlex.join([*_PYTHON, module, *arguments]),
+            farewell=[*_PYTHON, "toile.core.jobs.leaving", *arguments],
             environment=self._public(environment),
             labels=labels,
             secret=self._settings.secret,

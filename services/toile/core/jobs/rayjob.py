@@ -7,7 +7,7 @@ words. https://docs.ray.io/en/latest/cluster/kubernetes/getting-started/rayjob-q
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def read_template(path: Path) -> dict[str, Any]:
             raise _bad(path, f"must not have {section}.{taken[0]}, which is filled in")
     try:
         for pod in _pods(template["spec"]):
-            _fill_pod(copy.deepcopy(pod), {}, {}, "")
+            _fill_pod(copy.deepcopy(pod), {}, {}, "", [])
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise _bad(path, "needs rayClusterSpec with a container in each group") from error
     return template
@@ -87,6 +87,7 @@ def fill(
     *,
     name: str,
     entrypoint: str,
+    farewell: Sequence[str],
     environment: Mapping[str, str],
     labels: Mapping[str, str],
     secret: str,
@@ -98,6 +99,7 @@ def fill(
         template: As `read_template` returns it.
         name: Of the object.
         entrypoint: Command that Ray runs on the head.
+        farewell: Command that each pod runs before it is ended, unless the template has one.
         environment: Variables of head and workers. One that the template sets stays as it is.
         labels: For object and pods, under `toile/`.
         secret: Kubernetes Secret with more variables; none when empty.
@@ -124,7 +126,7 @@ def fill(
         spec["suspend"] = True
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **environment}
     for pod in _pods(spec):
-        _fill_pod(pod, environment, ours, secret)
+        _fill_pod(pod, environment, ours, secret, farewell)
     return body
 
 
@@ -136,7 +138,11 @@ def _pods(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fill_pod(
-    pod: dict[str, Any], environment: Mapping[str, str], labels: Mapping[str, str], secret: str
+    pod: dict[str, Any],
+    environment: Mapping[str, str],
+    labels: Mapping[str, str],
+    secret: str,
+    farewell: Sequence[str],
 ) -> None:
     metadata = pod.setdefault("metadata", {})
     metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
@@ -144,6 +150,10 @@ def _fill_pod(
     # A Service named `toile` would set TOILE_PORT, which is a setting, to something else.
     pod["spec"].setdefault("enableServiceLinks", False)
     container = pod["spec"]["containers"][0]  # KubeRay runs Ray in the first
+    container["lifecycle"] = {
+        "preStop": {"exec": {"command": list(farewell)}},
+        **(container.get("lifecycle") or {}),
+    }
     own = container.get("env") or []
     theirs = {entry["name"] for entry in own}
     container["env"] = own + [

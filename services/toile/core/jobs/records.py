@@ -183,13 +183,14 @@ class JobStore:
     def request_leave(self, name: str, attempt: int) -> bool:
         """Ask an attempt to keep what it has and make room for the next one.
 
-        Returns whether it was asked: not one that is to stop anyway, or that is over.
+        Returns whether it was asked: not one that is to stop anyway, or that is over, or that is
+        no training and keeps nothing.
         """
         with self._catalog.transaction() as session:
             row = self._locked(session, name)
             if row.attempt != attempt or row.state != JobState.RUNNING:
                 return False
-            if row.cancel_requested or row.pause_requested:
+            if row.kind != JobKind.TRAINING or row.cancel_requested or row.pause_requested:
                 return False
             row.leave_requested = True
             return True

@@ -13,7 +13,7 @@ from toile.core.catalog.engine import Catalog
 from toile.core.errors import ComputeUnavailableError, InvalidArgumentError
 from toile.core.jobs import JobKind, JobState, JobStore
 from toile.core.jobs.launcher import JobLauncher, open_launcher
-from toile.core.jobs.rayjob import STOP_SECONDS, object_name
+from toile.core.jobs.rayjob import STOP_SECONDS, fill, object_name, read_template
 from toile.core.jobs.supervisor import JobSupervisor, submission_id
 from toile.core.settings import Settings
 from unit.core.jobs.fake_kubernetes import SECRET, TEMPLATE, FakeKubernetes
@@ -85,6 +85,38 @@ def test_object_is_one_start_of_a_job_on_a_cluster_of_its_own(
         (container,) = pod["spec"]["containers"]
         assert container["envFrom"] == [{"secretRef": {"name": SECRET}}]
         assert {"name": "TOILE_LOG_LEVEL", "value": "debug"} in container["env"]
+        farewell = [
+            "python",
+            "-P",
+            "-m",
+            "toile.core.jobs.leaving",
+            "projects/p/jobs/0123abcd",
+            "1",
+        ]
+        assert container["lifecycle"] == {"preStop": {"exec": {"command": farewell}}}
+
+
+def test_a_template_may_have_its_own_way_of_ending_pods(tmp_path: Path) -> None:
+    template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
+    own = {"exec": {"command": ["sleep", "5"]}}
+    lifecycles = [{"preStop": own}, {"postStart": own}]
+    for pod, lifecycle in zip(pods(template), lifecycles, strict=True):
+        pod["spec"]["containers"][0]["lifecycle"] = lifecycle
+    file = tmp_path / "rayjob.yaml"
+    file.write_text(yaml.safe_dump(template), encoding="utf-8")
+    filled = fill(
+        read_template(file),
+        name="toile-a",
+        entrypoint="true",
+        farewell=["bye"],
+        environment={},
+        labels={},
+        secret="",
+        queue="",
+    )
+    head, worker = (pod["spec"]["containers"][0]["lifecycle"] for pod in pods(filled))
+    assert head == {"preStop": own}
+    assert worker == {"preStop": {"exec": {"command": ["bye"]}}, "postStart": own}
 
 
 def test_what_the_template_says_stays(launcher: JobLauncher, kubernetes: FakeKubernetes) -> None:

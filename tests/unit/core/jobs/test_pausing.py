@@ -130,7 +130,13 @@ def test_an_attempt_that_dies_as_it_leaves_was_lost(jobs: JobStore, job: str) ->
     assert jobs.get(job).attempts_before_resume == 0
 
 
-def test_who_is_not_asked_to_leave(jobs: JobStore, job: str) -> None:
+def test_who_is_not_asked_to_leave(catalog: Catalog, jobs: JobStore, job: str) -> None:
+    with catalog.transaction() as session:
+        build = jobs.create(
+            session, project="p", kind=JobKind.DATASET_BUILD, target="t", spec={}
+        ).name
+    started(jobs, build)
+    assert not jobs.request_leave(build, 1), "it keeps nothing"
     assert not jobs.request_leave(job, 0), "it does not run"
     started(jobs, job)
     assert not jobs.request_leave(job, 2), "another attempt"
